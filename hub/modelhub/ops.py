@@ -1,0 +1,166 @@
+"""Ops: the nodes of tensor expressions, and the functions that build them.
+
+An op is registered by name, with plain serialisable arguments, so that an expression can be shown, stored as provenance and
+sent to another process. Its contract (`modelhub.types.Op`):
+
+- ``infer(inputs, args)``: the output's (dtype, shape), given those of its inputs. Raises ValueError where they do not fit.
+- ``rows(sources, args, start, stop)``: rows ``start``..``stop`` of the output as a NumPy array of *stored units* (``DType.numpy``;
+  ``uint8`` where one unit is not one element). A row is an index of the first dimension; a scalar is one row. Each source has
+  ``dtype``, ``shape``, ``seekable``, ``read(start, stop)`` (rows, as an array) and ``spooled()`` (the same, seekable).
+- ``needs(inputs, args, start, stop)``: which rows of each input those rows take (default: all).
+- ``memory(inputs, args, rows)``: peak bytes beyond the output for so many rows (default: the size of what it needs).
+- ``seekable``: False where rows come cheap only in order (a compressed stream); the engine then spools if it must jump.
+
+A bare `Extent` or `Inline` as an input is a run of bytes: dtype ``U8``, shape ``(nbytes,)``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from modelhub import dtypes
+from modelhub.types import Args, Extent, Inline, Node, Op, Value
+
+type_and_shape = tuple[str, tuple[int, ...]]
+
+_REGISTRY: dict[str, Op] = {}
+MAX_DEPTH = 64
+"""Expressions nest no deeper; one that does was not built by an honest plugin."""
+
+
+def register(op: Op) -> None:
+    """Add ``op``. The same record twice is fine; another record under a taken name is a ValueError."""
+    if _REGISTRY.setdefault(op.name, op) is not op:
+        raise ValueError(f"op {op.name} is registered already")
+
+
+def _registry() -> dict[str, Op]:
+    if "reshape" not in _REGISTRY:  # the core's own ops, registered on first use: they import nothing heavy
+        from modelhub import storage_ops
+
+        for op in storage_ops.OPS:
+            register(op)
+    return _REGISTRY
+
+
+def get(name: str) -> Op:
+    """The op called ``name``; KeyError where there is none."""
+    return _registry()[name]
+
+
+def all_ops() -> Iterator[Op]:
+    yield from _registry().values()
+
+
+def spec(value: Value) -> type_and_shape:
+    """(dtype, shape) of a value; bare bytes are U8."""
+    match value:
+        case Node():
+            return value.dtype, value.shape
+        case Extent():
+            return "U8", (value.nbytes,)
+        case Inline():
+            return "U8", (len(value.data),)
+
+
+def node(name: str, *inputs: Value, **args: Any) -> Node:
+    """Apply the op called ``name``; its output's dtype and shape are inferred. ValueError where the inputs do not fit."""
+    dtype, shape = get(name).infer([spec(value) for value in inputs], args)
+    return Node(name, inputs, args, dtype, tuple(shape))
+
+
+# --- the storage ops ----------------------------------------------------------------------------------------------
+
+
+def inflate(value: Value, *, nbytes: int, skip: int = 0, method: str = "deflate") -> Node:
+    """The ``nbytes`` bytes after the first ``skip`` of a compressed run. ``method``: deflate (raw, as in zip), zlib, or gzip."""
+    return node("inflate", value, nbytes=nbytes, skip=skip, method=method)
+
+
+def byteswap(value: Value, dtype: str, shape: Sequence[int]) -> Node:
+    """Big-endian bytes as little-endian elements of ``dtype``."""
+    return node("byteswap", value, dtype=dtype, shape=list(shape))
+
+
+def reshape(value: Value, dtype: str, shape: Sequence[int]) -> Node:
+    """The same bytes, seen as ``dtype`` elements of ``shape`` in C order."""
+    return node("reshape", value, dtype=dtype, shape=list(shape))
+
+
+def strided(value: Value, dtype: str, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> Node:
+    """Elements gathered from a run of ``dtype`` elements: element ``(i, j, ...)`` is number ``offset + i*strides[0] + j*strides[1] + ...``.
+    ``strides`` and ``offset`` count elements, none negative; the last element reached must lie inside the run."""
+    return node("strided", value, dtype=dtype, shape=list(shape), strides=list(strides), offset=offset)
+
+
+def place(parts: Sequence[Value], boxes: Sequence[Sequence[Sequence[int]]], dtype: str, shape: Sequence[int]) -> Node:
+    """A whole put together from boxes: ``boxes[k]`` is one ``[start, length]`` a dimension for ``parts[k]``, whose bytes are the box's
+    elements in C order. The boxes must cover the whole exactly once."""
+    return node("place", *parts, dtype=dtype, shape=list(shape), boxes=[[list(side) for side in box] for box in boxes])
+
+
+def varints(value: Value, dtype: str, shape: Sequence[int]) -> Node:
+    """Protobuf base-128 varints, decoded to ``dtype`` elements (an integer or BOOL dtype)."""
+    return node("varints", value, dtype=dtype, shape=list(shape))
+
+
+# --- the value ops ------------------------------------------------------------------------------------------------
+
+
+def dequant(scheme: str, *parts: Value, **args: Any) -> Node:
+    """Several stored tensors that make one logical F32 tensor, by a named scheme (a registered op ``dequant.SCHEME``)."""
+    return node(f"dequant.{scheme}", *parts, **args)
+
+
+# --- serialisation ------------------------------------------------------------------------------------------------
+
+
+def to_json(value: Value) -> Any:
+    """A value as plain JSON data: ``["file", offset, nbytes]``, ``{"inline": hex}`` or ``{"op", "version", "args", "inputs", ...}``."""
+    match value:
+        case Extent():
+            return [value.file, value.offset, value.nbytes]
+        case Inline():
+            return {"inline": value.data.hex()}
+        case Node():
+            return {
+                "op": value.op,
+                "version": get(value.op).version,
+                "args": dict(value.args),
+                "inputs": [to_json(item) for item in value.inputs],
+                "dtype": value.dtype,
+                "shape": list(value.shape),
+            }
+
+
+def from_json(data: Any, depth: int = 0) -> Value:
+    """The inverse of `to_json`. ValueError for anything else, an unknown op, or a version newer than ours."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"an expression nests deeper than {MAX_DEPTH}")
+    match data:
+        case [str(file), int(offset), int(nbytes)]:
+            return Extent(file, offset, nbytes)
+        case {"inline": str(text)}:
+            return Inline(bytes.fromhex(text))
+        case {"op": str(name), "version": int(version), "args": dict(args), "inputs": list(inputs), "dtype": str(dtype), "shape": list(shape)}:
+            if name not in _registry() or version > get(name).version:
+                raise ValueError(f"op {name} version {version} is not known here: its plugin is missing or older")
+            return Node(name, tuple(from_json(item, depth + 1) for item in inputs), args, dtype, tuple(shape))
+    raise ValueError(f"not an expression: {json.dumps(data)[:80]}")
+
+
+def extents(value: Value) -> Iterator[Extent]:
+    """Every extent that a value rests on."""
+    stack: list[Value] = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Extent):
+            yield item
+        elif isinstance(item, Node):
+            stack.extend(reversed(item.inputs))
+
+
+def args_dtype(args: Args) -> dtypes.DType:
+    return dtypes.get(args["dtype"])

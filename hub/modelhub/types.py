@@ -1,0 +1,333 @@
+"""The frozen records that plugins and the core exchange. Nothing here does any work.
+
+A checkpoint is a table of tensors; a tensor's value says where its bytes lie (`Extent`), or how they follow from bytes
+that lie somewhere (`Node`). Plugins declare what they can do as records; the core decides what is done. Records carry
+``api = 1`` and grow only by fields with defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from modelhub.files import Checkpoint, File, Listing
+    from modelhub.table import Table
+
+Args: TypeAlias = "Mapping[str, Any]"
+"""Arguments of an op: JSON-serialisable (str, int, float, bool, None, lists and string-keyed maps of them)."""
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+class Extent(NamedTuple):
+    """``nbytes`` bytes at ``offset`` of ``file`` (an absolute path, undecodable bytes surrogate-escaped)."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+class Inline(NamedTuple):
+    """A few bytes that stand in no file: a computed constant, a value that was encoded inside a header."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An op applied to inputs; it yields ``dtype`` elements of ``shape``. Build one with the functions of `modelhub.ops`."""
+
+    op: str
+    inputs: tuple[Value, ...]
+    args: Args
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Value: TypeAlias = "Extent | Inline | Node"
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint.
+
+    ``dtype`` names an entry of `modelhub.dtypes`; ``shape`` counts elements, outermost dimension first; the bytes of
+    ``value`` are little-endian, C order. ``view`` tells the tables it belongs to: ``both``, ``stored`` only (packed
+    words, optimiser state: checked, never converted) or ``logical`` only (a tie noted in the metadata, a dequantized
+    whole). ``unsupported`` says why its value cannot be had ("sparse COO tensor"); ``value`` is None then.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: Value | None
+    view: str = "both"
+    unsupported: str = ""
+
+
+# --- what a reader says of a checkpoint besides its tensors --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a checkpoint says of itself.
+
+    ``values`` is what ``show`` prints and the catalog searches: plain JSON values; names the field uses where there is one
+    (architecture, context_length, embedding_length, vocab_size, quantization, license, base_model, ...).
+    ``stored`` is the free text-to-text map that the container keeps and a conversion carries over.
+    ``container`` says what holds the tensors where the format is a layout around another (a directory of shards).
+    ``precision`` overrides the label that the core derives from the dtypes ("GPTQ-INT4").
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+    container: str = ""
+    precision: str = ""
+
+
+Severity: TypeAlias = Literal["info", "warning", "error", "unsafe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a check has to say. ``error`` and ``unsafe`` fail a verification; the others do not."""
+
+    check: str
+    severity: Severity
+    message: str
+    tensor: str = ""
+    file: str = ""
+
+
+# --- detection ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """This file (or directory) is mine.
+
+    ``files``: every file of the checkpoint that is there, the primary one (whose place names the checkpoint) first.
+    ``missing``: names of parts that an index or a shard's name promises and that are not there: the checkpoint is incomplete.
+    ``confidence``: 0-100. By convention 90 and up for a magic number or a full look at the content, 50 for a plausible
+    content, 20 for a name alone; among equals the claim on more files wins.
+    ``name``: what people would call it; by default the primary file's (or directory's) stem.
+    """
+
+    files: Sequence[str]
+    confidence: int = 50
+    missing: Sequence[str] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Mine, but broken or refused: indexed in ``state`` (invalid or unsupported) with this reason, never as unknown."""
+
+    reason: str
+    confidence: int = 50
+    state: Literal["invalid", "unsupported", "incomplete"] = "invalid"
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartFile:
+    """Begin the next output file. ``name`` is relative to the output directory; "" is the output file itself."""
+
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a tensor's bytes (or any value's) here. The engine answers with a `Placed`.
+
+    ``align``: pad with zeros to a multiple of this first. ``checksum``: "" or "crc32".
+    """
+
+    tensor: Tensor
+    align: int = 1
+    checksum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a `Put` went: bytes ``offset``..``offset + nbytes`` of the file that is being written.
+
+    ``checksum`` is a call, because the bytes may still be on their way: calling it waits for them. Call it as late as
+    possible (in a `Patch`), so that tensors are written in parallel.
+    """
+
+    offset: int
+    nbytes: int
+    checksum: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Overwrite bytes at ``offset`` of the file being written with ``data()``; called when every tensor is in place."""
+
+    offset: int
+    data: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Append ``data()`` at the end of the file being written, once every tensor is in place. The last piece of a file."""
+
+    data: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFile:
+    """Put a whole file of the source beside the output as ``name`` (a tokenizer, a licence)."""
+
+    name: str
+    source: str
+
+
+Piece: TypeAlias = "bytes | StartFile | Put | Patch | Tail | CopyFile"
+Writer: TypeAlias = "Generator[Piece, Placed | None, None]"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """What the user asked of an output: ``name`` is its stem; ``max_shard_size`` in bytes, 0 for one file."""
+
+    name: str = "model"
+    max_shard_size: int = 0
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+# --- what plugins declare -----------------------------------------------------------------------------------------
+
+Records: TypeAlias = "Iterable[Tensor | Metadata | Finding]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A checkpoint format: how to tell it, how to read its table, how to lay one out.
+
+    ``detect(file)`` and ``detect_directory(listing)`` answer with a `Detection`, a `Rejected`, or None for "not mine". The core
+    asks ``detect`` about files whose name ends in one of ``suffixes`` or whose head starts with one of ``magics``
+    (with neither declared: about every file).
+    ``read(checkpoint)`` yields `Tensor`, and where it has more to say `Metadata` and `Finding`; headers only, never weights.
+    ``create(table, options)`` is a generator: it yields `Piece` in the order of the file and gets a `Placed` back for each `Put`.
+    ``dtypes``: what it can store. ``sharing``: what two tensors may have in common in this container: ``none``, ``exact`` (ties)
+    or ``any`` (views); the core stores a tie once where the format cannot hold it, and notes it in ``Metadata.stored``.
+    ``extension`` ends the name of an output ("" where the output is a directory). ``unavailable`` maps a capability (read, create)
+    to what is missing, e.g. "pip install 'modelhub-registry[onnx]'".
+    """
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...] = ()
+    magics: tuple[bytes, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    extension: str = ""
+    sharing: Literal["none", "exact", "any"] = "none"
+    detect: Callable[[File], Detection | Rejected | None] | None = None
+    detect_directory: Callable[[Listing], Detection | Rejected | None] | None = None
+    read: Callable[[Checkpoint], Records] | None = None
+    create: Callable[[Table, WriteOptions], Writer] | None = None
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    api: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codec:
+    """Decodes one dtype to floats and, where it can, encodes it.
+
+    ``decode(data, elements)``: a contiguous ``uint8`` array of whole blocks -> a float32 (or, where float32 would lose, float64) array of
+    ``elements`` items. ``encode(values)``: a float32 or float64 array -> the ``uint8`` array of its blocks, rounded to nearest, ties to
+    even. ``maximum`` is the largest finite magnitude (None: unbounded), against which the engine counts overflows.
+    """
+
+    dtype: str
+    decode: Callable[[Any, int], Any]
+    encode: Callable[[Any], Any] | None = None
+    maximum: float | None = None
+    api: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """A node type of tensor expressions; see `modelhub.ops` for the contract of each field."""
+
+    name: str
+    rows: Callable[[Sequence[Any], Args, int, int], Any]
+    infer: Callable[[Sequence[tuple[str, tuple[int, ...]]], Args], tuple[str, tuple[int, ...]]]
+    needs: Callable[[Sequence[tuple[str, tuple[int, ...]]], Args, int, int], Sequence[tuple[int, int]]] | None = None
+    memory: Callable[[Sequence[tuple[str, tuple[int, ...]]], Args, int], int] | None = None
+    seekable: bool = True
+    version: int = 1
+    api: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Says which dtype each tensor of an output gets. ``name`` is what users type after the colon of ``--to FORMAT:RECIPE``.
+
+    ``choose(tensor, table)`` returns a dtype's name, or None to keep the tensor's own. ``formats``: the formats it is for; empty
+    means any that can store what it chooses.
+    """
+
+    name: str
+    title: str
+    choose: Callable[[Tensor, Table], str | None]
+    formats: tuple[str, ...] = ()
+    api: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """An edge between two formats that is more than a copy of tensors, yet reads no weights: a table derived from tables."""
+
+    name: str
+    source: str
+    target: str
+    derive: Callable[[Sequence[Table], Mapping[str, str]], Table]
+    api: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A conversion that cannot be a table: a tool run in a worker. ``memory_estimate`` in bytes, given the source's table."""
+
+    name: str
+    source: str
+    target: str
+    run: Callable[[Checkpoint, str, Mapping[str, str]], None]
+    requires: tuple[str, ...] = ()
+    memory_estimate: Callable[[Table], int] | None = None
+    api: int = 1
+
+
+Level: TypeAlias = Literal["structure", "safety", "digest", "values", "runnable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A validator. ``run(checkpoint, table)`` yields findings. ``requires``: modules that must be importable, else the check
+    reports itself as not run and names ``extra``."""
+
+    name: str
+    level: Level
+    formats: tuple[str, ...]
+    run: Callable[[Checkpoint, Table], Iterable[Finding]]
+    requires: tuple[str, ...] = ()
+    extra: str = ""
+    api: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something happened to a checkpoint: indexed, changed, missing, converted, verified, failed."""
+
+    kind: Literal["indexed", "changed", "missing", "converted", "verified", "failed"]
+    checkpoint: str
+    path: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    api: int = 1
