@@ -20,8 +20,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from modelhub import dtypes
-from modelhub.types import Args, Extent, Inline, Node, Op, Value
+from modelhub.types import Extent, Inline, Node, Op, Value
 
 type_and_shape = tuple[str, tuple[int, ...]]
 
@@ -114,6 +113,11 @@ def dequant(scheme: str, *parts: Value, **args: Any) -> Node:
     return node(f"dequant.{scheme}", *parts, **args)
 
 
+def cast(value: Value, source: str, shape: Sequence[int], dtype: str) -> Node:
+    """A tensor of ``source`` elements encoded as ``dtype`` by their codecs, rounded to nearest."""
+    return node("cast", value, source=source, shape=list(shape), dtype=dtype)
+
+
 # --- serialisation ------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +164,3 @@ def extents(value: Value) -> Iterator[Extent]:
             yield item
         elif isinstance(item, Node):
             stack.extend(reversed(item.inputs))
-
-
-def args_dtype(args: Args) -> dtypes.DType:
-    return dtypes.get(args["dtype"])

@@ -1,0 +1,106 @@
+"""SHA-256 of files and of tensors.
+
+A file's digest is that of its bytes, taken only while its stat stands still. A tensor's digest is SHA-256 over its dtype, shape and
+little-endian C-order bytes, 16 bytes kept: equal for equal weights, whatever the container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from modelhub.engine.values import Handles, tensor_chunks
+from modelhub.errors import ModelhubError
+from modelhub.types import Tensor
+
+BUFFER = 1 << 20
+DIGEST_BYTES = 16
+UNKNOWN = bytes(DIGEST_BYTES)
+"""Stands for a tensor whose digest nobody has taken yet."""
+CONSTANT = b"\xff" * DIGEST_BYTES
+"""Stands for a tensor whose elements are all the same: it says nothing of where it came from."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """SHA-256 of a file, with the stat it holds for."""
+
+    path: str
+    sha256: bytes
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
+    """Hash one file. ModelhubError where it cannot be read, or changed meanwhile."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            state, buffer, done = hashlib.sha256(), bytearray(BUFFER), 0
+            view = memoryview(buffer)
+            while n := file.readinto(buffer):
+                state.update(view[:n])
+                done += n
+                if progress:
+                    progress(n)
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise ModelhubError(f"cannot read {path}: {error.strerror}") from error
+    if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino) or done != after.st_size:
+        raise ModelhubError(f"{path} changed while it was being hashed", "try again once nothing writes to it")
+    return FileDigest(path, state.digest(), after.st_size, after.st_mtime_ns, after.st_ino)
+
+
+def digest_files(paths: Sequence[str], threads: int | None = None, progress: Progress | None = None) -> list[FileDigest]:
+    """Hash several files, on all cores; the results stand in the order of ``paths``."""
+    workers = min(len(paths), threads or os.cpu_count() or 1)
+    if workers <= 1:
+        return [digest_file(path, progress) for path in paths]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda path: digest_file(path, progress), paths))
+
+
+def combined(digests: Iterable[tuple[str, bytes]]) -> bytes:
+    """A checkpoint's digest: of its one file, or SHA-256 over the sorted lines ``SHA-256 two spaces path`` of several (as sha256sum prints)."""
+    entries = sorted(digests)
+    if len(entries) == 1:
+        return entries[0][1]
+    lines = b"".join(digest.hex().encode() + b"  " + os.fsencode(path) + b"\n" for path, digest in entries)
+    return hashlib.sha256(lines).digest()
+
+
+def digest_tensor(tensor: Tensor, handles: Handles, progress: Progress | None = None) -> bytes:
+    """The tensor's 16 bytes; `CONSTANT` where all its elements are the same, `UNKNOWN` where its value cannot be had."""
+    if tensor.value is None:
+        return UNKNOWN
+    state = hashlib.sha256(f"{tensor.dtype} {','.join(map(str, tensor.shape))}\n".encode())
+    first, constant = b"", True
+    for chunk in tensor_chunks(tensor, handles):
+        data = memoryview(chunk)
+        state.update(data)
+        if not first:
+            first = bytes(data[:16])
+        # Equal elements make the bytes repeat with a period of 16 (all element sizes divide it).
+        if constant and bytes(data[: 1 << 12]) == (first * (1 + (1 << 12) // max(1, len(first))))[: min(len(data), 1 << 12)]:
+            constant = len(data) <= 16 or data[16:] == data[:-16]
+        else:
+            constant = False
+        if progress:
+            progress(len(data))
+    return CONSTANT if constant else state.digest()[:DIGEST_BYTES]
+
+
+def digest_tensors(tensors: Sequence[Tensor], threads: int | None = None, progress: Progress | None = None) -> list[bytes]:
+    """Digests of several tensors, on all cores, in their order."""
+    workers = max(1, min(len(tensors), threads or os.cpu_count() or 1))
+    with Handles() as handles, ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda tensor: digest_tensor(tensor, handles, progress), tensors))
+        handles.check_unchanged()
+    return found

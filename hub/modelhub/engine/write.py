@@ -1,0 +1,357 @@
+"""Carries out what a format's ``create`` lays out: copies extents kernel-side, streams expressions, encodes, checksums; in parallel.
+
+The generator runs in the calling thread and is answered at once: a tensor's size follows from its dtype and shape, so the next one's
+place is known before the bytes of this one have moved. Threads then fill the places in.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from modelhub import dtypes
+from modelhub.engine.cast import encoded_chunks, piece_of
+from modelhub.engine.errors import ErrorSums
+from modelhub.engine.values import CHUNK, Handles, tensor_chunks
+from modelhub.errors import ConversionError, ModelhubError, PluginError
+from modelhub.table import Table
+from modelhub.types import CopyFile, Extent, Format, Node, Patch, Placed, Put, StartFile, Tail, Tensor, WriteOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PIECE = 64 << 20
+"""A tensor larger than this is filled in by several tasks."""
+KERNEL_STEP = 16 << 20
+"""Bytes of one ``copy_file_range``: short enough to be interrupted and to show progress."""
+FLUSH_EVERY = 256 << 20
+"""Write-back is started while copying goes on, so that the last fsync has little left to do."""
+NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EBADF}
+
+
+@dataclass(slots=True)
+class Written:
+    """What stands on the disk now: ``files`` in the order they were begun, relative to the output's directory; error sums by tensor name."""
+
+    files: list[str] = field(default_factory=list)
+    errors: dict[str, ErrorSums] = field(default_factory=dict)
+    nbytes: int = 0
+
+
+Progress = Callable[[int], None]
+
+
+class Stopped(Exception):
+    """Another task failed; this one gave up."""
+
+
+def write_checkpoint(
+    format: Format,  # noqa: A002
+    table: Table,
+    output: str,
+    options: WriteOptions | None = None,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    handles: Handles | None = None,
+    sync: bool = True,
+) -> Written:
+    """Write ``table`` as ``format`` to ``output`` (a file, or a directory where the format is one), fsynced.
+
+    ``progress`` is called with numbers of bytes, from several threads. Nothing is renamed or verified here. Raises ConversionError where
+    the disk is full or a tensor cannot be had; what was written until then is left for the caller to throw away.
+    """
+    if format.create is None:
+        raise ConversionError(f"{format.title} can be read but not written", format.unavailable.get("create", ""))
+    directory = output if not format.extension else os.path.dirname(output)
+    os.makedirs(directory, exist_ok=True)
+    own = handles is None
+    handles = handles or Handles(scratch=directory)
+    options = options or WriteOptions(name=os.path.splitext(os.path.basename(output))[0])
+    work = _Work(directory, os.path.basename(output), handles, threads or os.cpu_count() or 1, progress)
+    try:
+        _drive(format, table, options, work)
+        work.finish(sync)
+        handles.check_unchanged()
+    except OSError as error:
+        work.stop.set()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ConversionError(f"{directory}: the disk is full", "free some space, or name another place with -o") from error
+        raise ConversionError(f"writing {output} failed: {error.strerror or error}") from error
+    finally:
+        work.close()
+        if own:
+            handles.close()
+    return work.written
+
+
+def _drive(format: Format, table: Table, options: WriteOptions, work: _Work) -> None:  # noqa: A002
+    assert format.create is not None
+    writer = format.create(table, options)
+    answer: Placed | None = None
+    try:
+        while True:
+            piece = writer.send(answer)
+            answer = None
+            if work.stop.is_set():
+                work.raise_failure()
+            match piece:
+                case bytes():
+                    work.file.append(piece)
+                case Put():
+                    answer = work.put(piece)
+                case StartFile():
+                    work.start(piece.name)
+                case Patch() | Tail():
+                    work.file.late.append(piece)
+                case CopyFile():
+                    work.copy(piece)
+                case _:
+                    raise PluginError(f"the writer of {format.name} yielded {type(piece).__name__}: not a piece of a file")
+    except StopIteration:
+        return
+    finally:
+        writer.close()
+
+
+class _OutFile:
+    """One output file: where its end is, what is still to be patched. Small literal pieces are gathered into one write."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.end = 0
+        self.late: list[Patch | Tail] = []
+        self._pending = bytearray()
+
+    def append(self, data: bytes) -> None:
+        self._pending += data
+        self.end += len(data)
+        if len(self._pending) > 1 << 20:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._pending:
+            pwrite_all(self.fd, memoryview(self._pending), self.end - len(self._pending))
+            self._pending = bytearray()
+
+    def reserve(self, nbytes: int, align: int) -> int:
+        """The offset of ``nbytes`` that a task will fill in; zeros up to it."""
+        if pad := -self.end % max(1, align):
+            self.append(bytes(pad))
+        self.flush()
+        offset = self.end
+        self.end += nbytes
+        return offset
+
+
+class _Work:
+    """The threads, the files, and the tasks of one output."""
+
+    def __init__(self, directory: str, name: str, handles: Handles, threads: int, progress: Progress | None) -> None:
+        self.directory, self.name, self.handles, self.progress = directory, name, handles, progress
+        self.written = Written()
+        self.stop = threading.Event()
+        self._files: list[_OutFile] = []
+        self._tasks: list[Future[Any]] = []
+        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="modelhub-write")
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="modelhub-flush")
+        self._lock = threading.Lock()
+        self._unflushed = 0
+
+    @property
+    def file(self) -> _OutFile:
+        if not self._files:
+            self.start("")
+        return self._files[-1]
+
+    def start(self, name: str) -> None:
+        relative = os.path.normpath(name or self.name)
+        if os.path.isabs(relative) or relative.split(os.sep)[0] == "..":
+            raise PluginError(f"a writer wants to write outside of its output: {name!r}")
+        path = os.path.join(self.directory, relative)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if self._files:
+            self._files[-1].flush()
+        self._files.append(_OutFile(path))
+        self.written.files.append(relative)
+
+    def copy(self, piece: CopyFile) -> None:
+        size = self.handles.size(piece.source)
+        self.start(piece.name)
+        self.put(Put(Tensor(piece.name, "U8", (size,), Extent(piece.source, 0, size))))
+
+    def put(self, piece: Put) -> Placed:
+        tensor, file = piece.tensor, self.file
+        nbytes = dtypes.get(tensor.dtype).nbytes(tensor.shape)
+        if tensor.value is None:
+            raise ConversionError(f"tensor {tensor.name} cannot be converted: it is a {tensor.unsupported}")
+        if isinstance(tensor.value, Extent) and tensor.value.nbytes != nbytes:
+            raise ConversionError(f"tensor {tensor.name}: {tensor.dtype} {list(tensor.shape)} takes {nbytes} bytes, {tensor.value.nbytes} stored")
+        offset = file.reserve(nbytes, piece.align)
+        if piece.checksum not in ("", "crc32"):
+            raise PluginError(f"checksum {piece.checksum!r} is not known; use crc32")
+        if not nbytes:
+            return Placed(offset, 0, lambda: 0)
+        if piece.checksum:
+            task = self._pool.submit(self._fill, tensor, file, offset, True)
+            self._tasks.append(task)
+            return Placed(offset, nbytes, task.result)
+        for part, at in self._parts(tensor, offset):
+            self._tasks.append(self._pool.submit(self._fill, part, file, at, False))
+        return Placed(offset, nbytes, _unasked)
+
+    def _parts(self, tensor: Tensor, offset: int) -> Iterator[tuple[Tensor, int]]:
+        """A large tensor over one extent (copied or encoded) as several flat ones; any other as it is."""
+        cast, source = cast_source(tensor)
+        if not isinstance(source.value, Extent) or source.value.nbytes <= PIECE:
+            yield tensor, offset
+            return
+        have, want = dtypes.get(source.dtype), dtypes.get(tensor.dtype)
+        granule = have.block * want.block
+        step = max(granule, PIECE // have.block_bytes * have.block // granule * granule)
+        total = prod(tensor.shape)
+        for start in range(0, total, step):
+            stop = min(total, start + step)
+            piece = piece_of(source, start, stop)
+            if cast:
+                args = {**cast.args, "shape": [stop - start]}
+                piece = Tensor(tensor.name, want.name, (stop - start,), Node("cast", (piece.value,), args, want.name, (stop - start,)))  # type: ignore[arg-type]
+            yield piece, offset + start // want.block * want.block_bytes
+
+    def _fill(self, tensor: Tensor, file: _OutFile, offset: int, checksum: bool) -> int:
+        """Write one tensor's bytes at ``offset``; its CRC-32 where asked for."""
+        crc = 0
+        try:
+            if isinstance(tensor.value, Extent) and not checksum:
+                fd = self.handles.fd(tensor.value.file)
+                for n in copy_range(fd, tensor.value.offset, file.fd, offset, tensor.value.nbytes, tensor.value.file):
+                    self._did(n, file)
+                return 0
+            cast, source = cast_source(tensor)
+            sums = ErrorSums() if cast else None
+            chunks = encoded_chunks(source, tensor.dtype, self.handles, sums) if cast else tensor_chunks(tensor, self.handles)
+            at = offset
+            for chunk in chunks:
+                data = memoryview(chunk)
+                if checksum:
+                    crc = zlib.crc32(data, crc)
+                pwrite_all(file.fd, data, at)
+                at += len(data)
+                self._did(len(data), file)
+            if at - offset != dtypes.get(tensor.dtype).nbytes(tensor.shape):
+                raise ConversionError(f"tensor {tensor.name}: {at - offset} bytes came of {dtypes.get(tensor.dtype).nbytes(tensor.shape)}")
+            if sums is not None:
+                with self._lock:
+                    self.written.errors.setdefault(tensor.name, ErrorSums()).add(sums)
+        except Stopped:
+            raise
+        except BaseException:
+            self.stop.set()
+            raise
+        return crc
+
+    def _did(self, nbytes: int, file: _OutFile) -> None:
+        if self.stop.is_set():
+            raise Stopped
+        if self.progress:
+            self.progress(nbytes)
+        with self._lock:
+            self.written.nbytes += nbytes
+            self._unflushed += nbytes
+            flush = self._unflushed >= FLUSH_EVERY
+            if flush:
+                self._unflushed = 0
+        if flush:
+            self._flusher.submit(os.fdatasync, file.fd)
+
+    def raise_failure(self) -> None:
+        """Raise the error of the first task that failed by itself."""
+        self.stop.set()
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) and not isinstance(error, Stopped):
+                raise error
+
+    def finish(self, sync: bool) -> None:
+        """Wait for the tasks, then patch, append the tails, and fsync."""
+        wait(self._tasks, return_when=FIRST_EXCEPTION)
+        self.raise_failure_if_any()
+        for file in self._files:
+            file.flush()
+            for late in file.late:
+                if isinstance(late, Patch):
+                    pwrite_all(file.fd, memoryview(late.data()), late.offset)
+                else:
+                    file.append(late.data())
+            file.flush()
+            os.ftruncate(file.fd, file.end)
+        if sync:
+            for file in self._files:
+                os.fsync(file.fd)
+
+    def raise_failure_if_any(self) -> None:
+        if self.stop.is_set() or any(task.done() and task.exception() for task in self._tasks):
+            self.raise_failure()
+            raise ModelhubError("the conversion was stopped")
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self.stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._flusher.shutdown(wait=True, cancel_futures=True)
+        for file in self._files:
+            os.close(file.fd)
+
+
+def _unasked() -> int:
+    raise PluginError("a writer asked for a checksum that its Put did not order")
+
+
+def cast_source(tensor: Tensor) -> tuple[Node | None, Tensor]:
+    """The cast on top of a tensor's value and the tensor under it; (None, the tensor itself) where there is none."""
+    value = tensor.value
+    if isinstance(value, Node) and value.op == "cast":
+        return value, Tensor(tensor.name, value.args["source"], tensor.shape, value.inputs[0])
+    return None, tensor
+
+
+def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``."""
+    view = data.cast("B") if data.format != "B" or data.ndim != 1 else data
+    while view:
+        n = os.pwrite(fd, view, offset)
+        view, offset = view[n:], offset + n
+
+
+def copy_range(source: int, start: int, target: int, offset: int, nbytes: int, what: str) -> Iterator[int]:
+    """Copy bytes between open files, inside the kernel where it can; yields the bytes of each step."""
+    kernel = True
+    while nbytes:
+        if kernel:
+            try:
+                n = os.copy_file_range(source, target, min(nbytes, KERNEL_STEP), start, offset)
+            except OSError as error:
+                if error.errno not in NO_KERNEL_COPY:
+                    raise
+                kernel = False
+                continue
+            if n == 0:  # the end of the file, or a file system that only pretends: a read tells which
+                kernel = False
+                continue
+        else:
+            data = os.pread(source, min(nbytes, CHUNK), start)
+            if not data:
+                raise ModelhubError(f"{what} ends at {start}, {nbytes} more bytes were expected: it was truncated while being read")
+            pwrite_all(target, memoryview(data), offset)
+            n = len(data)
+        start, offset, nbytes = start + n, offset + n, nbytes - n
+        yield n
