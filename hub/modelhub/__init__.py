@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelhub import dtypes, ops
+    from modelhub.documents import read_json
     from modelhub.dtypes import DType
-    from modelhub.errors import IncompleteFile, InvalidFile, MissingCapability, ModelhubError, UnsupportedFile
+    from modelhub.errors import FileProblem, IncompleteFile, InvalidFile, MissingCapability, ModelhubError, UnsupportedFile
     from modelhub.files import Checkpoint, File, Listing
     from modelhub.hookspecs import hookimpl
+    from modelhub.nested import read_as, write_as
+    from modelhub.shards import ShardGroup, group_of, indexed_group, read_index, shard_group
     from modelhub.table import Table
     from modelhub.types import (
         Check,
@@ -39,19 +42,25 @@ if TYPE_CHECKING:
         Tail,
         Tensor,
         WriteOptions,
+        Writer,
     )
     from modelhub.zips import StoredZip, ZipMember, zip_members
 
 _PUBLIC = {
+    "read_json": "documents",
     "DType": "dtypes",
-    **dict.fromkeys(("IncompleteFile", "InvalidFile", "MissingCapability", "ModelhubError", "UnsupportedFile"), "errors"),
+    **dict.fromkeys(
+        ("FileProblem", "IncompleteFile", "InvalidFile", "MissingCapability", "ModelhubError", "UnsupportedFile"), "errors"
+    ),
     **dict.fromkeys(("Checkpoint", "File", "Listing"), "files"),
     "hookimpl": "hookspecs",
+    **dict.fromkeys(("read_as", "write_as"), "nested"),
+    **dict.fromkeys(("ShardGroup", "group_of", "indexed_group", "read_index", "shard_group"), "shards"),
     "Table": "table",
     **dict.fromkeys(
         (
-            "Check", "Codec", "Conversion", "CopyFile", "Detection", "Event", "Extent", "Finding", "Format", "Inline", "Metadata", "Node",
-            "Op", "Patch", "Placed", "Program", "Put", "Recipe", "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions",
+            "Check", "Codec", "Conversion", "CopyFile", "Detection", "Event", "Extent", "Finding", "Format", "Inline",
+            "Metadata", "Node", "Op", "Patch", "Placed", "Program", "Put", "Recipe", "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions", "Writer",
         ),
         "types",
     ),
@@ -69,6 +78,7 @@ __all__ = [
     "Event",
     "Extent",
     "File",
+    "FileProblem",
     "Finding",
     "Format",
     "IncompleteFile",
@@ -86,6 +96,7 @@ __all__ = [
     "Put",
     "Recipe",
     "Rejected",
+    "ShardGroup",
     "StartFile",
     "StoredZip",
     "Table",
@@ -93,10 +104,18 @@ __all__ = [
     "Tensor",
     "UnsupportedFile",
     "WriteOptions",
+    "Writer",
     "ZipMember",
     "dtypes",
+    "group_of",
     "hookimpl",
+    "indexed_group",
     "ops",
+    "read_as",
+    "read_index",
+    "read_json",
+    "shard_group",
+    "write_as",
     "zip_members",
 ]
 

@@ -1,0 +1,224 @@
+"""A safetensors header: parsed, and held against the rules of the format. No weights are read.
+
+The format (safetensors README, "Format"; ``safetensors/src/tensor.rs``, ``Metadata::validate``): a little-endian u64 ``n``, ``n``
+bytes of JSON that start with ``{``, then the data. Offsets count from the data's start; sorted they run from 0 to the file's
+end without a hole. Stricter than the library here: no name may stand twice, which the format forbids and the library lets pass.
+
+A drive holds tens of thousands of these, so the honest case takes one pass of C code over the JSON and a few over its columns.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import chain, repeat
+from math import prod
+from operator import add, itemgetter, mul, sub
+from typing import Any, NamedTuple
+
+import orjson
+from modelhub import Extent, File, IncompleteFile, InvalidFile, Tensor, UnsupportedFile
+
+MAX_HEADER = 100_000_000
+"""The library's own limit (``MAX_HEADER_SIZE``)."""
+
+BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+"""Bits per element of each dtype of the format (``enum Dtype``)."""
+
+MAX_DIMENSIONS = 64
+"""NumPy's and torch's own limit; it bounds the products of hostile shapes."""
+
+_MAX_COUNT = (1 << 64) - 1
+_DTYPE, _SHAPE, _OFFSETS = itemgetter("dtype"), itemgetter("shape"), itemgetter("data_offsets")
+_BITS_OF, _LIST, _EIGHT = BITS.__getitem__, {list}, repeat(8)
+_NEW: Any = tuple.__new__
+"""A named tuple made in C: its own constructor is Python, and takes twice the time."""
+
+
+class Header(NamedTuple):
+    """``tensors`` in the order of their bytes; ``stored`` is ``__metadata__``."""
+
+    tensors: list[Tensor]
+    stored: dict[str, str]
+
+
+def header_length(file: File) -> int:
+    """The ``n`` that the file starts with. `InvalidFile` where it cannot be one, `IncompleteFile` where the file ends before."""
+    head = file.head
+    if head.startswith(b"version https://git-lfs"):
+        raise IncompleteFile(f"{file.name} is a Git LFS pointer, the weights are not here", "fetch them with: git lfs pull")
+    if len(head) < 8:
+        raise IncompleteFile(f"{file.name} is {file.size} bytes long, a safetensors file starts with 8 bytes of length")
+    length = int.from_bytes(head[:8], "little")
+    if length > MAX_HEADER:
+        raise InvalidFile(f"{file.name} declares a header of {length} bytes, the format allows {MAX_HEADER}")
+    if not length:
+        raise InvalidFile(f"{file.name} declares a header of 0 bytes, at least 2 were expected")
+    if head[8:9] not in (b"{", b""):
+        raise InvalidFile(f"{file.name}: the header starts with {head[8:9]!r}, '{{' was expected")
+    if 8 + length > file.size:
+        raise IncompleteFile(f"{file.name}: a header of {length} bytes is declared, the file ends at {file.size}")
+    return length
+
+
+def parse(file: File) -> Header:
+    """The table of one file. `InvalidFile`, `IncompleteFile` or `UnsupportedFile` say what is wrong, where."""
+    length = header_length(file)
+    raw = file.read(8, length)
+    try:
+        entries = orjson.loads(raw)
+    except ValueError as error:
+        raise InvalidFile(f"{file.name}: the header is not JSON: {error}") from None
+    if type(entries) is not dict:
+        raise InvalidFile(f"{file.name}: the header is a JSON {type(entries).__name__}, an object was expected")
+
+    stored = _stored(file, entries.pop("__metadata__", None)) if "__metadata__" in entries else {}
+    # A name that stands twice has its key in the text and not in the dict. Without backslashes every quote delimits
+    # a string, and an entry has five (its name, three keys, the dtype): counting quotes tells. If they do not add up, look closely.
+    strings = 5 * len(entries) + (1 + 2 * len(stored) if b'"__metadata__"' in raw else 0)
+    if b"\\" in raw or raw.count(b'"') != 2 * strings:
+        _reject_duplicates(file, raw)
+
+    data_start = 8 + length
+    try:
+        if b"true" in raw or b"false" in raw:  # booleans are ints to Python: see whether they are in names or in numbers
+            for name, info in entries.items():
+                _check_entry(file, name, info)
+        tensors, position = _columns(file.path, data_start, entries)
+    except (KeyError, TypeError, ValueError):
+        for name, info in entries.items():
+            _check_entry(file, name, info)
+        raise
+    if position < 0:
+        position = _sort(file, tensors, data_start)
+    if data_start + position != file.size:
+        raise _end_problem(file, data_start, position)
+    return Header(tensors, stored)
+
+
+def _columns(path: str, data_start: int, entries: dict[str, Any]) -> tuple[list[Tensor], int]:
+    """The tensors, and where the last one ends (-1 where they do not stand in the order of their bytes, one behind the other).
+    KeyError, TypeError or ValueError where an entry is wrong. Column by column, because then each step is one call into C."""
+    if not entries:
+        return [], 0
+    infos = entries.values()
+    kinds = list(map(_DTYPE, infos))
+    shapes = list(map(_SHAPE, infos))
+    starts, ends = zip(*map(_OFFSETS, infos), strict=True)
+    sides = list(chain.from_iterable(shapes))
+    # A sum is an int only where every number is (the caller has looked for booleans); text and lists have none.
+    if (
+        type(sum(starts) + sum(ends) + sum(sides)) is not int
+        or {*map(type, shapes)} != _LIST
+        or max(map(len, shapes)) > MAX_DIMENSIONS
+    ):
+        raise TypeError
+    if min(starts) < 0 or (sides and min(sides) < 0):
+        raise ValueError
+    nbytes = list(map(sub, ends, starts))
+    if list(map(mul, map(prod, shapes), map(_BITS_OF, kinds))) != list(map(mul, nbytes, _EIGHT)):
+        raise ValueError
+    if 0 in nbytes and any(map(_overflows, shapes)):
+        raise ValueError
+    extents = map(_NEW, repeat(Extent), zip(repeat(path), map(add, starts, repeat(data_start)), nbytes))
+    rows = zip(entries, kinds, map(tuple, shapes), extents, repeat("both"), repeat(""))
+    return list(map(_NEW, repeat(Tensor), rows)), (ends[-1] if starts == (0, *ends[:-1]) else -1)
+
+
+def _stored(file: File, value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise InvalidFile(f"{file.name}: __metadata__ is a JSON {type(value).__name__}, an object was expected")
+    for key, text in value.items():
+        if type(text) is not str:
+            raise InvalidFile(f"{file.name}: __metadata__ {key!r} is a JSON {type(text).__name__}, text was expected")
+    return value
+
+
+def _reject_duplicates(file: File, raw: bytes) -> None:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            seen: set[str] = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise InvalidFile(f"{file.name}: the name {twice[:200]!r} stands twice in the header")
+        return found
+
+    try:
+        json.loads(raw, object_pairs_hook=pairs)
+    except RecursionError:
+        raise InvalidFile(f"{file.name}: the header nests too deep to be a table of tensors") from None
+    except ValueError as error:
+        raise InvalidFile(f"{file.name}: the header is not JSON: {error}") from None
+
+
+def _overflows(shape: list[int]) -> bool:
+    count = 1
+    for side in shape:
+        count *= side or 1
+    return count > _MAX_COUNT
+
+
+def _check_entry(file: File, name: str, info: Any) -> None:
+    """Raise what is wrong with an entry, in words; nothing where it is right."""
+    where = f"{file.name}: tensor {name[:200]!r}"
+    match info:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise InvalidFile(f"{where} has no dtype, shape and two data_offsets of the right types")
+    if dtype not in BITS:
+        raise UnsupportedFile(f"{where} has the dtype {dtype[:50]!r}, which the format did not have when this was written")
+    if any(type(side) is not int or side < 0 for side in (*shape, start, end)):
+        raise InvalidFile(
+            f"{where}: shape {str(shape)[:100]}, data_offsets [{start}, {end}]: whole numbers from 0 up were expected"
+        )
+    if len(shape) > MAX_DIMENSIONS:
+        raise InvalidFile(f"{where} has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are read")
+    if _overflows(shape):
+        raise InvalidFile(f"{where}: the dimensions {str(shape)[:100]} overflow 64 bits")
+    if end < start:
+        raise InvalidFile(f"{where}: its bytes end at {end}, before they start at {start}")
+    elements = prod(shape)
+    bits = elements * BITS[dtype]
+    if bits % 8:
+        raise InvalidFile(f"{where}: {elements} elements of {dtype} do not fill whole bytes")
+    if bits // 8 != end - start:
+        raise InvalidFile(
+            f"{where}: {dtype} {str(shape)[:100]} takes {bits // 8} bytes, data_offsets [{start}, {end}] hold {end - start}"
+        )
+
+
+def _sort(file: File, tensors: list[Tensor], data_start: int) -> int:
+    """Bring ``tensors`` into the order of their bytes, and return where the last one ends."""
+    tensors.sort(key=lambda tensor: tensor.value[1:])  # type: ignore[index]
+    position = data_start
+    before = ""
+    for tensor in tensors:
+        extent = tensor.value
+        assert isinstance(extent, Extent)
+        if extent.offset != position:
+            what = "overlaps" if extent.offset < position else "leaves a hole after"
+            place = f"tensor {before[:200]!r}" if before else "the header"
+            raise InvalidFile(
+                f"{file.name}: tensor {tensor.name[:200]!r} {what} {place}: it starts at "
+                f"{extent.offset - data_start} of the data, {position - data_start} was expected"
+            )
+        position = extent.offset + extent.nbytes
+        before = tensor.name
+    return position - data_start
+
+
+def _end_problem(file: File, data_start: int, position: int) -> InvalidFile | IncompleteFile:
+    end = data_start + position
+    if end > file.size:
+        return IncompleteFile(
+            f"{file.name}: the tensors end at byte {end}, the file at {file.size}: {end - file.size} bytes are missing"
+        )
+    return InvalidFile(
+        f"{file.name}: the tensors end at byte {end}, the file at {file.size}: {file.size - end} bytes belong to no tensor"
+    )
