@@ -19,7 +19,7 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 # Stamps: a second run costs nothing, a changed pyproject.toml installs again.
-$(VENV)/.venv:
+$(VENV)/.made:
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "modelhub needs Python 3.11 or later: make PYTHON=python3.11 ...")'
 	@rm -rf $(VENV)
@@ -27,18 +27,18 @@ $(VENV)/.venv:
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@touch $@
 
-$(VENV)/.run: $(VENV)/.venv pyproject.toml
+$(VENV)/.run: $(VENV)/.made pyproject.toml
 	@echo "installing modelhub"
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.lint: $(VENV)/.venv pyproject.toml
+$(VENV)/.lint: $(VENV)/.made pyproject.toml
 	@echo "installing the linters"
 	@$(PIP) install --group lint
 	@touch $@
 
 # One resolver call: torch must be the pinned one, whatever else asks for it.
-$(VENV)/.test: $(VENV)/.venv pyproject.toml
+$(VENV)/.test: $(VENV)/.made pyproject.toml
 	@echo "installing modelhub and what its tests need"
 	@$(PIP) install --group test --group lint --editable .
 	@touch $@ $(VENV)/.run $(VENV)/.lint

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from gettext import gettext
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from modelhub.errors import ModelhubError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS: dict[str, dict[str, str]] = {
     "Look": {
@@ -60,7 +63,7 @@ class Command(click.Command):
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
-def command(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[F], Command]:
+def define(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[F], Command]:
     """Make a function the command ``name``. Its docstring goes on where the one-line help ends."""
 
     def decorate(function: F) -> Command:
@@ -97,6 +100,12 @@ class Commands(click.Group):
         with formatter.section("Examples"):
             for line in ("modelhub scan /mnt/models", "modelhub ls 'size>1GB'", "modelhub convert ./model.bin --to safetensors"):
                 formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = [CompletionItem(name, help=line) for section in COMMANDS.values() for name, line in section.items() if name.startswith(incomplete)]
+        return names + (click.Command.shell_complete(self, ctx, incomplete) if incomplete.startswith("-") else [])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]

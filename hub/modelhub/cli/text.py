@@ -61,6 +61,11 @@ def _json_escape(char: str) -> str:
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
 
 
+def line(what: object) -> None:
+    """One escaped line on stdout."""
+    sys.stdout.write(escape(what) + "\n")
+
+
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
