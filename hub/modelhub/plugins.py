@@ -108,7 +108,7 @@ class TimedOut(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TimedOut` in the body when it takes longer. In the main thread, where signals arrive; elsewhere there is no limit."""
+    """Raise `TimedOut` in the body when it takes longer. Main thread only: elsewhere there is no limit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -207,7 +207,7 @@ def disabled_names() -> frozenset[str]:
 
 
 def load(*, disable: Collection[str] | None = None) -> Plugins:
-    """Load every installed plugin afresh; never raises for a plugin's sake. ``disable`` replaces what ``MODELHUB_DISABLE`` names."""
+    """Load every installed plugin afresh; never raises for a plugin's sake. ``disable`` stands in for ``MODELHUB_DISABLE``."""
     blocked = disabled_names() if disable is None else frozenset(disable)
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)

@@ -96,7 +96,7 @@ def _text(value: Any) -> bool:
 
 def _plain_name(name: str) -> str:
     return (
-        "" if _NAME.match(name) else "with a name that cannot be typed: lower-case letters, digits, and . _ + - after the first"
+        "" if _NAME.match(name) else "with a name hard to type: lower-case letters, digits, then . _ + - as well"
     )
 
 

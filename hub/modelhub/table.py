@@ -84,15 +84,18 @@ class Table:
     @cached_property
     def precision(self) -> str:
         """One label that people use: the metadata's own, else the dtype of nine tenths of the weights, else "mixed"."""
-        if self.metadata.precision:
-            return self.metadata.precision
-        # Indices, masks and counters say nothing of the weights' precision, unless there is nothing else.
-        weights = {name: n for name, n in self.dtypes.items() if n and dtypes.get(name).kind in ("float", "complex", "quantized")}
-        weights = weights or {name: n for name, n in self.dtypes.items() if n}
-        if not weights:
-            return ""
-        name, most = max(weights.items(), key=lambda item: item[1])
-        return dtypes.get(name).label if most >= 0.9 * sum(weights.values()) else "mixed"
+        return self.metadata.precision or precision_label(self.dtypes)
+
+
+def precision_label(count: Mapping[str, int]) -> str:
+    """The label of parameters counted by dtype: the dtype of nine tenths of the weights, else "mixed"; "" for no weights."""
+    # Indices, masks and counters say nothing of the weights' precision, unless there is nothing else.
+    known = [(n, dtype) for name, n in count.items() if n and (dtype := dtypes.find(name))]
+    weights = [pair for pair in known if pair[1].kind in ("float", "complex", "quantized")] or known
+    if not weights:
+        return ""
+    most, dtype = max(weights, key=lambda pair: pair[0])
+    return dtype.label if most >= 0.9 * sum(n for n, _ in weights) else "mixed"
 
 
 def value_key(value: Value) -> Any:
@@ -112,7 +115,8 @@ def pack(tensors: Iterable[Tensor], files: Sequence[str]) -> bytes:
     """The blob of ``tensors``, whose extents lie in ``files``. KeyError names a file that is not among them."""
     index = {path: number for number, path in enumerate(files)}
     kinds: dict[str, int] = {}
-    names, codes, shapes, places, gaps, others = [], [], [], [], [], {}
+    names, codes, shapes, places, gaps = [], [], [], [], []
+    others: dict[int, Any] = {}
     ends = [0] * len(files)
     for number, (name, dtype, shape, value, view, unsupported) in enumerate(tensors):
         names.append(name)
