@@ -1,4 +1,4 @@
-"""Zip archives as tables of extents, for every format whose container is a zip. `StoredZip`, which writes them, is its neighbour's.
+"""Zip archives as tables of extents, for every format whose container is a zip. `StoredZip` writes them, and is defined next door.
 
 `zip_members` is a parser of its own, because readers of zip files disagree with each other: which of two equal names counts,
 whether a name's case does, whether the local header or the central directory is right. Where two readers could see different
@@ -59,7 +59,7 @@ class ZipMember(NamedTuple):
         return Extent(self.file, self.offset, self.nbytes)
 
     def read(self, file: File, *, limit: int = MAX_MEMBER_READ, check: bool = True) -> bytes:
-        """The member's data. `InvalidFile` where they are longer than ``limit``, broken, or do not have the CRC that the directory
+        """The member's data. `InvalidFile` where they are longer than ``limit``, broken, or without the CRC that the directory
         declares (unless that is 0: unchecked)."""
         if self.size > limit:
             raise InvalidFile(f"{file.name}: member {self.name} has {self.size} bytes, at most {limit} are read")
