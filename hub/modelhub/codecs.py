@@ -197,7 +197,8 @@ def _encode_small(kind: SmallFloat, values: Floats) -> NDArray[np.uint8]:
     import numpy as np
 
     bits = np.ascontiguousarray(round_to_odd_f32(values)).view(np.uint32)
-    return _encode_table(kind)[(bits >> 16) | ((bits & 0xFFFF) != 0)]
+    codes: NDArray[np.uint8] = _encode_table(kind)[(bits >> 16) | ((bits & 0xFFFF) != 0)]
+    return codes
 
 
 E4M3 = SmallFloat(4, 3, 7, "fn")
@@ -218,6 +219,7 @@ def _decode_e8m0(data: NDArray[np.uint8], elements: int) -> Floats:
 
 def _packed(bits: int, decode: Callable[[Any, int], Any], encode: Callable[[Any], Any]) -> tuple[Any, Any]:
     """Codecs of codes of ``bits`` bits that stand in bytes without gaps, low bits first."""
+
     def unpack(data: NDArray[np.uint8], elements: int) -> Floats:
         import numpy as np
 
@@ -246,7 +248,9 @@ def _plain() -> Iterator[Codec]:
     small = (("F8_E4M3", E4M3), ("F8_E5M2", E5M2), ("F8_E4M3FNUZ", E4M3FNUZ), ("F8_E5M2FNUZ", E5M2FNUZ))
     maxima = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0, "F8_E4M3FNUZ": 240.0, "F8_E5M2FNUZ": 57344.0}
     for name, layout in small:
-        yield Codec(dtype=name, decode=partial(_decode_small, layout), encode=partial(_encode_small, layout), maximum=maxima[name])
+        yield Codec(
+            dtype=name, decode=partial(_decode_small, layout), encode=partial(_encode_small, layout), maximum=maxima[name]
+        )
     yield Codec(dtype="F8_E8M0", decode=_decode_e8m0)
     for name, layout, bits, top in (("F4", E2M1, 4, 6.0), ("F6_E2M3", E2M3, 6, 7.5), ("F6_E3M2", E3M2, 6, 28.0)):
         decode, encode = _packed(bits, partial(_decode_small, layout), partial(_encode_small, layout))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -53,7 +53,11 @@ def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
             after = os.fstat(file.fileno())
     except OSError as error:
         raise ModelhubError(f"cannot read {path}: {error.strerror}") from error
-    if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino) or done != after.st_size:
+    if (before.st_size, before.st_mtime_ns, before.st_ino) != (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ino,
+    ) or done != after.st_size:
         raise ModelhubError(f"{path} changed while it was being hashed", "try again once nothing writes to it")
     return FileDigest(path, state.digest(), after.st_size, after.st_mtime_ns, after.st_ino)
 
@@ -67,15 +71,6 @@ def digest_files(paths: Sequence[str], threads: int | None = None, progress: Pro
         return list(pool.map(lambda path: digest_file(path, progress), paths))
 
 
-def combined(digests: Iterable[tuple[str, bytes]]) -> bytes:
-    """A checkpoint's digest: of its one file, or SHA-256 over the sorted lines ``SHA-256 two spaces path`` of several (as sha256sum prints)."""
-    entries = sorted(digests)
-    if len(entries) == 1:
-        return entries[0][1]
-    lines = b"".join(digest.hex().encode() + b"  " + os.fsencode(path) + b"\n" for path, digest in entries)
-    return hashlib.sha256(lines).digest()
-
-
 def digest_tensor(tensor: Tensor, handles: Handles, progress: Progress | None = None) -> bytes:
     """The tensor's 16 bytes; `CONSTANT` where all its elements are the same, `UNKNOWN` where its value cannot be had."""
     if tensor.value is None:
@@ -83,7 +78,7 @@ def digest_tensor(tensor: Tensor, handles: Handles, progress: Progress | None = 
     state = hashlib.sha256(f"{tensor.dtype} {','.join(map(str, tensor.shape))}\n".encode())
     first, constant = b"", True
     for chunk in tensor_chunks(tensor, handles):
-        data = memoryview(chunk)
+        data = chunk.data
         state.update(data)
         if not first:
             first = bytes(data[:16])

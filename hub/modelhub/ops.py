@@ -148,7 +148,14 @@ def from_json(data: Any, depth: int = 0) -> Value:
             return Extent(file, offset, nbytes)
         case {"inline": str(text)}:
             return Inline(bytes.fromhex(text))
-        case {"op": str(name), "version": int(version), "args": dict(args), "inputs": list(inputs), "dtype": str(dtype), "shape": list(shape)}:
+        case {
+            "op": str(name),
+            "version": int(version),
+            "args": dict(args),
+            "inputs": list(inputs),
+            "dtype": str(dtype),
+            "shape": list(shape),
+        }:
             if name not in _registry() or version > get(name).version:
                 raise ValueError(f"op {name} version {version} is not known here: its plugin is missing or older")
             return Node(name, tuple(from_json(item, depth + 1) for item in inputs), args, dtype, tuple(shape))

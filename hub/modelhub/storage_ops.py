@@ -306,7 +306,9 @@ def _decode_varints(data: NDArray[np.uint8], count: int) -> NDArray[np.uint64]:
 def _affine_infer(inputs: Specs, args: Args) -> Spec:
     dtype, shape = inputs[0]
     if dtypes.get(dtype).kind not in ("int", "uint") or len(inputs) not in (1, 3):
-        raise ValueError(f"dequant.affine takes integers, and scales and zero points or neither; not {len(inputs)} inputs, {dtype}")
+        raise ValueError(
+            f"dequant.affine takes integers, and scales and zero points or neither; not {len(inputs)} inputs, {dtype}"
+        )
     if len(inputs) == 3:
         axis = args["axis"]
         if not 0 <= axis < len(shape) or any(other[1] != (shape[axis],) for other in inputs[1:]):

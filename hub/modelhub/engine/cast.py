@@ -33,7 +33,9 @@ def codec_of(dtype: str, what: str) -> Codec:
     """The codec of ``dtype``; MissingCapability where no plugin brings one, or it cannot do ``what`` (decode, encode)."""
     codec = codecs.find(dtype)
     if codec is None or (what == "encode" and codec.encode is None):
-        raise MissingCapability(f"nothing here can {what} {dtype}", "`modelhub plugins` lists what is installed and what is missing")
+        raise MissingCapability(
+            f"nothing here can {what} {dtype}", "`modelhub plugins` lists what is installed and what is missing"
+        )
     return codec
 
 

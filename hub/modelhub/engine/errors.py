@@ -32,7 +32,9 @@ class ErrorSums:
         with np.errstate(all="ignore"):
             fine = np.isfinite(a) & np.isfinite(b)
             if limit is not None:
-                self.overflow += int(np.count_nonzero((np.abs(a) > limit) & np.isfinite(a) & (~np.isfinite(b) | (np.abs(b) >= limit))))
+                self.overflow += int(
+                    np.count_nonzero((np.abs(a) > limit) & np.isfinite(a) & (~np.isfinite(b) | (np.abs(b) >= limit)))
+                )
             if not fine.all():
                 a, b = a[fine], b[fine]
             difference = b.astype(np.float64) - a if a.dtype == np.float64 else b - a

@@ -116,7 +116,7 @@ class RunSource(Source):
         if isinstance(self.value, Inline):
             return np.frombuffer(self.value.data, np.uint8)[start:stop]
         out = np.empty(stop - start, np.uint8)
-        pread_into(self.handles.fd(self.value.file), memoryview(out), self.value.offset + start, self.value.file)
+        pread_into(self.handles.fd(self.value.file), out.data, self.value.offset + start, self.value.file)
         return out
 
 
@@ -131,9 +131,7 @@ class NodeSource(Source):
         self._position = 0
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        if not self.op.seekable:
-            self.inputs = [source.spooled() for source in self.inputs]
-        elif start < self._position:  # going back over a stream: keep it where it can be sought, once
+        if not self.op.seekable or start < self._position:
             self.inputs = [source.spooled() for source in self.inputs]
         self._position = start
         rows: NDArray[Any] = self.op.rows(self.inputs, self.node.args, start, stop)
@@ -145,7 +143,7 @@ class NodeSource(Source):
         # An unnamed file: it goes with the process, however that ends. It keeps its descriptor through the array's base.
         file = tempfile.TemporaryFile(dir=self.handles.scratch, prefix=".modelhub-")  # noqa: SIM115
         for chunk in chunks(self):
-            file.write(memoryview(chunk).cast("B"))
+            file.write(chunk.data.cast("B"))
         file.flush()
         return SpooledSource(self, file)
 
@@ -162,7 +160,7 @@ class SpooledSource(Source):
         import numpy as np
 
         out = np.empty((stop - start) * self._row, np.uint8)
-        pread_into(self._file.fileno(), memoryview(out), start * self._row, "a spooled stream")
+        pread_into(self._file.fileno(), out.data, start * self._row, "a spooled stream")
         unit = np.dtype(dtypes.get(self.dtype).numpy or "u1")
         return out.view(unit).reshape((stop - start, *self.shape[1:]) if self.shape else ())
 

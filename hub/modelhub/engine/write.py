@@ -25,8 +25,7 @@ from modelhub.table import Table
 from modelhub.types import CopyFile, Extent, Format, Node, Patch, Placed, Put, StartFile, Tail, Tensor, WriteOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 PIECE = 64 << 20
 """A tensor larger than this is filled in by several tasks."""
@@ -39,10 +38,12 @@ NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, err
 
 @dataclass(slots=True)
 class Written:
-    """What stands on the disk now: ``files`` in the order they were begun, relative to the output's directory; error sums by tensor name."""
+    """What stands on the disk now: ``files`` in the order they were begun, relative to the output's directory; of each encoded tensor the
+    error sums, and the CRC-32 of its pieces by (file, offset, nbytes), for a read-back that need not encode again."""
 
     files: list[str] = field(default_factory=list)
     errors: dict[str, ErrorSums] = field(default_factory=dict)
+    checksums: dict[str, list[tuple[str, int, int, int]]] = field(default_factory=dict)
     nbytes: int = 0
 
 
@@ -54,7 +55,7 @@ class Stopped(Exception):
 
 
 def write_checkpoint(
-    format: Format,  # noqa: A002
+    format: Format,
     table: Table,
     output: str,
     options: WriteOptions | None = None,
@@ -93,7 +94,7 @@ def write_checkpoint(
     return work.written
 
 
-def _drive(format: Format, table: Table, options: WriteOptions, work: _Work) -> None:  # noqa: A002
+def _drive(format: Format, table: Table, options: WriteOptions, work: _Work) -> None:
     assert format.create is not None
     writer = format.create(table, options)
     answer: Placed | None = None
@@ -195,7 +196,9 @@ class _Work:
         if tensor.value is None:
             raise ConversionError(f"tensor {tensor.name} cannot be converted: it is a {tensor.unsupported}")
         if isinstance(tensor.value, Extent) and tensor.value.nbytes != nbytes:
-            raise ConversionError(f"tensor {tensor.name}: {tensor.dtype} {list(tensor.shape)} takes {nbytes} bytes, {tensor.value.nbytes} stored")
+            raise ConversionError(
+                f"tensor {tensor.name}: {tensor.dtype} {list(tensor.shape)} takes {nbytes} bytes, {tensor.value.nbytes} stored"
+            )
         offset = file.reserve(nbytes, piece.align)
         if piece.checksum not in ("", "crc32"):
             raise PluginError(f"checksum {piece.checksum!r} is not known; use crc32")
@@ -222,9 +225,9 @@ class _Work:
         for start in range(0, total, step):
             stop = min(total, start + step)
             piece = piece_of(source, start, stop)
-            if cast:
+            if cast and piece.value is not None:
                 args = {**cast.args, "shape": [stop - start]}
-                piece = Tensor(tensor.name, want.name, (stop - start,), Node("cast", (piece.value,), args, want.name, (stop - start,)))  # type: ignore[arg-type]
+                piece = Tensor(tensor.name, want.name, piece.shape, Node("cast", (piece.value,), args, want.name, piece.shape))
             yield piece, offset + start // want.block * want.block_bytes
 
     def _fill(self, tensor: Tensor, file: _OutFile, offset: int, checksum: bool) -> int:
@@ -241,17 +244,20 @@ class _Work:
             chunks = encoded_chunks(source, tensor.dtype, self.handles, sums) if cast else tensor_chunks(tensor, self.handles)
             at = offset
             for chunk in chunks:
-                data = memoryview(chunk)
-                if checksum:
+                data = chunk.data
+                if checksum or cast:
                     crc = zlib.crc32(data, crc)
                 pwrite_all(file.fd, data, at)
                 at += len(data)
                 self._did(len(data), file)
             if at - offset != dtypes.get(tensor.dtype).nbytes(tensor.shape):
-                raise ConversionError(f"tensor {tensor.name}: {at - offset} bytes came of {dtypes.get(tensor.dtype).nbytes(tensor.shape)}")
+                raise ConversionError(
+                    f"tensor {tensor.name}: {at - offset} bytes came of {dtypes.get(tensor.dtype).nbytes(tensor.shape)}"
+                )
             if sums is not None:
                 with self._lock:
                     self.written.errors.setdefault(tensor.name, ErrorSums()).add(sums)
+                    self.written.checksums.setdefault(tensor.name, []).append((file.path, offset, at - offset, crc))
         except Stopped:
             raise
         except BaseException:
@@ -350,7 +356,9 @@ def copy_range(source: int, start: int, target: int, offset: int, nbytes: int, w
         else:
             data = os.pread(source, min(nbytes, CHUNK), start)
             if not data:
-                raise ModelhubError(f"{what} ends at {start}, {nbytes} more bytes were expected: it was truncated while being read")
+                raise ModelhubError(
+                    f"{what} ends at {start}, {nbytes} more bytes were expected: it was truncated while being read"
+                )
             pwrite_all(target, memoryview(data), offset)
             n = len(data)
         start, offset, nbytes = start + n, offset + n, nbytes - n

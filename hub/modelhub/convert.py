@@ -1,0 +1,250 @@
+"""Carries a plan out: write beside the destination, fsync, read back and compare with the source, give it its name, record it.
+
+Whatever happens in between, the destination holds either what it held before or the whole verified output.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelhub.compare import equal_tables
+from modelhub.detect import inspect_path
+from modelhub.engine.values import Handles, pread_into
+from modelhub.engine.write import Written, cast_source, write_checkpoint
+from modelhub.errors import ConversionError, VerificationError
+from modelhub.found import Found
+from modelhub.model import Model, printable
+from modelhub.plan import ConvertOptions, Plan, make_plan
+from modelhub.plugins import Plugins
+from modelhub.scratch import Scratch
+from modelhub.table import Table, tensor_nbytes
+from modelhub.types import Extent, Tensor, WriteOptions
+
+Progress = Callable[[str, int], None]
+"""Called with a stage (write, verify) and a number of bytes, from several threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What was done. ``files`` are absolute, ``size`` their bytes; ``stages`` the seconds of each stage; ``tensors`` the output's."""
+
+    plan: Plan
+    output: str
+    files: tuple[str, ...]
+    size: int
+    seconds: float
+    verified: bool
+    found: Found | None
+    written: Written
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[dict[str, Any]]:
+        errors = self.written.errors
+        return [
+            {"name": t.name, "dtype": t.dtype, **(errors[t.name].to_json() if t.name in errors else {})}
+            for t in self.plan.table.tensors
+        ]
+
+    @property
+    def overflows(self) -> dict[str, int]:
+        """Tensors with values that the output's dtype cannot hold -> how many."""
+        return {name: sums.overflow for name, sums in self.written.errors.items() if sums.overflow}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": printable(self.plan.source.absolute_path),
+            "output": printable(self.output),
+            "format": self.plan.format.name,
+            "recipe": self.plan.recipe.name if self.plan.recipe else None,
+            "route": list(self.plan.route),
+            "files": [printable(file) for file in self.files],
+            "size": self.size,
+            "seconds": round(self.seconds, 3),
+            "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "verified": self.verified,
+            "losses": list(self.plan.losses),
+            "overflow": self.overflows,
+            "tensors": self.tensors,
+        }
+
+
+def convert(
+    model: Model, *, to: str, output: str | None, options: ConvertOptions, plugins: Plugins, progress: Progress | None = None
+) -> ConvertReport:
+    """Plan and carry out a conversion; see `make_plan` for what it refuses."""
+    return carry_out(make_plan(model, to, output, options, plugins), plugins, progress)
+
+
+def carry_out(plan: Plan, plugins: Plugins, progress: Progress | None = None) -> ConvertReport:
+    """Write what the plan says. Nothing stands under a real name until it was read back and found equal to its source."""
+    if plan.size > plan.free:
+        raise ConversionError(
+            f"{plan.directory} has {plan.free:,} bytes free, the output takes {plan.size:,}", "name another place with -o PATH"
+        )
+    started = time.monotonic()
+    stages: dict[str, float] = {}
+    os.makedirs(plan.directory, exist_ok=True)
+    with Scratch(plan.directory) as scratch:
+        name = os.path.basename(plan.output)
+        target = os.path.join(scratch.output, name)
+        stamp = time.monotonic()
+        with Handles(scratch=scratch.path) as handles:
+            written = _write(plan, target, handles, progress)
+        stages["write"] = time.monotonic() - stamp
+        # The bytes are in the page cache: comparing them and pushing them to the disk go on side by side.
+        stamp = time.monotonic()
+        with ThreadPoolExecutor(1, thread_name_prefix="modelhub-sync") as syncing:
+            synced = syncing.submit(_sync, scratch.output, written.files, plan)
+            found = _read_back(plan, target, written, plugins, progress) if plan.options.verify else None
+            synced.result()
+        stages["verify and sync" if found else "sync"] = time.monotonic() - stamp
+        names = [name] if not plan.format.extension else _last_things_last(written.files, plan)
+        _check_replaceable(plan, plugins)
+        scratch.publish(names, replace=plan.options.force)
+    files = tuple(os.path.join(plan.output if not plan.format.extension else plan.directory, file) for file in written.files)
+    size = sum(os.path.getsize(file) for file in files)
+    shown = plan.output if plan.output in files or not plan.format.extension else files[0]
+    return ConvertReport(plan, shown, files, size, time.monotonic() - started, found is not None, found, written, stages)
+
+
+def _write(plan: Plan, target: str, handles: Handles, progress: Progress | None) -> Written:
+    options = WriteOptions(
+        name=_stem(plan),
+        max_shard_size=plan.options.max_shard_size,
+        extra=plan.options.extra,
+    )
+    tell = (lambda n: progress("write", n)) if progress else None
+    return write_checkpoint(
+        plan.format, plan.table, target, options, threads=plan.options.threads, progress=tell, handles=handles, sync=False
+    )
+
+
+def _stem(plan: Plan) -> str:
+    name = os.path.basename(plan.output)
+    return name.removesuffix(plan.format.extension) if plan.format.extension else name
+
+
+def _sync(directory: str, files: list[str], plan: Plan) -> None:
+    base = directory if plan.format.extension else os.path.join(directory, os.path.basename(plan.output))
+    folders = {base}
+    for file in files:
+        path = os.path.join(base, file)
+        folders.add(os.path.dirname(path))
+        _fsync(path)
+    for folder in folders:
+        _fsync(folder)
+
+
+def _fsync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _last_things_last(files: list[str], plan: Plan) -> list[str]:
+    """Shards first, what names them (an index) last: a reader never sees an index without its shards."""
+    return sorted(files, key=lambda file: not file.endswith(plan.format.extension))
+
+
+def _check_replaceable(plan: Plan, plugins: Plugins) -> None:
+    """``--force`` replaces a directory only where it is a checkpoint itself: a slip of the pen must not cost a home directory."""
+    if os.path.isdir(plan.output) and os.listdir(plan.output):
+        try:
+            found = inspect_path(plan.output, plugins.formats)
+        except Exception as error:
+            raise ConversionError(
+                f"{plan.output} is a directory that holds no checkpoint: it is not replaced", "-o PATH names another place"
+            ) from error
+        strange = {os.path.join(plan.output, name) for name in os.listdir(plan.output)} - set(found.files)
+        if found.format != plan.format.name or strange:
+            raise ConversionError(
+                f"{plan.output} holds more than a {plan.format.name} checkpoint: it is not replaced",
+                "-o PATH names another place",
+            )
+
+
+# --- reading back -------------------------------------------------------------------------------------------------
+
+
+def _read_back(plan: Plan, target: str, written: Written, plugins: Plugins, progress: Progress | None) -> Found:
+    """Open the output with its format's own reader, and compare every tensor with the expression it was to be."""
+    base = target if not plan.format.extension else os.path.dirname(target)
+    first = target if os.path.lexists(target) else os.path.join(base, written.files[0])
+    found = inspect_path(first, plugins.formats)
+    if found.state != "ready" or plan.format.name not in (found.format, found.container):
+        raise VerificationError(
+            f"the output reads back as {found.format or 'unknown'}, {found.state}: {found.reason}", "please report this"
+        )
+    table = found.load_table()
+    wanted = {tensor.name: tensor for tensor in plan.table.tensors}
+    _same_table(wanted, table)
+    tell = (lambda n: progress("verify", n)) if progress else None
+    pairs = []
+    for name, tensor in wanted.items():
+        have = table.by_name[name]
+        if cast_source(tensor)[0] is not None and name in written.checksums and isinstance(have.value, Extent):
+            _same_checksums(have, written, tell)
+        else:
+            pairs.append((tensor, have))
+    differ = equal_tables(pairs, threads=plan.options.threads, progress=tell)
+    if differ:
+        more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
+        raise VerificationError(
+            f"tensor {differ[0]}{more} reads back with other bytes than its source has", "the disk or the memory may be failing"
+        )
+    return found
+
+
+def _same_table(wanted: Mapping[str, Tensor], table: Table) -> None:
+    ties = set(table.by_name) - set(wanted)
+    if missing := [name for name in wanted if name not in table.by_name]:
+        raise VerificationError(f"tensor {missing[0]} is not in the output", "please report this")
+    if extra := [name for name in ties if table.ties.get(name) is None]:
+        raise VerificationError(f"tensor {extra[0]} is in the output, but not in its source", "please report this")
+    for name, tensor in wanted.items():
+        have = table.by_name[name]
+        if (have.dtype, have.shape) != (tensor.dtype, tensor.shape):
+            raise VerificationError(
+                f"tensor {name} reads back as {have.dtype} {list(have.shape)}, {tensor.dtype} {list(tensor.shape)} was written",
+                "please report this",
+            )
+
+
+def _same_checksums(have: Tensor, written: Written, tell: Callable[[int], None] | None) -> None:
+    """An encoded tensor: its pieces must lie where its reader finds it, and hold the bytes that were encoded."""
+    extent = have.value
+    assert isinstance(extent, Extent)
+    covered = 0
+    with Handles() as handles:
+        for path, offset, nbytes, crc in written.checksums[have.name]:
+            inside = extent.offset <= offset and offset + nbytes <= extent.offset + extent.nbytes
+            if not inside or not os.path.samefile(path, extent.file) or _crc(handles.fd(path), offset, nbytes, path) != crc:
+                raise VerificationError(
+                    f"tensor {have.name} reads back with other bytes than were written", "the disk or the memory may be failing"
+                )
+            covered += nbytes
+            if tell:
+                tell(nbytes)
+    if covered != tensor_nbytes(have):
+        raise VerificationError(
+            f"tensor {have.name}: {covered} bytes were written, {tensor_nbytes(have)} are read back", "please report this"
+        )
+
+
+def _crc(fd: int, offset: int, nbytes: int, what: str) -> int:
+    crc, buffer = 0, bytearray(min(nbytes, 4 << 20))
+    while nbytes:
+        view = memoryview(buffer)[: min(nbytes, len(buffer))]
+        pread_into(fd, view, offset, what)
+        crc = zlib.crc32(view, crc)
+        offset, nbytes = offset + len(view), nbytes - len(view)
+    return crc

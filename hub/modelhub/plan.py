@@ -1,0 +1,266 @@
+"""From what is there to what is wanted, said before anything is done: route, output, size, free space, what is lost.
+
+A plan's table is the whole conversion: each tensor of the output with the expression it comes from. Making one reads no weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+from modelhub import ops
+from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError
+from modelhub.model import Model, printable
+from modelhub.plugins import Plugins
+from modelhub.table import Table, tensor_nbytes
+from modelhub.types import Conversion, Format, Metadata, Program, Recipe, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """What the user asked for besides source, target and place. ``threads``: None for one a core. ``max_shard_size`` in bytes, 0: one file."""
+
+    force: bool = False
+    threads: int | None = None
+    max_shard_size: int = 0
+    verify: bool = True
+    strict: bool = False
+    skip_unsupported: bool = False
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A conversion, decided. ``table``: the output's tensors (dtypes as stored there), each with the expression that yields it.
+    ``size``: bytes the output's tensors will take; ``free``: bytes free where it goes. ``losses``: what the output cannot say, in words."""
+
+    source: Model
+    format: Format
+    recipe: Recipe | None
+    output: str
+    table: Table
+    route: tuple[str, ...]
+    size: int
+    free: int
+    losses: tuple[str, ...]
+    options: ConvertOptions
+    program: Program | None = None
+
+    @property
+    def directory(self) -> str:
+        """The directory that the output's name will stand in."""
+        return os.path.dirname(self.output) or "."
+
+    @property
+    def changed(self) -> Mapping[str, tuple[str, str]]:
+        """Tensors whose dtype changes: name -> (from, to)."""
+        before = {tensor.name: tensor.dtype for tensor in self.source.table().logical}
+        return {
+            tensor.name: (before[tensor.name], tensor.dtype)
+            for tensor in self.table.tensors
+            if before.get(tensor.name, tensor.dtype) != tensor.dtype
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": printable(self.source.absolute_path),
+            "output": printable(self.output),
+            "format": self.format.name,
+            "recipe": self.recipe.name if self.recipe else None,
+            "route": list(self.route),
+            "size": self.size,
+            "free": self.free,
+            "losses": list(self.losses),
+            "tensors": [
+                {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "nbytes": tensor_nbytes(t), "from": _origin(t)}
+                for t in self.table.tensors
+            ],
+        }
+
+
+def _origin(tensor: Tensor) -> Any:
+    return None if tensor.value is None else ops.to_json(tensor.value)
+
+
+def parse_target(to: str, plugins: Plugins) -> tuple[Format, Recipe | None]:
+    """``FORMAT[:RECIPE]``. UsageError names what there is."""
+    name, _, recipe_name = to.partition(":")
+    target = plugins.formats.get(name.lower())
+    if target is None:
+        known = ", ".join(sorted(format.name for format in plugins.formats.values() if format.create))
+        raise UsageError(f"there is no format called {name!r}", f"formats that can be written: {known}")
+    if target.create is None and not any(edge.target == target.name for edge in plugins.conversions):
+        missing = target.unavailable.get("create", "")
+        if missing:
+            raise MissingCapability(f"{target.title} cannot be written here", missing)
+        raise UsageError(f"{target.title} can be read, not written")
+    if not recipe_name:
+        return target, None
+    recipes = {recipe.name: recipe for recipe in plugins.recipes if not recipe.formats or target.name in recipe.formats}
+    recipe = recipes.get(recipe_name.lower())
+    if recipe is None:
+        raise UsageError(f"{target.name} has no recipe called {recipe_name!r}", f"it has: {', '.join(sorted(recipes))}")
+    return target, recipe
+
+
+def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions, plugins: Plugins) -> Plan:
+    """Decide a conversion. Raises UsageError for a target that does not exist, ConversionError for one that cannot be reached."""
+    target, recipe = parse_target(to, plugins)
+    if model.state in ("invalid", "unsupported", "incomplete", "missing", "offline", "quarantined"):
+        hint = "`modelhub verify` says more" if model.state == "invalid" else ""
+        raise ConversionError(f"{model.name} cannot be converted: it is {model.state}: {model.reason}", hint)
+    source = model.table()
+    if not source.tensors:
+        raise ConversionError(f"{model.name} has no tensors to convert", "`modelhub show` lists what was read of it")
+    losses: list[str] = []
+    edge = _edge(model, target, plugins)
+    route = (model.format, target.name)
+    program = edge if isinstance(edge, Program) else None
+    derived = edge.derive([source], dict(options.extra)) if isinstance(edge, Conversion) else _carry(model, source, target)
+    if program is None:
+        derived = _encode(derived, target, recipe, options, losses)
+        derived = _tie(derived, target, losses)
+    _note_losses(source, derived, losses)
+    path = _place(model, target, recipe, output)
+    size = (
+        program.memory_estimate(source)
+        if program and program.memory_estimate
+        else sum(tensor_nbytes(t) for t in _unique(derived, target))
+    )
+    _check_place(path, model, target, options)
+    return Plan(
+        model, target, recipe, path, derived, route, size, free_space(os.path.dirname(path)), tuple(losses), options, program
+    )
+
+
+def _edge(model: Model, target: Format, plugins: Plugins) -> Conversion | Program | None:
+    """The declared conversion for this pair, derived ones first; None: a plain copy of tensors."""
+    fitting = [
+        edge for edge in plugins.conversions if edge.target == target.name and edge.source in (model.format, model.container)
+    ]
+    return min(fitting, key=lambda edge: isinstance(edge, Program), default=None)
+
+
+def _carry(model: Model, source: Table, target: Format) -> Table:
+    """A plain copy: the logical tensors and the container's free metadata; what describes a format stays with it."""
+    same = model.format == target.name
+    metadata = Metadata(
+        values=source.metadata.values, stored=source.metadata.stored, container=source.metadata.container if same else ""
+    )
+    return Table(source.logical, metadata, source.files)
+
+
+def _encode(table: Table, target: Format, recipe: Recipe | None, options: ConvertOptions, losses: list[str]) -> Table:
+    """Give every tensor the dtype that the recipe chose for it, and check that the target can hold it."""
+    tensors, foreign, dropped = [], {}, []
+    for tensor in table.tensors:
+        if tensor.value is None:
+            dropped.append(tensor)
+            continue
+        chosen = recipe.choose(tensor, table) if recipe else None
+        if chosen and chosen != tensor.dtype:
+            try:
+                node = ops.cast(tensor.value, tensor.dtype, tensor.shape, chosen)
+            except ValueError as error:
+                raise ConversionError(f"tensor {tensor.name}: {error}", "another recipe may fit") from error
+            tensor = tensor._replace(dtype=chosen, value=node)
+        if target.dtypes and tensor.dtype not in target.dtypes:
+            foreign[tensor.name] = tensor.dtype
+        tensors.append(tensor._replace(view="both"))
+    if dropped and not options.skip_unsupported:
+        first = dropped[0]
+        more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
+        raise ConversionError(
+            f"tensor {first.name} cannot be converted: it is a {first.unsupported}{more}",
+            "--skip-unsupported leaves such tensors out",
+        )
+    losses += [f"left out: {tensor.name}, a {tensor.unsupported}" for tensor in dropped]
+    if foreign:
+        name, dtype = next(iter(foreign.items()))
+        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        raise ConversionError(
+            f"{target.name} cannot hold {dtype}: tensor {name}{more}", f"a recipe changes dtypes: --to {target.name}:f32"
+        )
+    return replace(table, tensors=tuple(tensors))
+
+
+def _tie(table: Table, target: Format, losses: list[str]) -> Table:
+    """Where the target cannot share bytes, a tie is stored once and noted in the metadata, as name -> name of the one kept."""
+    ties = table.ties
+    if not ties or target.sharing != "none":
+        return table
+    for name, kept in ties.items():
+        losses.append(f"{name} shares the bytes of {kept}: stored once, noted in the metadata")
+    stored = {**table.metadata.stored, **ties}
+    tensors = tuple(tensor for tensor in table.tensors if tensor.name not in ties)
+    return Table(tensors, replace(table.metadata, stored=stored), table.files)
+
+
+def _note_losses(source: Table, derived: Table, losses: list[str]) -> None:
+    aside = [tensor for tensor in source.stored if tensor.view == "stored"]
+    parts = {id(tensor): tensor.name for tensor in aside if tensor.name not in source.by_name}
+    if parts:
+        names = list(parts.values())
+        losses.append(
+            f"not part of the model, left behind: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        )
+
+
+def _unique(table: Table, target: Format) -> list[Tensor]:
+    ties = table.ties if target.sharing != "none" else {}
+    return [tensor for tensor in table.tensors if tensor.name not in ties]
+
+
+# --- the place ----------------------------------------------------------------------------------------------------
+
+
+def _place(model: Model, target: Format, recipe: Recipe | None, output: str | None) -> str:
+    """Where the output goes: ``-o``, a default name in the directory that ``-o`` is, or a default name beside the source."""
+    source = model.absolute_path.rstrip("/")
+    stem = os.path.basename(source) if os.path.isdir(source) else os.path.splitext(os.path.basename(source))[0]
+    name = (model.name.rsplit("/", 1)[-1] or stem) + (f".{recipe.name}" if recipe else "")
+    if not target.extension and (output is None or output.endswith("/")) and not recipe and os.path.isdir(source):
+        name += f"-{target.name}"
+    if output is None:
+        return os.path.join(os.path.dirname(os.path.abspath(source)), name + target.extension)
+    if target.extension and (output.endswith("/") or os.path.isdir(output)):
+        return os.path.join(os.path.abspath(output), name + target.extension)
+    return os.path.abspath(output)
+
+
+def _check_place(path: str, model: Model, target: Format, options: ConvertOptions) -> None:
+    """Refuse an output that is its own source, that is there already, or whose directory cannot be written."""
+    real = os.path.realpath(path)
+    sources = {os.path.realpath(file) for file in model.file_paths} | {os.path.realpath(model.absolute_path)}
+    if real in sources or any(real.startswith(file + "/") or file.startswith(real + "/") for file in sources):
+        raise ConversionError(f"{path} is the source itself, or holds it", "-o PATH names another place")
+    if any(os.path.exists(path) and os.path.samefile(path, file) for file in sources if os.path.exists(file)):
+        raise ConversionError(f"{path} is a link to the source", "-o PATH names another place")
+    if os.path.lexists(path) and not options.force:
+        raise OutputExists(f"{path} is there already", "--force replaces it, -o PATH names another place")
+    if os.path.isdir(path) and target.extension:
+        raise ConversionError(f"{path} is a directory", "-o PATH names another place")
+    parent = os.path.dirname(path)
+    while not os.path.isdir(parent):
+        parent = os.path.dirname(parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConversionError(f"{parent} cannot be written to", "name another place with -o PATH")
+
+
+def free_space(directory: str) -> int:
+    """Bytes free for us in ``directory``, or in what will hold it."""
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    info = os.statvfs(directory)
+    return info.f_bavail * info.f_frsize
+
+
+Progress = Callable[[int], None]
+
+
+def elements(table: Table) -> int:
+    """Elements over the tensors of a plan's table."""
+    return sum(prod(tensor.shape) for tensor in table.tensors)
