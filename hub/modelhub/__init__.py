@@ -60,7 +60,8 @@ _PUBLIC = {
     **dict.fromkeys(
         (
             "Check", "Codec", "Conversion", "CopyFile", "Detection", "Event", "Extent", "Finding", "Format", "Inline",
-            "Metadata", "Node", "Op", "Patch", "Placed", "Program", "Put", "Recipe", "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions", "Writer",
+            "Metadata", "Node", "Op", "Patch", "Placed", "Program", "Put", "Recipe", "Rejected", "StartFile",
+            "Tail", "Tensor", "WriteOptions", "Writer",
         ),
         "types",
     ),

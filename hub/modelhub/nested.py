@@ -31,9 +31,9 @@ def read_as(format_name: str, checkpoint: Checkpoint, files: Sequence[str]) -> I
 
 
 def write_as(format_name: str, table: Table, options: WriteOptions) -> Writer:
-    """The pieces of ``table`` in the format called ``format_name``, for use inside a `Format.create`: ``yield from write_as(...)``.
-    Every file has its `StartFile`; a single one is called ``options.name`` and the format's extension. `MissingCapability` where no
-    loaded plugin writes that format."""
+    """The pieces of ``table`` in the format called ``format_name``, for use inside a `Format.create` as in
+    ``yield from write_as(...)``. Every file has its `StartFile`; a single one is called ``options.name`` and the format's
+    extension. `MissingCapability` where no loaded plugin writes that format."""
     format = plugins.get().formats.get(format_name)
     if format is None or format.create is None:
         raise MissingCapability(f"no loaded plugin writes {format_name}", "see: modelhub plugins")

@@ -77,7 +77,7 @@ def parse(file: File) -> Header:
 
     stored = _stored(file, entries.pop("__metadata__", None)) if "__metadata__" in entries else {}
     # A name that stands twice has its key in the text and not in the dict. Without backslashes every quote delimits
-    # a string, and an entry has five (its name, three keys, the dtype): counting quotes tells. If they do not add up, look closely.
+    # a string, and an entry has five (name, three keys, dtype): counting quotes tells, and where they do not add up we look.
     strings = 5 * len(entries) + (1 + 2 * len(stored) if b'"__metadata__"' in raw else 0)
     if b"\\" in raw or raw.count(b'"') != 2 * strings:
         _reject_duplicates(file, raw)

@@ -1,0 +1,88 @@
+"""How a checkpoint was quantized, from ``quantization_config`` and its older relatives: what people call it, and its settings.
+
+The label only: the packed words are listed as they are stored. (transformers ``utils/quantization_config.py`` names the methods and
+their fields; ``quantize_config.json`` is AutoGPTQ's and ``quant_config.json`` AutoAWQ's file of before.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modelhub_huggingface.config import is_count, text
+
+OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+
+def quantization(
+    config: Mapping[str, Any], older: Mapping[str, Any] | None = None, older_method: str = ""
+) -> tuple[str, dict[str, Any]]:
+    """(precision label, settings); ("", {}) where the weights are plain. ``older``: the contents of one of `OLDER_FILES`."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(found, dict):
+        inner = config.get("text_config")
+        found = inner.get("quantization_config") if isinstance(inner, dict) else None
+    method = ""
+    if not isinstance(found, dict):
+        if isinstance(config.get("quantization"), dict):  # mlx-lm
+            found, method = config["quantization"], "mlx"
+        elif older:
+            found, method = dict(older), older_method
+        else:
+            return "", {}
+    method = (text(found.get("quant_method")) or method).lower() or _guess(found)
+    settings: dict[str, Any] = {"method": method}
+    bits = _bits(found)
+    group = next(
+        (found[key] for key in ("group_size", "q_group_size") if type(found.get(key)) is int and abs(found[key]) < 1 << 31), None
+    )
+    if method == "compressed-tensors":
+        kind, bits, group = _compressed(found)
+        label = kind
+    elif method == "bitsandbytes":
+        kind = (text(found.get("bnb_4bit_quant_type")) or "fp4").upper() if found.get("load_in_4bit") is True else "INT8"
+        bits, label = (4 if found.get("load_in_4bit") is True else 8), f"BNB-{kind}"
+    elif method in ("fp8", "fbgemm_fp8", "finegrained_fp8"):
+        bits, label = 8, "FP8"
+    elif method == "mxfp4":
+        bits, label = 4, "MXFP4"
+    elif method == "modelopt":
+        label = text(found.get("quant_algo")).upper() or "MODELOPT"
+    else:
+        label = f"{method.upper()}-INT{bits}" if bits else method.upper()
+    if bits:
+        settings["bits"] = bits
+    if group is not None:
+        settings["group_size"] = group
+    if isinstance(found.get("desc_act"), bool):
+        settings["desc_act"] = found["desc_act"]
+    return label or method.upper(), settings
+
+
+def _guess(found: Mapping[str, Any]) -> str:
+    if any(isinstance(found.get(key), bool) for key in ("load_in_4bit", "load_in_8bit")):
+        return "bitsandbytes"
+    return "quantized"
+
+
+def _bits(found: Mapping[str, Any]) -> int:
+    for key in ("bits", "w_bit", "nbits", "num_bits", "weight_bits"):
+        value = found.get(key)
+        if is_count(value) and 0 < value <= 64:
+            return value
+    return 0
+
+
+def _compressed(found: Mapping[str, Any]) -> tuple[str, int, int | None]:
+    """(label, bits, group size) of the first group's weights in a compressed-tensors configuration."""
+    groups = found.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    weights = first.get("weights") if isinstance(first, dict) else None
+    if not isinstance(weights, dict):
+        return "", 0, None
+    bits = _bits(weights)
+    group = weights.get("group_size")
+    if text(found.get("format")).startswith("nvfp4"):
+        return "NVFP4", bits, group if is_count(group) else None
+    kind = {"float": "FP", "int": "INT"}.get(text(weights.get("type")), "")
+    return (f"{kind}{bits}" if kind and bits else ""), bits, group if is_count(group) else None

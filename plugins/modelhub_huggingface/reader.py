@@ -1,0 +1,70 @@
+"""Reads a Hugging Face directory: what its documents say, and the tensors by the reader of the container that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from modelhub import Checkpoint, FileProblem, Finding, Metadata, Tensor, read_as, read_json
+
+from modelhub_huggingface.card import read_card
+from modelhub_huggingface.config import describe
+from modelhub_huggingface.layout import CONFIG, CONTAINERS, MAX_CONFIG, cache_name
+from modelhub_huggingface.quantization import OLDER_FILES, quantization
+
+
+def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
+    """The tensors and findings of the container as they are, and one `Metadata` for the whole."""
+    config = read_json(checkpoint.open(CONFIG), limit=MAX_CONFIG)
+    values = describe(config)
+    precision, settings = _quantization(checkpoint, config)
+    if settings:
+        values["quantization"] = settings
+    values.update(_beside(checkpoint))
+
+    container, weights = weights_of(checkpoint.directory, checkpoint.files)
+    stored: dict[str, str] = {}
+    if weights:
+        for record in read_as(container, checkpoint, weights):
+            if isinstance(record, Metadata):
+                stored.update(record.stored)
+                values = {**record.values, **values}
+                precision = precision or record.precision
+            else:
+                yield record
+    yield Metadata(values=values, stored=stored, container=container, precision=precision)
+
+
+def weights_of(directory: str, files: tuple[str, ...]) -> tuple[str, list[str]]:
+    """(container, its shards and index) among a checkpoint's files; an empty list where only the index is there."""
+    prefix = directory.rstrip("/") + "/"
+    for container in CONTAINERS:
+        weights = [path for path in files if path.endswith(container.suffix) and "/" not in path[len(prefix) :]]
+        if weights:
+            index = f"{container.suffix}.index."
+            return container.format, weights + [path for path in files if index in path[len(prefix) :] and path.endswith(".json")]
+    named = [container.format for container in CONTAINERS for path in files if f"{container.suffix}.index." in path]
+    return (named[0] if named else ""), []
+
+
+def _quantization(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    for name, method in OLDER_FILES.items():
+        if name in checkpoint:
+            try:
+                return quantization(config, read_json(checkpoint.open(name), limit=MAX_CONFIG), method)
+            except FileProblem:
+                continue  # the weights do not need it; config.json may say the same
+    return quantization(config)
+
+
+def _beside(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the documents beside the configuration say."""
+    values: dict[str, Any] = {}
+    if "README.md" in checkpoint:
+        values.update(read_card(checkpoint.open("README.md")))
+    if "modules.json" in checkpoint:
+        values["library"] = "sentence-transformers"
+    name, revision = cache_name(checkpoint.directory)
+    if revision:
+        values.update(repository=name, revision=revision)
+    return values

@@ -1,0 +1,93 @@
+"""Lays out a Hugging Face directory: the weights as safetensors, and the source's configuration, tokenizer and documents beside them.
+
+The configuration is the source's own. Only its dtype is changed, and only where a recipe changed the weights': ``from_pretrained``
+loads into the dtype that the configuration names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from modelhub import CopyFile, File, ModelhubError, Node, StartFile, Table, WriteOptions, Writer, read_json, write_as
+
+from modelhub_huggingface.layout import CONFIG, MAX_CONFIG
+
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+"""What torch calls the dtypes that a model's weights may have as a whole."""
+_KEYS = ("dtype", "torch_dtype")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+
+
+def create(table: Table, options: WriteOptions) -> Writer:
+    """``model.safetensors`` or shards with an index, ``config.json`` and whatever stood beside it. `ModelhubError` where the source has no
+    configuration: one cannot be made up from tensors."""
+    directory = _source_directory(table)
+    yield from write_as("safetensors", table, replace(options, name="model"))
+    for name in _documents(directory, table):
+        source = os.path.join(directory, name)
+        changed = _config_of_recipe(source, table) if name == CONFIG else None
+        if changed is None:
+            yield CopyFile(name, source)
+        else:
+            yield StartFile(name)
+            yield json.dumps(changed, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _source_directory(table: Table) -> str:
+    """Where the source's ``config.json`` stands: the uppermost one among its files."""
+    configs = [path for path in table.files if os.path.basename(path) == CONFIG]
+    if not configs:
+        raise ModelhubError(
+            "a Hugging Face directory needs a config.json, and the source has none",
+            "convert to safetensors instead, or put the model's config.json beside its weights and convert the directory",
+        )
+    return os.path.dirname(min(configs, key=lambda path: path.count("/")))
+
+
+def _documents(directory: str, table: Table) -> Iterator[str]:
+    """The source's files that are no weights, relative to its directory."""
+    prefix = directory.rstrip("/") + "/"
+    for path in table.files:
+        if path.startswith(prefix) and not path.endswith(_WEIGHTS) and not (".index." in path and path.endswith(".json")):
+            yield path[len(prefix) :]
+
+
+def _config_of_recipe(path: str, table: Table) -> dict[str, Any] | None:
+    """The configuration with the dtype that a recipe gave the weights; None where it can stay as it is."""
+    if not any(isinstance(tensor.value, Node) and tensor.value.op == "cast" for tensor in table.logical):
+        return None
+    count: Counter[str] = Counter()
+    for tensor in table.logical:
+        if tensor.dtype in DTYPES:
+            count[tensor.dtype] += prod(tensor.shape)
+    with File(path) as file:
+        config = read_json(file, limit=MAX_CONFIG)
+    dtype = DTYPES[count.most_common(1)[0][0]] if count else ""
+    if not dtype or not _set_dtype(config, dtype):
+        return None
+    return config
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
+    """Whether anything was changed. Nested configurations (text, vision) name a dtype of their own."""
+    changed = False
+    for key in _KEYS:
+        if isinstance(config.get(key), str) and config[key] != dtype:
+            config[key] = dtype
+            changed = True
+    for inner in config.values():
+        if isinstance(inner, dict):
+            for key in _KEYS:
+                if isinstance(inner.get(key), str) and inner[key] != dtype:
+                    inner[key] = dtype
+                    changed = True
+    return changed
