@@ -257,10 +257,9 @@ def _serve(channel: int, handle: int, memory: int, parent: int, mask: Any) -> No
     _limit_memory(memory)
     connection = Connection(channel)
     keep: dict[int, Any] = {}
-    content: Any
     while True:
         try:
-            kind, seconds, *content = pickle.loads(connection.recv_bytes())  # noqa: S301 - our own parent's message
+            kind, seconds, content = pickle.loads(connection.recv_bytes())  # noqa: S301 - our own parent's message
         except (EOFError, OSError):
             os._exit(0)
         # The parent stops a worker that stands still; this is for the case that the parent is gone.
@@ -272,7 +271,8 @@ def _serve(channel: int, handle: int, memory: int, parent: int, mask: Any) -> No
                 function, args = content
                 answer = True, function(*args)
             else:
-                answer = True, workers.serve_inspect(keep, *content, mark)
+                listings, parts, keep_next = content
+                answer = True, workers.serve_inspect(keep, listings, parts, keep_next, mark)
         except ModelhubError as error:
             answer = False, error
         except Exception as error:  # noqa: BLE001 - it is reported in the parent

@@ -179,7 +179,7 @@ class ParsePool:
         The function is one of a module, and all that goes in and out can be pickled. What it raises is raised here where it is a
         `ModelhubError`, else as a `PluginError`; a crash or a hang is a `PluginError` too."""
         limit = self.seconds if seconds is None else seconds
-        payload = pickle.dumps(("call", limit, function, args), pickle.HIGHEST_PROTOCOL)
+        payload = pickle.dumps(("call", limit, (function, args)), pickle.HIGHEST_PROTOCOL)
         call = _Call()
         slot = next((slot for slot in self._slots if not slot.given), None) or self._new_slot()
         try:
@@ -268,7 +268,7 @@ class ParsePool:
         parts = [(part.job.number, part.only, part.blamed) for part in batch]
         # A worker keeps the listings of directories that come in parts, and no others.
         keep = {part.job.number for part in batch if part.job.split}
-        message = ("inspect", self.seconds, {number: task[:3] for number, task in listings.items()}, parts, keep)
+        message = ("inspect", self.seconds, ({number: task[:3] for number, task in listings.items()}, parts, keep))
         payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         if len(payload) > SMALL_MESSAGE and slot.given:
             slot.worker.later.append(payload)
