@@ -1,0 +1,336 @@
+"""Levels of checking a checkpoint, each with findings in words.
+
+``structure``: it is parsed afresh, extents and sizes are checked, the format's own checks run. ``safety``: what opening it elsewhere would execute.
+``digest``: SHA-256 against what an earlier read recorded, or against a list. ``values``: every weight is read: NaN, infinity. ``runnable``:
+the format's own runtime opens it. Without a level: structure and safety, which read no weights.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from modelhub import dtypes, home
+from modelhub.errors import ModelhubError, PluginError, UsageError
+from modelhub.files import Checkpoint
+from modelhub.found import Found
+from modelhub.model import Model, finding_json, printable
+from modelhub.table import Table
+from modelhub.types import Check, Extent, Finding, Format
+
+if TYPE_CHECKING:
+    from modelhub.catalog import Catalog
+    from modelhub.plugins import Plugins
+    from modelhub.workers import ParsePool
+
+LEVELS = ("structure", "safety", "digest", "values", "runnable")
+DEFAULT = ("structure", "safety")
+SUMS_LINE = re.compile(rb"^\\?([0-9a-fA-F]{64}) [ *](.+)$")
+MAX_SUMS = 64 << 20
+Progress = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What was checked and what was found. ``ok``: no finding is an error or unsafe. ``bytes``: how much of the weights was read."""
+
+    model: Model
+    level: str
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+    bytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not any(finding.severity in ("error", "unsafe") for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model.id or printable(self.model.absolute_path),
+            "name": printable(self.model.name),
+            "ok": self.ok,
+            "level": self.level,
+            "findings": [finding_json(finding) for finding in self.findings],
+            "seconds": round(self.seconds, 3),
+            "bytes": self.bytes,
+        }
+
+
+def levels_of(level: str | None) -> tuple[str, ...]:
+    """The levels that ``--level`` asks for. UsageError for an unknown one."""
+    if level is None:
+        return DEFAULT
+    if level == "all":
+        return LEVELS
+    if level not in LEVELS:
+        raise UsageError(f"there is no level {level!r}", f"levels: {', '.join(LEVELS)}, all")
+    return (level,)
+
+
+def verify(
+    model: Model,
+    *,
+    plugins: Plugins,
+    pool: ParsePool,
+    level: str | None = None,
+    against: Model | str | None = None,
+    catalog: Catalog | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check one model. ``against``: another model, or the path of a file as ``sha256sum`` writes it; it adds the comparison to the levels."""
+    started = time.monotonic()
+    levels = levels_of(level)
+    report = VerifyReport(model, level or ("structure, safety" if against is None else "structure, safety, against"))
+    found = _look(model, pool, report, levels)
+    table = found.load_table() if found else Table(())
+    if found and found.state == "ready":
+        if "structure" in levels:
+            report.findings += check_sharing(table, plugins.formats.get(found.format))
+        report.findings += _run_checks(found, plugins, pool, levels)
+        if "values" in levels:
+            report.findings += check_values(table, _counting(report, progress))
+    if "digest" in levels:
+        report.findings += check_digests(model, catalog, report, progress)
+    if isinstance(against, str):
+        report.findings += check_sums(model, against, report, progress)
+    elif against is not None:
+        report.findings += check_equal(table, against, _counting(report, progress))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _counting(report: VerifyReport, progress: Progress | None) -> Progress:
+    def tell(n: int) -> None:
+        report.bytes += n
+        if progress:
+            progress(n)
+
+    return tell
+
+
+def _look(model: Model, pool: ParsePool, report: VerifyReport, levels: Sequence[str]) -> Found | None:
+    """Parse the model afresh, in a worker; what reading it has to say belongs to structure, or to safety."""
+    try:
+        found = pool.inspect_path(model.absolute_path)
+    except ModelhubError as error:
+        report.findings.append(Finding("structure", "error", str(error)))
+        return None
+    for finding in found.findings:
+        if ("safety" if finding.severity == "unsafe" else "structure") in levels:
+            report.findings.append(finding)
+    if found.state != "ready":
+        report.findings.append(Finding("structure", "error", f"{found.state}: {found.reason}"))
+    for tensor in found.load_table().tensors if found.table else ():
+        if tensor.unsupported and "structure" in levels:
+            report.findings.append(
+                Finding("structure", "info", f"not convertible: it is a {tensor.unsupported}", tensor=tensor.name)
+            )
+    return found
+
+
+# --- structure ----------------------------------------------------------------------------------------------------
+
+
+def check_sharing(table: Table, format: Format | None) -> Iterable[Finding]:
+    """Bytes that belong to several stored tensors, where the format does not allow that."""
+    sharing = format.sharing if format else "any"
+    if sharing == "any":
+        return
+    places = sorted(
+        (tensor.value.file, tensor.value.offset, tensor.value.nbytes, tensor.name)
+        for tensor in table.stored
+        if isinstance(tensor.value, Extent) and tensor.value.nbytes
+    )
+    file, end, owner, extent = "", 0, "", (0, 0)
+    for path, offset, nbytes, name in places:
+        if path == file and offset < end and not (sharing == "exact" and extent == (offset, nbytes)):
+            message = f"its bytes {offset} to {offset + nbytes} overlap those of {owner}, which end at {end}"
+            yield Finding("sharing", "error", message, tensor=name, file=path)
+        if path != file or offset + nbytes > end:
+            file, end, owner, extent = path, offset + nbytes, name, (offset, nbytes)
+
+
+def _run_checks(found: Found, plugins: Plugins, pool: ParsePool, levels: Sequence[str]) -> list[Finding]:
+    """The plugins' checks for this format and these levels, in a worker. One that cannot run says so."""
+    findings: list[Finding] = []
+    names = []
+    for check in plugins.checks:
+        if check.level not in levels or not {found.format, found.container} & set(check.formats):
+            continue
+        missing = [module for module in check.requires if find_spec(module) is None]
+        if missing:
+            extra = f"pip install '{home.distribution()}[{check.extra}]'" if check.extra else f"install {', '.join(missing)}"
+            findings.append(Finding(check.name, "info", f"not run, {', '.join(missing)} is not installed: {extra}"))
+        else:
+            names.append(check.name)
+    if "runnable" in levels and not any(check.level == "runnable" and found.format in check.formats for check in plugins.checks):
+        findings.append(Finding("runnable", "info", f"nothing here can run {found.format} checkpoints: not checked"))
+    for name in names:
+        try:
+            for finding in pool.call(run_check, found, name):
+                if finding not in findings and finding not in found.findings:
+                    findings.append(finding)
+        except ModelhubError as error:
+            findings.append(Finding(name, "error", f"the check failed: {error}"))
+    return findings
+
+
+def run_check(found: Found, name: str) -> list[Finding]:
+    """Run one plugin's check; called in a worker."""
+    from modelhub import plugins
+
+    check: Check = next(check for check in plugins.get().checks if check.name == name)
+    checkpoint = Checkpoint(found.path, found.files, name=found.name, missing=found.missing)
+    try:
+        return list(check.run(checkpoint, found.load_table()))
+    except ModelhubError as error:
+        return [Finding(name, "error", str(error))]
+    except Exception as error:
+        raise PluginError(f"{name} failed: {type(error).__name__}: {error}") from error
+    finally:
+        checkpoint.close()
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+def check_values(table: Table, progress: Progress | None = None) -> list[Finding]:
+    """Read every weight: NaN and infinity are warnings, for some models mean them."""
+    from modelhub.engine.values import Handles
+
+    with Handles() as handles, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = [item for part in pool.map(lambda tensor: _values_of(tensor, handles, progress), table.logical) for item in part]
+        handles.check_unchanged()
+    return found
+
+
+def _values_of(tensor: Any, handles: Any, progress: Progress | None) -> list[Finding]:
+    import numpy as np
+
+    from modelhub import codecs
+    from modelhub.engine.values import tensor_chunks
+
+    dtype, codec = dtypes.get(tensor.dtype), codecs.find(tensor.dtype)
+    if tensor.value is None or dtype.kind not in ("float", "complex", "quantized") or codec is None or not prod(tensor.shape):
+        return []
+    nan = infinite = 0
+    try:
+        for chunk in tensor_chunks(tensor, handles):
+            values = codec.decode(chunk, len(chunk) // dtype.block_bytes * dtype.block)
+            if not np.isfinite(values).all():
+                nan += int(np.isnan(values).sum())
+                infinite += int(np.isinf(values).sum())
+            if progress:
+                progress(len(chunk))
+    except ModelhubError as error:
+        return [Finding("values", "error", str(error), tensor=tensor.name)]
+    parts = [f"{count} {what}" for count, what in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return (
+        [Finding("values", "warning", f"{' and '.join(parts)} of {prod(tensor.shape)} values", tensor=tensor.name)]
+        if parts
+        else []
+    )
+
+
+# --- digests ------------------------------------------------------------------------------------------------------
+
+
+def check_digests(model: Model, catalog: Catalog | None, report: VerifyReport, progress: Progress | None) -> Iterable[Finding]:
+    """SHA-256 of every file against what an earlier read recorded; what is new is recorded."""
+    from modelhub.digest import digest_files
+
+    digests = digest_files(model.file_paths, progress=_counting(report, progress))
+    known = catalog.file_digests(model) if catalog and model.id else {}
+    fresh = []
+    for digest in digests:
+        before = known.get(digest.path)
+        if before is None:
+            fresh.append(digest)
+        elif before != digest.sha256:
+            message = (
+                f"SHA-256 is {digest.sha256.hex()}, {before.hex()} was recorded for the same size and time: the bytes have rotted"
+            )
+            yield Finding("digest", "error", message, file=digest.path)
+    if catalog and model.id:
+        catalog.record_file_digests(model, digests if not known else fresh)
+    for digest in fresh:
+        what = (
+            "recorded, there was nothing to compare with"
+            if catalog and model.id
+            else "not in the catalog, nothing to compare with"
+        )
+        yield Finding("digest", "info", f"SHA-256 {digest.sha256.hex()}: {what}", file=digest.path)
+
+
+def check_sums(model: Model, path: str, report: VerifyReport, progress: Progress | None) -> Iterable[Finding]:
+    """Every file of the model against a list as ``sha256sum`` writes it, by the path's longest matching end."""
+    from modelhub.digest import digest_files
+
+    sums = read_sums(path)
+    for digest in digest_files(model.file_paths, progress=_counting(report, progress)):
+        name = os.fsencode(os.path.relpath(digest.path, os.path.dirname(os.path.abspath(path))))
+        base = os.fsencode(os.path.basename(digest.path))
+        wanted = sums.get(name) or sums.get(base)
+        if wanted is None:
+            yield Finding("against", "warning", f"{os.path.basename(path)} does not list it", file=digest.path)
+        elif wanted != digest.sha256:
+            yield Finding("against", "error", f"SHA-256 is {digest.sha256.hex()}, {wanted.hex()} is listed", file=digest.path)
+    if not any(os.path.basename(os.fsdecode(name)) in {os.path.basename(file) for file in model.file_paths} for name in sums):
+        yield Finding("against", "error", f"{os.path.basename(path)} lists none of the model's files")
+
+
+def read_sums(path: str) -> dict[bytes, bytes]:
+    """Name -> SHA-256. ModelhubError where a line is something else."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_SUMS)
+    except OSError as error:
+        raise ModelhubError(f"cannot read {path}: {error.strerror}") from error
+    sums = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        match = SUMS_LINE.match(line)
+        if match is None:
+            raise ModelhubError(
+                f"{path}, line {number}: not a SHA-256 and a name", "sha256sum FILES > SHA256SUMS writes such a list"
+            )
+        name = match[2]
+        sums[name.removeprefix(b"./")] = bytes.fromhex(match[1].decode())
+    return sums
+
+
+def is_sums(path: str) -> bool:
+    """Whether the file at ``path`` begins like a list that ``sha256sum`` wrote."""
+    try:
+        with open(path, "rb") as file:
+            return SUMS_LINE.match(file.read(4096).lstrip().split(b"\n", 1)[0].rstrip(b"\r")) is not None
+    except OSError:
+        return False
+
+
+def check_equal(table: Table, other: Model, progress: Progress | None = None) -> Iterable[Finding]:
+    """Every tensor against the same name in another model, to the byte."""
+    from modelhub.compare import compare_tables
+
+    difference = compare_tables(table, other.table(), measure=False, progress=progress)
+    for name in difference.only_a:
+        yield Finding("against", "error", f"is not in {other.name}", tensor=name)
+    for name in difference.only_b:
+        yield Finding("against", "error", f"is in {other.name} only", tensor=name)
+    for tensor in difference.tensors:
+        if not tensor.same:
+            kinds = f": {tensor.a.dtype} {list(tensor.a.shape)} here, {tensor.b.dtype} {list(tensor.b.shape)} there"
+            differs = (tensor.a.dtype, tensor.a.shape) != (tensor.b.dtype, tensor.b.shape)
+            yield Finding(
+                "against", "error", f"differs from {other.name}{kinds if differs else ' in its bytes'}", tensor=tensor.name
+            )
+    if difference.equal:
+        yield Finding("against", "info", f"all {len(difference.tensors)} tensors equal those of {other.name}, to the byte")
