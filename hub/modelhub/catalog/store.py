@@ -1,0 +1,460 @@
+"""`Catalog`: the catalog as the rest of modelhub sees it. Opens and migrates it; its methods are short reads and writes, one transaction each.
+
+The work is done by the modules beside this one: `query` reads models, `index` takes scans in, `registry` keeps what people wrote,
+`content` keeps digests and lineage.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from modelhub.catalog import upgrade
+from modelhub.catalog.database import Database, Row
+from modelhub.errors import CatalogError, ModelNotFound
+from modelhub.model import Model, printable
+
+if TYPE_CHECKING:
+    from modelhub.catalog.content import Provenance
+    from modelhub.found import Found
+    from modelhub.types import Finding
+
+
+class Root(NamedTuple):
+    """A directory that is scanned. ``names``: the files asked for, where only those were; else None. Times in nanoseconds."""
+
+    key: int
+    path: str
+    names: tuple[str, ...] | None
+    offline: bool
+    fstype: str
+    source: str
+    device: int
+    inode: int
+    suspect: int | None
+    plugins: str
+    generation: int
+    added: int
+    scanned: int | None
+
+
+class Catalog:
+    """An open catalog; a context manager. Threads may share it. All errors of the database are `CatalogError`."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @classmethod
+    def open(cls, url: str | None = None, *, light: bool = True) -> Catalog:
+        """Open the catalog at ``url`` (a path or a database URL; by default `modelhub.home.catalog_url`), made or migrated as need be.
+        ``light=False``: read through SQLAlchemy as well."""
+        from modelhub.home import catalog_url
+
+        database = Database(catalog_url(url), light=light)
+        upgrade.prepare(database)
+        return cls(database)
+
+    def close(self) -> None:
+        self.database.close()
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # --- roots ----------------------------------------------------------------------------------------------------
+
+    def roots(self) -> list[Root]:
+        """Every root, by path."""
+        import orjson
+
+        with self.database.read() as reader:
+            rows = reader.rows(
+                "SELECT key,path,names,offline,fstype,source,device,inode,suspect,plugins,generation,added,scanned FROM root ORDER BY path"
+            )
+        return [
+            Root(key, os.fsdecode(path), None if names is None else tuple(orjson.loads(names)), bool(offline), *rest)
+            for key, path, names, offline, *rest in rows
+        ]
+
+    def add_root(self, path: str, names: Sequence[str] | None = None) -> Root:
+        """Make ``path`` (absolute) a root, or find the root that it is. ``names``: only these files of it; added to those it has. A root with
+        names becomes a whole one when it is added without. Roots inside ``path`` become part of it."""
+        from modelhub.catalog import places
+
+        with self.database.write() as writer:
+            places.add_root(writer, path, names)
+        return next(root for root in self.roots() if root.path == path)
+
+    def remove_root(self, path: str) -> int:
+        """Forget the root at ``path`` and every checkpoint in it, with what people wrote about them; the files stay. How many those were."""
+        from modelhub.catalog import places
+
+        with self.database.write() as writer:
+            return places.remove_root(writer, path)
+
+    def update_root(self, key: int, **columns: Any) -> None:
+        """Set columns of a root (offline, device, inode, fstype, source, suspect, plugins, scanned)."""
+        names = [name for name in columns if name in Root._fields]
+        with self.database.write() as writer:
+            writer.run(f"UPDATE root SET {','.join(f'{name}=?' for name in names)} WHERE key=?", [*(columns[name] for name in names), key])
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def query(self, text: str = "", where: Sequence[str] = (), sort: str = "name", limit: int | None = None) -> list[Model]:
+        """The models in which ``text`` occurs (name, path, architecture, tags) and for which all ``where`` expressions hold. ``sort``: a
+        field; ``-FIELD`` for descending."""
+        from modelhub.catalog import query
+
+        with self.database.read() as reader:
+            return query.models(self, reader, text, where, sort, limit)
+
+    def select(
+        self, fields: Sequence[str], text: str = "", where: Sequence[str] = (), sort: str = "name", limit: int | None = None
+    ) -> list[Row]:
+        """The same, as rows of ``fields`` only (those of `modelhub.where.SORT`, and digest, dtypes, key): for long listings. Paths and digests
+        are bytes, ``modified`` is in nanoseconds, ``dtypes`` is JSON."""
+        from modelhub.catalog import query
+
+        with self.database.read() as reader:
+            return query.select(reader, fields, text, where, sort, limit)
+
+    def count(self, text: str = "", where: Sequence[str] = ()) -> int:
+        """How many models there are, of all or of those."""
+        from modelhub.catalog import query
+
+        with self.database.read() as reader:
+            return query.count(reader, text, where)
+
+    def totals(self, text: str = "", where: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """``{format, precision, checkpoints, parameters, size}``, the largest first."""
+        from modelhub.catalog import query
+
+        with self.database.read() as reader:
+            return query.totals(reader, text, where)
+
+    def get(self, id: str) -> Model:
+        """The model with this id. ModelNotFound where there is none."""
+        found = self._where("c.id=?", (id,))
+        if not found:
+            raise ModelNotFound(f"there is no model with the id {id}")
+        return found[0]
+
+    def refresh(self, model: Model) -> Model:
+        """The model as the catalog has it now."""
+        return self.get(model.id or "")
+
+    def with_ids(self, prefix: str, limit: int = 20) -> list[Model]:
+        """The models whose id begins with ``prefix``."""
+        return self._where("c.id>=? AND c.id<?", (prefix, prefix + "g"))[:limit]
+
+    def named(self, name: str) -> list[Model]:
+        """The models of this name; where there are none, those of this name in any case."""
+        return self._where("c.name=?", (name,)) or self._where("lower(c.name)=?", (name.lower(),))
+
+    def at(self, path: str) -> list[Model]:
+        """The models that lie at ``path`` (absolute): as their place, or as the primary file of theirs."""
+        from modelhub.catalog import places
+
+        with self.database.read() as reader:
+            return places.models_at(self, reader, path)
+
+    def unchanged(self, model: Model) -> bool:
+        """Whether every file of ``model`` has the stat that the catalog knows. Looks at the files."""
+        from modelhub.catalog import places
+
+        with self.database.read() as reader:
+            rows = places.stats(reader, model)
+        return bool(rows) and all(places.still(path, size, mtime) for path, size, mtime, _, _ in rows)
+
+    def complete(self, start: str, limit: int = 100) -> list[str]:
+        """Names, aliases and ids that begin with ``start``, for shell completion."""
+        from modelhub.where import like
+
+        pattern = like(start)[1:]
+        with self.database.read() as reader:
+            found = reader.rows("SELECT DISTINCT name FROM checkpoint WHERE name LIKE ? ESCAPE '!' ORDER BY name LIMIT ?", (pattern, limit))
+            found += reader.rows("SELECT name FROM alias WHERE name LIKE ? ESCAPE '!' ORDER BY name LIMIT ?", (pattern, limit))
+            if start:
+                found += reader.rows("SELECT id FROM checkpoint WHERE id LIKE ? ESCAPE '!' ORDER BY id LIMIT ?", (pattern, limit))
+        return [name for (name,) in found][:limit]
+
+    def names(self) -> list[str]:
+        """Every name and alias: what a mistyped reference may have meant."""
+        with self.database.read() as reader:
+            return [name for (name,) in reader.rows("SELECT name FROM checkpoint UNION SELECT name FROM alias")]
+
+    def remove(self, models: Iterable[Model]) -> int:
+        """Forget ``models`` and what people wrote about them; their files stay. How many there were."""
+        from modelhub.catalog import places
+
+        with self.database.write() as writer:
+            return places.remove(writer, [model.key for model in models])
+
+    def add(self, found: Found) -> Model:
+        """Take one checkpoint in without a scan: an output that was just written. It belongs to the root it lies in, if any."""
+        from modelhub.catalog import places
+
+        return places.add(self, found)
+
+    def packed_table(self, model: Model) -> bytes:
+        """The model's tensors as `modelhub.table.pack` made them, b"" for none."""
+        with self.database.read() as reader:
+            found = reader.value("SELECT t.packed FROM tensor_table t JOIN checkpoint c ON c.tensor_table=t.key WHERE c.key=?", (model.key,))
+        return found or b""
+
+    def description(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """``(metadata, stored)`` of the model."""
+        from modelhub.catalog.tables import load
+
+        with self.database.read() as reader:
+            row = reader.row("SELECT metadata,stored FROM description WHERE checkpoint=?", (model.key,))
+        return (load(row[0]), load(row[1])) if row else ({}, {})
+
+    def findings(self, model: Model) -> tuple[Finding, ...]:
+        """What scans and verifications had to say of the content that is there now."""
+        from modelhub.types import Finding
+
+        with self.database.read() as reader:
+            rows = reader.rows("SELECT name,severity,message,tensor,file FROM finding WHERE checkpoint=? ORDER BY key", (model.key,))
+        return tuple(Finding(*row) for row in rows)
+
+    def set_findings(self, model: Model, level: str, findings: Iterable[Finding]) -> None:
+        """Record what a verification of ``level`` found, in place of what the one before did. Nothing where the content was replaced meanwhile."""
+        from modelhub.catalog.tables import clean
+
+        now = time.time_ns()
+        with self.database.write() as writer:
+            if writer.value("SELECT version FROM checkpoint WHERE key=?", (model.key,)) != model.version:
+                return
+            writer.run("DELETE FROM finding WHERE checkpoint=? AND level=?", (model.key, level))
+            rows = [
+                (writer.next_key("finding"), model.key, level, clean(f.check), f.severity, clean(f.message), clean(f.tensor), clean(f.file), now)
+                for f in findings
+            ]
+            writer.insert("finding", "key,checkpoint,level,name,severity,message,tensor,file,recorded", rows)
+
+    def versions(self, model: Model) -> list[dict[str, Any]]:
+        """What stood at the model's place before, the newest first: ``{version, format, precision, parameters, size, digest, modified, replaced}``."""
+        from modelhub.model import iso
+
+        with self.database.read() as reader:
+            rows = reader.rows(
+                "SELECT number,format,precision,parameters,size,sha256,modified_at,replaced_at FROM version WHERE checkpoint=? ORDER BY number DESC",
+                (model.key,),
+            )
+        return [
+            {
+                "version": number,
+                "format": format,
+                "precision": precision,
+                "parameters": parameters,
+                "size": size,
+                "digest": None if digest is None else f"sha256:{digest.hex()}",
+                "modified": iso(modified),
+                "replaced": iso(replaced),
+            }
+            for number, format, precision, parameters, size, digest, modified, replaced in rows
+        ]
+
+    # --- what people wrote ----------------------------------------------------------------------------------------
+
+    def set_alias(self, name: str, model: Model) -> None:
+        """Let ``name`` (``NAME@LABEL`` or a bare name) mean the content that ``model`` has now, whatever it meant before."""
+        from modelhub.catalog import registry
+
+        with self.database.write() as writer:
+            registry.set_alias(writer, name, model.key, model.version)
+
+    def remove_alias(self, name: str) -> bool:
+        """Forget an alias; False where there was none."""
+        with self.database.write() as writer:
+            return writer.run("DELETE FROM alias WHERE name=?", (name,)) > 0
+
+    def aliases(self) -> list[dict[str, Any]]:
+        """Every alias: ``{alias, id, name, version, stale}``; stale where its content was replaced or is missing."""
+        from modelhub.catalog import registry
+
+        with self.database.read() as reader:
+            return registry.aliases(reader)
+
+    def aliases_of(self, model: Model) -> tuple[str, ...]:
+        """The model's aliases; those that pin a replaced content end in " (stale)"."""
+        with self.database.read() as reader:
+            rows = reader.rows(
+                "SELECT a.name,a.version<>c.version FROM alias a JOIN checkpoint c ON c.key=a.checkpoint WHERE c.key=? ORDER BY a.name", (model.key,)
+            )
+        return tuple(f"{name} (stale)" if stale else name for name, stale in rows)
+
+    def aliased(self, name: str) -> Model | None:
+        """The model that an alias means, or None."""
+        found = self._where("c.key=(SELECT checkpoint FROM alias WHERE name=?)", (name,))
+        return found[0] if found else None
+
+    def tags(self, model: Model) -> dict[str, str]:
+        """The model's tags."""
+        with self.database.read() as reader:
+            return dict(reader.rows("SELECT name,value FROM tag WHERE checkpoint=? ORDER BY name", (model.key,)))  # type: ignore[arg-type]
+
+    def set_tags(self, model: Model, tags: Mapping[str, str | None]) -> None:
+        """Set tags; None removes one."""
+        from modelhub.catalog import registry
+
+        with self.database.write() as writer:
+            registry.set_tags(writer, model.key, tags)
+
+    def notes(self, model: Model) -> tuple[str, ...]:
+        """The model's notes, oldest first."""
+        with self.database.read() as reader:
+            return tuple(text for (text,) in reader.rows("SELECT text FROM note WHERE checkpoint=? ORDER BY key", (model.key,)))
+
+    def add_note(self, model: Model, text: str) -> None:
+        from modelhub.catalog import registry
+
+        with self.database.write() as writer:
+            registry.add_note(writer, model.key, text, time.time_ns())
+
+    def remove_notes(self, model: Model) -> int:
+        """Remove every note; how many there were."""
+        with self.database.write() as writer:
+            return writer.run("DELETE FROM note WHERE checkpoint=?", (model.key,))
+
+    def export_registry(self) -> dict[str, Any]:
+        """Aliases, tags and notes as one JSON value, each with what its model is known by (id, digest, place, name)."""
+        from modelhub.catalog import registry
+
+        with self.database.read() as reader:
+            return registry.export(reader)
+
+    def import_registry(self, data: Mapping[str, Any]) -> tuple[int, list[str]]:
+        """Take in what `export_registry` gave: models are known again by id, digest, or place. How many were, and the names of those that were not."""
+        from modelhub.catalog import registry
+
+        with self.database.write() as writer:
+            return registry.take_in(writer, data, time.time_ns())
+
+    # --- digests and lineage --------------------------------------------------------------------------------------
+
+    def file_digest(self, path: str) -> bytes | None:
+        """The SHA-256 (32 bytes) that an earlier read of ``path`` (absolute) gave, if the file still has the size, mtime and inode it had
+        then. Looks at the file's stat. None where nothing is recorded, or it does not count any more."""
+        from modelhub.catalog import content
+
+        return content.file_digest(self.database, path)
+
+    def recorded_digest(self, path: str) -> tuple[bytes, int] | None:
+        """(SHA-256, when in nanoseconds) that was last recorded for the content at ``path``, whatever the file's stat is now."""
+        from modelhub.catalog import content
+
+        return content.recorded_digest(self.database, path)
+
+    def set_file_digest(self, path: str, sha256: bytes, stat: os.stat_result) -> bool:
+        """Record the SHA-256 of ``path`` (absolute), read while it had ``stat``. A checkpoint gets its own digest when its last file has one.
+        False, and nothing recorded, where the catalog knows no such file, or one with another stat: scan first."""
+        from modelhub.catalog import content
+
+        return content.set_file_digest(self.database, path, sha256, stat, time.time_ns())
+
+    def tensor_digests(self, model: Model) -> bytes | None:
+        """16 bytes for each stored tensor of ``model.table()``, in its order; None where its content was never digested."""
+        from modelhub.catalog import content
+
+        return content.tensor_digests(self.database, [model]).get(model.key)
+
+    def all_tensor_digests(self, models: Sequence[Model]) -> dict[str, bytes]:
+        """The same for many models at once, by id."""
+        from modelhub.catalog import content
+
+        found = content.tensor_digests(self.database, models)
+        return {model.id: found[model.key] for model in models if model.id and model.key in found}
+
+    def set_tensor_digests(self, model: Model, digests: bytes) -> bool:
+        """Record them. Bound to the content of the files: other places of the same content have them too, and replaced content has none.
+        False where the content is not what ``model`` says any more."""
+        from modelhub.catalog import content
+
+        return content.set_tensor_digests(self.database, model, digests)
+
+    def contents(self, model: Model) -> tuple[int, ...]:
+        """Keys of the contents of the model's files: two models with the same ones are links to the same bytes, not copies."""
+        with self.database.read() as reader:
+            rows = reader.rows(
+                "SELECT f.content FROM checkpoint_file x JOIN file f ON f.key=x.file WHERE x.checkpoint=? ORDER BY x.position", (model.key,)
+            )
+        return tuple(key for (key,) in rows if key is not None)
+
+    def record_output(self, output: Model, sources: Sequence[Model], provenance: Provenance) -> None:
+        """Record how ``output`` came to be."""
+        from modelhub.catalog import content
+
+        content.record_output(self.database, output, sources, provenance, time.time_ns())
+
+    def lineage(self, model: Model) -> list[dict[str, Any]]:
+        """One entry for each source of the model's present content: ``{parent, path, digest, kind, plugin, plugin_version, recipe, options,
+        errors, created}``; parent is an id or None."""
+        from modelhub.catalog import content
+
+        with self.database.read() as reader:
+            return content.lineage(reader, model)
+
+    def children(self, model: Model) -> list[Model]:
+        """The models that were made from this one."""
+        return self._where("c.key IN (SELECT checkpoint FROM lineage WHERE parent=?)", (model.key,))
+
+    # --- health ---------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """What is wrong with the catalog itself, in words; empty where nothing is. Reads all of it."""
+        if not self.database.path:
+            return []
+        try:
+            with self.database.read() as reader:
+                wrong = [str(text) for (text,) in reader.rows("PRAGMA integrity_check") if text != "ok"]
+                broken = reader.rows("PRAGMA foreign_key_check")
+        except CatalogError as error:
+            return [str(error)]
+        return wrong + ([f"{len(broken)} references lead nowhere, the first in table {broken[0][0]}"] if broken else [])
+
+    def backup(self, label: str = "manual") -> str:
+        """Make a backup of a SQLite catalog; its path."""
+        from modelhub.catalog.backups import backup
+
+        if not self.database.path:
+            raise CatalogError("a catalog on a server is backed up there", "use pg_dump")
+        with self.database.guard():
+            return backup(self.database.path, label)
+
+    def backups(self) -> list[str]:
+        """Paths of the catalog's backups, newest first."""
+        from modelhub.catalog.backups import backups
+
+        return backups(self.database.path) if self.database.path else []
+
+    def compact(self) -> None:
+        """Drop what nothing refers to any more."""
+        from modelhub.catalog.tables import drop_orphans
+
+        with self.database.write() as writer:
+            drop_orphans(writer)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _where(self, sql: str, values: Sequence[Any]) -> list[Model]:
+        from modelhub.catalog import query
+
+        with self.database.read() as reader:
+            return query.by_condition(self, reader, sql, values)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let several reads see one and the same state."""
+        with self.database.read():
+            yield
+
+    def __repr__(self) -> str:
+        return f"Catalog({printable(self.database.path or '(server)')})"

@@ -1,0 +1,89 @@
+"""Packed tensor tables and their names, stored once each. Equal tables of different checkpoints are one row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any
+
+import orjson
+
+from modelhub.catalog.database import Writer
+from modelhub.table import names
+from modelhub.where import tensor_pattern
+
+
+def table_digest(packed: bytes) -> bytes:
+    """What tells packed tables apart."""
+    return sha256(packed).digest()[:16]
+
+
+def store_tables(writer: Writer, packed: Mapping[bytes, bytes], known: dict[bytes, int]) -> None:
+    """Make sure that each of ``packed`` (digest -> packed table) has a row; ``known`` (digest -> key of the row) remembers."""
+    wanted = {digest: blob for digest, blob in packed.items() if digest not in known}
+    if not wanted:
+        return
+    for digest, key in writer.rows_in("SELECT digest,key FROM tensor_table WHERE digest IN (??)", list(wanted)):
+        known[digest] = key
+        del wanted[digest]
+    patterns = {digest: _patterns(names(blob)) for digest, blob in wanted.items()}
+    by_pattern = _store_names(writer, set(patterns.values()))
+    rows = []
+    for digest, blob in wanted.items():
+        known[digest] = writer.next_key("tensor_table")
+        rows.append((known[digest], digest, by_pattern[patterns[digest]], blob))
+    writer.insert("tensor_table", "key,digest,names,packed", rows)
+
+
+def _patterns(found: Iterable[str]) -> str:
+    """The names with their numbers as ``#``, each once."""
+    return clean("\n".join(dict.fromkeys(tensor_pattern("\n".join(found)).split("\n"))))
+
+
+def _store_names(writer: Writer, texts: set[str]) -> dict[str, int]:
+    wanted = {sha256(text.encode()).digest()[:16]: text for text in texts}
+    found = {}
+    for digest, key in writer.rows_in("SELECT digest,key FROM tensor_names WHERE digest IN (??)", list(wanted)):
+        found[wanted.pop(digest)] = key
+    rows = []
+    for digest, text in wanted.items():
+        found[text] = writer.next_key("tensor_names")
+        rows.append((found[text], digest, text))
+    writer.insert("tensor_names", "key,digest,names", rows)
+    return found
+
+
+def drop_orphans(writer: Writer) -> None:
+    """Delete what nothing refers to any more: tables, names, contents, tensor digests."""
+    writer.run(
+        "DELETE FROM tensor_table WHERE NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.tensor_table=tensor_table.key) "
+        "AND NOT EXISTS (SELECT 1 FROM version v WHERE v.tensor_table=tensor_table.key)"
+    )
+    writer.run("DELETE FROM tensor_names WHERE NOT EXISTS (SELECT 1 FROM tensor_table t WHERE t.names=tensor_names.key)")
+    writer.run("DELETE FROM content WHERE NOT EXISTS (SELECT 1 FROM file f WHERE f.content=content.key)")
+
+
+def clean(text: str) -> str:
+    """``text`` as a database can hold it: without lone surrogates and NULs."""
+    if text.isascii() and "\0" not in text:
+        return text
+    from modelhub.model import printable
+
+    return printable(text).replace("\0", "\\x00")
+
+
+def dump(value: Any) -> str:
+    """``value`` as JSON text, whatever strings are in it."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # lone surrogates, integers past 64 bits
+        return json.dumps(value)
+
+
+def load(text: str) -> Any:
+    """What `dump` made into text."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)

@@ -1,0 +1,122 @@
+"""Brings a catalog to the schema that this program knows: makes a fresh one, migrates an older one after a backup, refuses a newer one.
+
+The ordinary path is one query that compares the stored revision with `HEAD`; Alembic is imported only where they differ.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import TYPE_CHECKING
+
+from modelhub.catalog.backups import backup
+from modelhub.catalog.database import Database, Reader, refuse_network
+from modelhub.errors import CatalogError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0001"
+"""The newest migration's revision. A test compares it with the migrations."""
+
+
+def prepare(database: Database) -> None:
+    """Make sure that ``database`` is there and at `HEAD`."""
+    if database.path:
+        refuse_network(database.path)
+        if not os.path.exists(database.path):
+            _make_file(database)
+    with database.read() as reader:
+        revision = current(reader, bool(database.path))
+    if revision == HEAD:
+        return
+    if revision is None:
+        _create(database)
+    else:
+        _migrate(database, revision)
+
+
+def current(reader: Reader, sqlite: bool) -> str | None:
+    """The stored revision; None for an empty database."""
+    if sqlite:
+        there = reader.value("SELECT count(*) FROM sqlite_master WHERE type='table'")
+    else:
+        there = reader.value("SELECT count(*) FROM information_schema.tables WHERE table_schema=current_schema() AND table_name='alembic_version'")
+    if not there:
+        return None
+    try:
+        revision = reader.value("SELECT version_num FROM alembic_version")
+    except Exception as error:  # noqa: BLE001 - whatever the driver calls a missing table
+        if "no such table" in str(error):
+            raise CatalogError("this database holds something else than a modelhub catalog", "set MODELHUB_CATALOG to another path") from error
+        raise
+    return str(revision) if revision else None
+
+
+def migrations_path() -> str:
+    """The migrations: in the package where it was installed, beside it in a checkout."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for path in (os.path.join(package, "migrations"), os.path.join(package, "..", "..", "migrations")):
+        if os.path.isfile(os.path.join(path, "env.py")):
+            return os.path.normpath(path)
+    raise CatalogError("the migrations are not installed beside modelhub", "install it again")
+
+
+def alembic_config(database: Database) -> Config:
+    """Alembic's configuration for ``database``; there is no alembic.ini."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", migrations_path().replace("%", "%%"))
+    config.attributes["database"] = database
+    return config
+
+
+def migrate(database: Database, target: str = "head") -> None:
+    """Run the migrations up to ``target``, in one transaction."""
+    from alembic import command
+
+    with database.guard():
+        command.upgrade(alembic_config(database), target)
+
+
+def _make_file(database: Database) -> None:
+    directory = os.path.dirname(database.path)
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise CatalogError(f"the catalog's directory {directory} cannot be made: {error.strerror}", "set MODELHUB_HOME or MODELHUB_CATALOG") from error
+    with database.guard():
+        connection = sqlite3.connect(database.path, timeout=30, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")  # a property of the file, so once is enough
+        finally:
+            connection.close()
+
+
+def _create(database: Database) -> None:
+    """A fresh catalog needs no history: its tables as they are now. Another process may be at the same; one of us finds it done."""
+    from modelhub.catalog.schema import metadata
+
+    if database.path:
+        _make_file(database)
+    with database.write() as writer:
+        if current(writer, bool(database.path)) is None:
+            metadata.create_all(writer.connection)
+            writer.run("CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+            writer.run("INSERT INTO alembic_version (version_num) VALUES (?)", (HEAD,))
+
+
+def _migrate(database: Database, revision: str) -> None:
+    from alembic.script import ScriptDirectory
+
+    known = [script.revision for script in ScriptDirectory(migrations_path()).walk_revisions()]
+    if revision not in known:
+        raise CatalogError(
+            f"the catalog is newer than this modelhub: it has revision {revision}, and {HEAD} is the newest known here",
+            "upgrade modelhub, or set MODELHUB_CATALOG to another catalog",
+        )
+    if database.path:
+        with database.guard():
+            backup(database.path, f"before-{HEAD}")
+    migrate(database)
