@@ -15,8 +15,10 @@ from modelhub.documents import read_json
 from modelhub.errors import FileProblem, InvalidFile
 from modelhub.files import File
 
-MAX_SHARDS = 10_000
+MAX_SHARDS = 5_000
 """A name that promises more files than this is a name, not a promise."""
+MAX_INDEXES = 16
+"""Of more indexes in one directory, the rest only count for shards that are called like them."""
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5,6})-of-(?P<count>[0-9]{5,6})(?P<suffix>(?:\.[A-Za-z0-9_]+)+)", re.DOTALL)
 _INDEX = re.compile(r"(?P<stem>.+)(?P<suffix>\.[A-Za-z0-9_]+)\.index(?P<variant>(?:\.[A-Za-z0-9_-]+)?)\.json", re.DOTALL)
@@ -33,17 +35,12 @@ class ShardGroup(NamedTuple):
     weight_map: Mapping[str, str] = {}
 
 
-_last: tuple[Mapping[str, int], tuple[str, str, str], ShardGroup] | None = None
-"""The latest group by name: the core asks about each of its shards in turn, and a group may have thousands."""
-
-
 def shard_group(name: str, siblings: Mapping[str, int]) -> ShardGroup | None:
     """The group that the file called ``name`` belongs to, told by names alone; None where ``name`` is not a shard's.
 
     ``siblings``: the names in its directory (`File.siblings`). Shards count from 1, or from 0 where number 0 is there. The index
     is looked for by name, and not read: see `indexed_group`.
     """
-    global _last
     match = _SHARD.fullmatch(name)
     if match is None:
         return None
@@ -52,8 +49,9 @@ def shard_group(name: str, siblings: Mapping[str, int]) -> ShardGroup | None:
     if not 0 < count <= MAX_SHARDS or int(number) > count:
         return None
     key = (stem, f"{len(number)}-of-{total}", suffix)
-    if _last is not None and _last[0] is siblings and _last[1] == key:
-        return _last[2]
+    memo = _memo(siblings)
+    if memo.key == key and memo.group is not None:
+        return memo.group
     width = len(number)
     first = 0 if f"{stem}-{0:0{width}d}-of-{total}{suffix}" in siblings else 1
     names = [f"{stem}-{i:0{width}d}-of-{total}{suffix}" for i in range(first, first + count)]
@@ -63,7 +61,7 @@ def shard_group(name: str, siblings: Mapping[str, int]) -> ShardGroup | None:
         stem,
         next((index for index in _index_names(stem, suffix) if index in siblings), ""),
     )
-    _last = (siblings, key, group)
+    memo.key, memo.group = key, group
     return group
 
 
@@ -121,31 +119,75 @@ def indexed_group(index: File) -> ShardGroup:
 def group_of(file: File) -> ShardGroup | None:
     """The group of the file at hand, whether it is a shard or an index; None where it stands alone.
 
-    An index counts for a shard only if it names it (a leftover of another split may lie beside). One that cannot be read still
-    belongs to the group told by the names, without a ``weight_map``: reading the checkpoint will say what is wrong with it.
+    Names and index together: an index may name files of any name, and a shard that its index forgot is a shard still; but an index
+    that names none of a split's shards (a leftover of another split) is not theirs. An index that cannot be read belongs to the group
+    that the names tell, without a ``weight_map``: reading the checkpoint will say what is wrong with it.
     """
     if is_index(file.name):
-        return indexed_group(file)
-    group = shard_group(file.name, file.siblings)
-    if group is None or not group.index_name:
-        return group
-    indexed = _by_index(file, group.index_name)
-    if indexed is None:
-        return group
-    return indexed if file.name in indexed.present else group._replace(index_name="")
+        indexed = indexed_group(file)
+        numbered = (shard_group(name, file.siblings) for name in (*indexed.present, *indexed.missing))
+        return _join(indexed, next((group for group in numbered if group), None))
+    numbered_group = shard_group(file.name, file.siblings)
+    if numbered_group is None:
+        for name in _memo(file.siblings).index_names(file.name):
+            candidate = _by_index(file, name)
+            if candidate and file.name in candidate.present:
+                return candidate
+        return None
+    if not numbered_group.index_name:
+        return numbered_group
+    by_index = _by_index(file, numbered_group.index_name)
+    if by_index is None:
+        return numbered_group
+    if not {*numbered_group.present, *numbered_group.missing} & {*by_index.present, *by_index.missing}:
+        return numbered_group._replace(index_name="")
+    return _join(by_index, numbered_group)
 
 
-_last_index: tuple[Mapping[str, int], str, ShardGroup | None] | None = None
+def _join(indexed: ShardGroup, numbered: ShardGroup | None) -> ShardGroup:
+    if numbered is None:
+        return indexed
+    present = tuple(dict.fromkeys((*numbered.present, *indexed.present)))
+    missing = tuple(dict.fromkeys((*numbered.missing, *indexed.missing)))
+    return indexed._replace(present=present, missing=missing, stem=numbered.stem)
 
 
 def _by_index(file: File, name: str) -> ShardGroup | None:
-    global _last_index
-    if _last_index is not None and _last_index[0] is file.siblings and _last_index[1] == name:
-        return _last_index[2]
-    try:
-        with File(os.path.join(os.path.dirname(file.path), name), file.siblings[name], file.siblings) as index:
-            group = indexed_group(index)
-    except (FileProblem, OSError):
-        group = None
-    _last_index = (file.siblings, name, group)
-    return group
+    """The group of the index called ``name`` beside ``file``; None where it cannot be read."""
+    known = _memo(file.siblings).indexed
+    if name not in known:
+        try:
+            with File(os.path.join(os.path.dirname(file.path), name), file.siblings[name], file.siblings) as index:
+                known[name] = indexed_group(index)
+        except (FileProblem, OSError):
+            known[name] = None
+    return known[name]
+
+
+class _Memo:
+    """What was found out about one directory: the core asks about each of its files in turn, and a group may have thousands."""
+
+    def __init__(self, siblings: Mapping[str, int]) -> None:
+        self.siblings = siblings
+        self.key = ("", "", "")
+        self.group: ShardGroup | None = None
+        """The latest group by number."""
+        self.indexed: dict[str, ShardGroup | None] = {}
+        self._names: list[str] | None = None
+
+    def index_names(self, name: str) -> list[str]:
+        """Indexes that may name the file called ``name``."""
+        if self._names is None:
+            self._names = [other for other in self.siblings if other.endswith(".json") and is_index(other)][:MAX_INDEXES]
+        suffix = os.path.splitext(name)[1] + ".index."
+        return [other for other in self._names if suffix in other]
+
+
+_latest = _Memo({})
+
+
+def _memo(siblings: Mapping[str, int]) -> _Memo:
+    global _latest
+    if _latest.siblings is not siblings:
+        _latest = _Memo(siblings)
+    return _latest
