@@ -15,6 +15,7 @@ from modelhub import ops
 from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError
 from modelhub.model import Model, printable
 from modelhub.plugins import Plugins
+from modelhub.scratch import is_empty_directory
 from modelhub.table import Table, tensor_nbytes
 from modelhub.types import Conversion, Format, Metadata, Program, Recipe, Tensor
 
@@ -239,7 +240,7 @@ def _check_place(path: str, model: Model, target: Format, options: ConvertOption
         raise ConversionError(f"{path} is the source itself, or holds it", "-o PATH names another place")
     if any(os.path.exists(path) and os.path.samefile(path, file) for file in sources if os.path.exists(file)):
         raise ConversionError(f"{path} is a link to the source", "-o PATH names another place")
-    if os.path.lexists(path) and not options.force:
+    if os.path.lexists(path) and not options.force and (target.extension or not is_empty_directory(path)):
         raise OutputExists(f"{path} is there already", "--force replaces it, -o PATH names another place")
     if os.path.isdir(path) and target.extension:
         raise ConversionError(f"{path} is a directory", "-o PATH names another place")

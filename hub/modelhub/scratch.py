@@ -43,7 +43,12 @@ class Scratch:
 
     def publish(self, names: Sequence[str], *, replace: bool) -> None:
         """Give the files (or directories) of ``output`` their real names in ``parent``, in this order: an index comes last. All are fsynced
-        already. OutputExists where a name is taken and ``replace`` is not set."""
+        already. OutputExists where a name is taken and ``replace`` is not set; then none of them has moved."""
+        if not replace:
+            for name in names:
+                target = os.path.join(self.parent, name)
+                if os.path.lexists(target) and not is_empty_directory(target):
+                    raise OutputExists(f"{target} is there already", "--force replaces it, -o PATH names another place")
         for name in names:
             source, target = os.path.join(self.output, name), os.path.join(self.parent, name)
             if os.path.isdir(source):
@@ -72,6 +77,11 @@ class Scratch:
             os.rename(source, target)
         except OSError as error:
             raise OutputExists(f"{target} is there already", "--force replaces it, -o PATH names another place") from error
+
+
+def is_empty_directory(path: str) -> bool:
+    """Whether ``path`` is a directory with nothing in it: an output may take its place."""
+    return os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)
 
 
 def sweep(parent: str) -> list[str]:
