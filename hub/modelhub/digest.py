@@ -28,13 +28,11 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """SHA-256 of a file, with the stat it holds for."""
+    """SHA-256 of a file (32 bytes), with the stat it holds for."""
 
     path: str
     sha256: bytes
-    size: int
-    mtime_ns: int
-    inode: int
+    stat: os.stat_result
 
 
 def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
@@ -59,7 +57,7 @@ def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
         after.st_ino,
     ) or done != after.st_size:
         raise ModelhubError(f"{path} changed while it was being hashed", "try again once nothing writes to it")
-    return FileDigest(path, state.digest(), after.st_size, after.st_mtime_ns, after.st_ino)
+    return FileDigest(path, state.digest(), after)
 
 
 def digest_files(paths: Sequence[str], threads: int | None = None, progress: Progress | None = None) -> list[FileDigest]:

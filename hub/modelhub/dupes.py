@@ -119,7 +119,7 @@ def _digests(
     catalog: Catalog, model: Model, tensors: Sequence[Tensor], chosen: Sequence[int], progress: Progress | None
 ) -> list[bytes]:
     """Digests in the order of ``tensors``; those of ``chosen`` are there, from the catalog or read now."""
-    blob = catalog.tensor_digests(model) if model.id else b""
+    blob = (catalog.tensor_digests(model) if model.id else None) or b""
     if len(blob) != DIGEST_BYTES * len(tensors):
         blob = UNKNOWN * len(tensors)
     digests = [blob[at : at + DIGEST_BYTES] for at in range(0, len(blob), DIGEST_BYTES)]
@@ -137,7 +137,7 @@ def _digests(
         for number, digest in zip(missing, digest_tensors([tensors[number] for number in missing], progress=tell), strict=True):
             digests[number] = digest
         if model.id:
-            catalog.record_tensor_digests(model, b"".join(digests))
+            catalog.set_tensor_digests(model, b"".join(digests))
     return digests
 
 

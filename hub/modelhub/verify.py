@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from modelhub import dtypes, home
+from modelhub import dtypes
+from modelhub.distribution import install_hint
 from modelhub.errors import ModelhubError, PluginError, UsageError
 from modelhub.files import Checkpoint
 from modelhub.found import Found
@@ -166,7 +167,7 @@ def _run_checks(found: Found, plugins: Plugins, pool: ParsePool, levels: Sequenc
             continue
         missing = [module for module in check.requires if find_spec(module) is None]
         if missing:
-            extra = f"pip install '{home.distribution()}[{check.extra}]'" if check.extra else f"install {', '.join(missing)}"
+            extra = install_hint(check.extra) if check.extra else f"install {', '.join(missing)}"
             findings.append(Finding(check.name, "info", f"not run, {', '.join(missing)} is not installed: {extra}"))
         else:
             names.append(check.name)
@@ -246,27 +247,21 @@ def check_digests(model: Model, catalog: Catalog | None, report: VerifyReport, p
     """SHA-256 of every file against what an earlier read recorded; what is new is recorded."""
     from modelhub.digest import digest_files
 
-    digests = digest_files(model.file_paths, progress=_counting(report, progress))
-    known = catalog.file_digests(model) if catalog and model.id else {}
-    fresh = []
-    for digest in digests:
-        before = known.get(digest.path)
+    for digest in digest_files(model.file_paths, progress=_counting(report, progress)):
+        before = catalog.file_digest(digest.path) if catalog else None
         if before is None:
-            fresh.append(digest)
+            recorded = catalog.set_file_digest(digest.path, digest.sha256, digest.stat) if catalog else False
+            what = (
+                "recorded, there was nothing to compare with"
+                if recorded
+                else "not in the catalog, there is nothing to compare with"
+            )
+            yield Finding("digest", "info", f"SHA-256 {digest.sha256.hex()}: {what}", file=digest.path)
         elif before != digest.sha256:
             message = (
                 f"SHA-256 is {digest.sha256.hex()}, {before.hex()} was recorded for the same size and time: the bytes have rotted"
             )
             yield Finding("digest", "error", message, file=digest.path)
-    if catalog and model.id:
-        catalog.record_file_digests(model, digests if not known else fresh)
-    for digest in fresh:
-        what = (
-            "recorded, there was nothing to compare with"
-            if catalog and model.id
-            else "not in the catalog, nothing to compare with"
-        )
-        yield Finding("digest", "info", f"SHA-256 {digest.sha256.hex()}: {what}", file=digest.path)
 
 
 def check_sums(model: Model, path: str, report: VerifyReport, progress: Progress | None) -> Iterable[Finding]:
