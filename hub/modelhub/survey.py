@@ -116,7 +116,12 @@ def _checkpoint(draft: Draft) -> Checkpoint:
 
 
 def _collect(records: Iterable[Any], tensors: list[Tensor], findings: list[Finding], metadata: Metadata) -> Metadata:
-    everything = list(islice(records, MAX_RECORDS + 1))
+    everything: list[Any] = []
+    try:
+        everything.extend(islice(records, MAX_RECORDS + 1))
+    except Exception:  # what was found before the reader gave up is worth as much as why it did
+        findings += [record for record in everything if isinstance(record, Finding)]
+        raise
     if len(everything) > MAX_RECORDS:
         raise InvalidFile(f"more than {MAX_RECORDS} tensors: nothing honest has so many")
     if {*map(type, everything)} == {Tensor}:
