@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from modelhub import InvalidFile
 
+from modelhub_pytorch.allow import Report
 from modelhub_pytorch.stubs import Call, Global, TensorRef
 
 MAX_TENSORS = 2_000_000
@@ -137,7 +138,7 @@ def walk(tree: Tree, node: Any, prefix: str, view: str) -> Iterator[Leaf]:
         inner = tree.children(item)
         if depth > MAX_DEPTH or len(name) > MAX_NAME:
             raise InvalidFile(
-                f"a tensor lies more than {MAX_DEPTH} containers deep, or its name is longer than {MAX_NAME}: {name[:80]}..."
+                f"a tensor lies more than {MAX_DEPTH} containers deep, or its name is longer than {MAX_NAME}: {name!r:.80}"
             )
         hidden = _not_persistent(item)
         for key, value in reversed(inner):
@@ -244,7 +245,7 @@ def plain_values(root: Any) -> dict[str, Any]:
 def _plain(mapping: Mapping[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in mapping.items():
-        if type(key) is not str or len(key) > 80 or len(found) >= _SHOWN:
+        if type(key) is not str or len(key) > 80 or not key.isprintable() or len(found) >= _SHOWN:
             continue
         if (
             type(value) is bool
@@ -259,4 +260,4 @@ def _plain(mapping: Mapping[Any, Any]) -> dict[str, Any]:
 def class_of(root: Any) -> str:
     """The class of the object that a pickle holds, "" where it is a plain container."""
     function = root.function if type(root) is Call else None
-    return f"{function.module}.{function.name}"[:200] if type(function) is Global else ""
+    return Report.show(function) if type(function) is Global else ""

@@ -78,14 +78,14 @@ class Legacy:
             name = key.decode("latin-1") if type(key) is bytes else str(key)
             if name not in sizes or name in self._places:
                 raise InvalidFile(
-                    f"{file.name}: storage {name[:80]} is stored, but "
+                    f"{file.name}: storage {name!r:.80} is stored, but "
                     + ("twice" if name in self._places else "nothing names it")
                 )
             count = int.from_bytes(file.read(position, 8), "little", signed=True)
             nbytes = count * sizes[name]
             if count < 0 or position + 8 + nbytes > file.size:
                 raise IncompleteFile(
-                    f"{file.name}: storage {name[:80]} at offset {position} has {count} elements, the file ends at {file.size}"
+                    f"{file.name}: storage {name!r:.80} at offset {position} has {count} elements, the file ends at {file.size}"
                 )
             self._places[name] = Extent(file.path, position + 8, nbytes)
             position += 8 + nbytes
@@ -96,8 +96,8 @@ class Legacy:
         """Where a storage's bytes lie. `InvalidFile` where there are more or fewer than it declares."""
         extent = self._places.get(storage.key)
         if extent is None:
-            raise InvalidFile(f"{self.file.name}: storage {storage.key} is named and is not in the file")
+            raise InvalidFile(f"{self.file.name}: storage {storage.key!r:.80} is named and is not in the file")
         expected = storage.whole * storage.itemsize
         if extent.nbytes != expected:
-            raise InvalidFile(f"{self.file.name}: storage {storage.key} has {extent.nbytes} bytes, {expected} expected")
+            raise InvalidFile(f"{self.file.name}: storage {storage.key!r:.80} has {extent.nbytes} bytes, {expected} expected")
         return extent

@@ -138,11 +138,11 @@ class World:
 
     def _narrow(self, storage: Storage, view: Any) -> None:
         if not self._is_view(view):
-            raise InvalidFile(f"{self.file}: storage {storage.key} has a view that is not (key, offset, size)")
+            raise InvalidFile(f"{self.file}: storage {storage.key!r:.80} has a view that is not (key, offset, size)")
         _, offset, size = view
         if type(offset) is not int or type(size) is not int or offset < 0 or size < 0 or offset + size > storage.whole:
             raise InvalidFile(
-                f"{self.file}: a view of storage {storage.key} takes {size!r:.40} from {offset!r:.40} of {storage.whole}"
+                f"{self.file}: a view of storage {storage.key!r:.80} takes {size!r:.40} from {offset!r:.40} of {storage.whole}"
             )
         storage.view, storage.numel = offset, size
 

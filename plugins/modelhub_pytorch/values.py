@@ -55,18 +55,18 @@ class Values:
         """(the storage's bytes, bytes of an element, elements, last element reached + 1), all checked."""
         whole = self.check(storage)
         if whole is None:
-            raise InvalidFile(f"{self.file}: tensor {name} rests on storage {storage.key}, which has no data")
+            raise InvalidFile(f"{self.file}: tensor {name!r:.200} rests on storage {storage.key!r:.80}, which has no data")
         size = itemsize(ref.dtype)
         elements = prod(ref.shape)
         available = storage.numel * storage.itemsize // size
         if elements >= 1 << 62:
-            raise InvalidFile(f"{self.file}: tensor {name} of {list(ref.shape)} has more elements than there can be")
+            raise InvalidFile(f"{self.file}: tensor {name!r:.200} of {list(ref.shape)} has more elements than there can be")
         end = ref.offset + 1
         for count, stride in zip(ref.shape, ref.strides, strict=True):
             end += (count - 1) * stride
         if elements and end > available:
             raise InvalidFile(
-                f"{self.file}: tensor {name} reaches element {end - 1} of storage {storage.key}, which has {available}: "
+                f"{self.file}: tensor {name!r:.200} reaches element {end - 1} of storage {storage.key!r:.80}, which has {available}: "
                 f"shape {list(ref.shape)}, strides {list(ref.strides)}, offset {ref.offset}"
             )
         return whole, size, elements, end
@@ -74,7 +74,7 @@ class Values:
     def value(self, name: str, ref: TensorRef) -> Extent | Inline | Node:
         storage = ref.storage
         if storage is None:
-            raise InvalidFile(f"{self.file}: tensor {name} has no storage")
+            raise InvalidFile(f"{self.file}: tensor {name!r:.200} has no storage")
         whole, size, elements, end = self._bounds(name, ref, storage)
         if not elements:
             return Extent(whole.file, whole.offset, 0) if isinstance(whole, Extent) else Inline(b"")
@@ -99,7 +99,7 @@ class Values:
                 return ops.byteswap(run, dtype, ref.shape)
             return ops.strided(ops.byteswap(run, dtype, (span,)), dtype, ref.shape, ref.strides)
         if (base + offset * size) % size:
-            raise InvalidFile(f"{self.file}: tensor {name} does not start at an element of storage {storage.key}")
+            raise InvalidFile(f"{self.file}: tensor {name!r:.200} does not start at an element of storage {storage.key!r:.80}")
         if self.big and size > 1:
             whole = ops.byteswap(whole, dtype, (storage.whole * storage.itemsize // size,))
         if contiguous and not base and not offset and elements * size == storage.whole * storage.itemsize:
@@ -125,5 +125,5 @@ class Values:
         try:
             whole = ops.dequant("affine", *parts, **args)
         except ValueError as error:
-            raise InvalidFile(f"{self.file}: quantized tensor {name}: {error}") from error
+            raise InvalidFile(f"{self.file}: quantized tensor {name!r:.200}: {error}") from error
         yield Tensor(name, "F32", ref.shape, whole, "logical")
