@@ -256,6 +256,8 @@ def _serve(channel: int, handle: int, memory: int, parent: int, mask: Any) -> No
     plugins.get()
     _limit_memory(memory)
     connection = Connection(channel)
+    mark("", "", "")
+    _unmark()  # started: from here on the parent's clock runs
     keep: dict[int, Any] = {}
     while True:
         try:

@@ -53,11 +53,7 @@ def _details(record: object) -> str:
         case Format():
             return _format(record)
         case Codec():
-            return (
-                ""
-                if dtypes.find(record.dtype)
-                else "for a dtype that is not registered: call modelhub.dtypes.register(DType(...)) first"
-            )
+            return "" if dtypes.find(record.dtype) else "for an unknown dtype: call modelhub.dtypes.register(DType(...)) first"
         case Recipe():
             return _plain_name(record.name) or _strings("formats", record.formats)
         case Check():
@@ -103,6 +99,5 @@ def _plain_name(name: str) -> str:
 def _strings(attribute: str, value: Any) -> str:
     if isinstance(value, tuple) and all(_text(item) for item in value):
         return ""
-    return f"whose {attribute} is not a tuple of non-empty texts" + (
-        " (a trailing comma is missing)" if isinstance(value, str) else ""
-    )
+    hint = " (a trailing comma is missing)" if isinstance(value, str) else ""
+    return f"whose {attribute} is not a tuple of non-empty texts{hint}"

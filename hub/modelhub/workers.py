@@ -30,6 +30,8 @@ BATCH = 64
 """Names in one batch: enough that messages cost nothing, few enough that a crash repeats little."""
 SMALL_MESSAGE = 32 * 1024
 """A message up to this size fits the socket's buffer, and may be sent to a worker that is still busy."""
+START_SECONDS = 60.0
+"""How long a worker may take to start: a cold interpreter on a slow disk."""
 CRASHES = 2
 """A crash is put down to a file when it happens there this often: once may be the machine's fault. A hang is at once."""
 
@@ -294,7 +296,7 @@ class ParsePool:
             progress = slot.worker.progress()
             if progress != slot.progress:
                 slot.progress, slot.since = progress, now
-            elif slot not in ready and now - slot.since > slot.limit:
+            elif slot not in ready and now - slot.since > (slot.limit if progress else START_SECONDS):
                 slot.worker.hung, slot.worker.seconds = True, slot.limit
                 slot.worker.kill()
                 ready.append(slot)
