@@ -58,9 +58,10 @@ def split_ties(stored: Mapping[str, str], tensors: Container[str]) -> tuple[dict
 def describe(stored: Mapping[str, str]) -> dict[str, Any]:
     """The known keys of ``stored`` under their common names; where two give the same one, the first in our list counts."""
     values: dict[str, Any] = {}
-    for key, name in _NAMES.items():
+    for key in stored if stored.keys() <= {"format"} else _NAMES:
         text = stored.get(key, "")
         if text and text != "None" and len(text) <= MAX_TEXT:
+            name = _NAMES[key]
             values.setdefault(name, _number(text) if name in _NUMBERS else text)
     return values
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from modelhub import (
     Checkpoint,
@@ -44,24 +44,34 @@ def detect(file: File) -> Detection | Rejected | None:
     return Detection([os.path.join(directory, name) for name in names], confidence=95, missing=group.missing, name=group.stem)
 
 
-def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
+def read(checkpoint: Checkpoint) -> Iterable[Tensor | Metadata | Finding]:
     """Tensors shard by shard in the order of their bytes, then the ties that the metadata notes."""
+    if len(checkpoint.files) > 1 or not checkpoint.files[0].endswith(SUFFIX):
+        return _read_shards(checkpoint)
+    tensors, stored = parse(checkpoint.primary)
+    return [*tensors, *_noted(stored, {tensor.name: tensor for tensor in tensors})] if stored else tensors
+
+
+def _read_shards(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     shards = [path for path in checkpoint.files if not path.endswith(".json")]
-    indexes = [path for path in checkpoint.files if path.endswith(".json")]
     stored: dict[str, str] = {}
     by_name: dict[str, Tensor] = {}
     for path in shards:
         header = parse(checkpoint.open(path))
         stored.update(header.stored)
+        _collect(by_name, header)
         yield from header.tensors
-        if stored or len(shards) > 1 or indexes:
-            _collect(by_name, header)
-    for path in indexes:
-        yield from _hold_against_index(checkpoint.open(path), by_name, {os.path.basename(path) for path in shards})
-    if stored:
-        ties, kept = split_ties(stored, by_name)
-        for alias, name in ties.items():
-            yield by_name[name]._replace(name=alias, view="logical")
+    for path in checkpoint.files:
+        if path.endswith(".json"):
+            yield from _hold_against_index(checkpoint.open(path), by_name, {os.path.basename(path) for path in shards})
+    yield from _noted(stored, by_name)
+
+
+def _noted(stored: dict[str, str], by_name: Mapping[str, Tensor]) -> Iterator[Tensor | Metadata]:
+    ties, kept = split_ties(stored, by_name)
+    for alias, name in ties.items():
+        yield by_name[name]._replace(name=alias, view="logical")
+    if kept:
         yield Metadata(values=describe(kept), stored=kept)
 
 
