@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from modelhub.errors import MissingCapability
 from modelhub.types import Codec
 
 if TYPE_CHECKING:
@@ -36,6 +37,16 @@ def find(dtype: str) -> Codec | None:
         for codec in PLAIN:
             register(codec)
     return _REGISTRY.get(dtype)
+
+
+def codec_of(dtype: str, what: str) -> Codec:
+    """The codec of ``dtype``; MissingCapability where no plugin brings one, or it cannot do ``what`` (decode, encode)."""
+    codec = find(dtype)
+    if codec is None or (what == "encode" and codec.encode is None):
+        raise MissingCapability(
+            f"nothing here can {what} {dtype}", "`modelhub plugins` lists what is installed and what is missing"
+        )
+    return codec
 
 
 def all_codecs() -> Iterator[Codec]:

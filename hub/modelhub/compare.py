@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
-from modelhub.engine.cast import codec_of
+from modelhub.codecs import codec_of
 from modelhub.engine.errors import ErrorSums
 from modelhub.engine.values import CHUNK, Handles, pread_into, tensor_chunks
 from modelhub.engine.write import PIECE

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from modelhub import ops
+from modelhub.codecs import codec_of
 from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError
 from modelhub.model import Model, printable
 from modelhub.plugins import Plugins
@@ -163,6 +164,11 @@ def _encode(table: Table, target: Format, recipe: Recipe | None, options: Conver
             continue
         chosen = recipe.choose(tensor, table) if recipe else None
         if chosen and chosen != tensor.dtype:
+            for dtype, what in ((tensor.dtype, "decode"), (chosen, "encode")):
+                try:
+                    codec_of(dtype, what)
+                except MissingCapability as error:
+                    raise MissingCapability(f"tensor {tensor.name}: {error.message}", error.hint) from error
             try:
                 node = ops.cast(tensor.value, tensor.dtype, tensor.shape, chosen)
             except ValueError as error:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
-from modelhub import codecs, dtypes
+from modelhub import dtypes
+from modelhub.codecs import codec_of
 from modelhub.engine.errors import ErrorSums
 from modelhub.engine.values import CHUNK, Handles, tensor_chunks
-from modelhub.errors import ConversionError, MissingCapability
-from modelhub.types import Codec, Tensor
+from modelhub.errors import ConversionError
+from modelhub.types import Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,16 +28,6 @@ LOSSLESS = {
     *((kind, wide) for kind in ("F4", "F6_E2M3", "F6_E3M2") for wide in ("F16", "BF16", "F32", "F64")),
 }  # fmt: skip
 """Pairs whose every value survives: no error to measure."""
-
-
-def codec_of(dtype: str, what: str) -> Codec:
-    """The codec of ``dtype``; MissingCapability where no plugin brings one, or it cannot do ``what`` (decode, encode)."""
-    codec = codecs.find(dtype)
-    if codec is None or (what == "encode" and codec.encode is None):
-        raise MissingCapability(
-            f"nothing here can {what} {dtype}", "`modelhub plugins` lists what is installed and what is missing"
-        )
-    return codec
 
 
 def encoded_chunks(
