@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test sees, or touches, the state of whoever runs it."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MODELHUB_HOME", str(home))
     for name in ("MODELHUB_CATALOG", "MODELHUB_DISABLE", "MODELHUB_DEBUG", "NO_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    yield home
+    return home
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,8 @@ def sample_drive() -> Path:
 
 def sample_drive_module() -> Any:
     spec = util.spec_from_file_location("sample_drive", PROJECT / "examples" / "sample_drive.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -60,7 +61,9 @@ Modelhub = Callable[..., Result]
 def modelhub() -> Modelhub:
     """Runs the installed command as a user does: ``modelhub("ls", "--json")``. ``status``: what it must end with (None: anything)."""
 
-    def run(*words: object, status: int | None = 0, cwd: str | Path | None = None, input: str | None = None, **environ: str) -> Result:
+    def run(
+        *words: object, status: int | None = 0, cwd: str | Path | None = None, input: str | None = None, **environ: str
+    ) -> Result:
         done = subprocess.run(
             [command_path(), *map(os.fspath, map(_text, words))],
             cwd=cwd,

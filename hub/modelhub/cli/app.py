@@ -69,7 +69,9 @@ def define(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[
     def decorate(function: F) -> Command:
         (short,) = (section[name] for section in COMMANDS.values() if name in section)
         more = (function.__doc__ or "").strip()
-        make = click.command(name, cls=Command, examples=examples, short_help=short, help=f"{short}\n\n{more}".strip(), **settings)
+        make = click.command(
+            name, cls=Command, examples=examples, short_help=short, help=f"{short}\n\n{more}".strip(), **settings
+        )
         made: Command = make(function)
         return made
 
@@ -104,7 +106,12 @@ class Commands(click.Group):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        names = [CompletionItem(name, help=line) for section in COMMANDS.values() for name, line in section.items() if name.startswith(incomplete)]
+        names = [
+            CompletionItem(name, help=line)
+            for section in COMMANDS.values()
+            for name, line in section.items()
+            if name.startswith(incomplete)
+        ]
         return names + (click.Command.shell_complete(self, ctx, incomplete) if incomplete.startswith("-") else [])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -120,19 +127,10 @@ class Commands(click.Group):
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(f"modelhub {version()}")
+        from modelhub import distribution
+
+        click.echo(f"modelhub {distribution.version()}")
         ctx.exit()
-
-
-def version() -> str:
-    """The version of the installed distribution, whatever its name is there."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("modelhub-registry")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 @click.group(
@@ -191,7 +189,7 @@ def run(argv: list[str]) -> int:
             if debug:
                 raise
             return _failed("memory", "out of memory", "--threads 1 needs the least", 3, as_json)
-        except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is told in one line, and is never hidden
+        except Exception as error:
             if debug:
                 raise
             what = f"this is a bug in modelhub: {type(error).__name__}: {error}"

@@ -1,8 +1,10 @@
-"""What several commands share: options, the MODEL argument and its completion, opening the catalog and the pool."""
+"""What several commands share: options, the MODEL argument and its completion, the session of one command."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from modelhub.catalog import Catalog
+    from modelhub.convert import ConvertReport
+    from modelhub.model import Model
+    from modelhub.plugins import Plugins
+    from modelhub.workers import ParsePool
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,7 +27,55 @@ def quiet_option(what: str) -> Callable[[F], F]:
     return click.option("-q", "--quiet", is_flag=True, help=f"Print {what} only, one a line.")
 
 
-class ModelParameter(click.ParamType):
+class Session:
+    """What a command works with, each opened when it is first asked for: `catalog`, `plugins`, `pool`. Closes what it opened."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if "pool" in self.__dict__:
+            self.pool.close()
+        if "catalog" in self.__dict__:
+            self.catalog.close()
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        from modelhub.catalog import Catalog
+
+        return Catalog.open()
+
+    @cached_property
+    def plugins(self) -> Plugins:
+        from modelhub import plugins
+
+        return plugins.get()
+
+    @cached_property
+    def pool(self) -> ParsePool:
+        from modelhub.workers import ParsePool
+
+        return ParsePool()
+
+    def model(self, reference: str) -> Model:
+        """The model that ``reference`` names."""
+        from modelhub.resolve import resolve
+
+        return resolve(self.catalog, reference)
+
+    def known(self, reference: str) -> Model:
+        """The same, in the catalog: a path that was never scanned is taken in, so that something can be said of it."""
+        found = self.model(reference)
+        return found if found.id is not None or found.found is None else self.catalog.add(found.found)
+
+    def record(self, report: ConvertReport) -> None:
+        """Note in the catalog what a conversion made, and of what."""
+        from modelhub.provenance import record
+
+        record(self.catalog, report, self.plugins)
+
+
+class ModelParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
     """A MODEL: kept as it was typed, completed from the catalog and the file system."""
 
     name = "model"
@@ -32,28 +86,21 @@ class ModelParameter(click.ParamType):
         files = [CompletionItem(incomplete, type="file")]
         if incomplete.startswith((".", "/", "~")):
             return files
-        return [CompletionItem(name, help=text) for name, text in _references(incomplete)] + files
+        return [CompletionItem(name) for name in _references(incomplete)] + files
 
 
-def _references(start: str) -> list[tuple[str, str]]:
-    """Names, aliases and ids that begin with ``start``; nothing where the catalog cannot be read, since a shell is waiting."""
+def _references(start: str) -> list[str]:
+    """Names, aliases and ids that begin with ``start``; none where the catalog cannot be read, for a shell is waiting."""
     from modelhub.errors import ModelhubError
 
     try:
-        with open_catalog() as catalog:
-            return catalog.complete(start, limit=200)
+        with Session() as session:
+            return session.catalog.complete(start)
     except (ModelhubError, OSError):
         return []
 
 
-MODEL = ModelParameter()
-
-
 def model_argument(name: str = "model", **settings: Any) -> Callable[[F], F]:
-    return click.argument(name, type=MODEL, metavar=settings.pop("metavar", name.upper()), **settings)
-
-
-def open_catalog() -> Catalog:
-    from modelhub.catalog import Catalog
-
-    return Catalog.open()
+    """A positional MODEL (or several, with ``nargs=-1``)."""
+    metavar = settings.pop("metavar", name.upper())
+    return click.argument(name, type=ModelParameter(), metavar=metavar, **settings)

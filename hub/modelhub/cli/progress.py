@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -11,34 +12,51 @@ from modelhub.cli import text
 
 EVERY = 0.1
 """Seconds between two drawings."""
+PATIENCE = 0.3
+"""What is done sooner than this draws nothing."""
 
 
 class Progress:
-    """Call it with what is done and what there is; it redraws one line, now and then, and wipes it at the end.
+    """Tell it what is done; it redraws one line, now and then, and wipes it at the end. May be told from several threads.
 
     ``unit``: "B" shows sizes, anything else shows counts of that noun.
     """
 
-    def __init__(self, label: str, unit: str = "B") -> None:
+    def __init__(self, label: str, unit: str = "B", total: int = 0) -> None:
         self.label = label
         self.unit = unit
-        self.shown = sys.stderr.isatty()
-        self.began = time.monotonic()
-        self.drawn = self.began + 0.2  # what is done at once draws nothing
+        self.total = total
+        self.done = 0
+        self._lock = threading.Lock()
+        self._shown = sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._due = self._began + PATIENCE
+        self._drawn = False
 
-    def __call__(self, done: int, total: int | None = None, what: str = "") -> None:
-        if not self.shown:
-            return
+    def advance(self, amount: int, what: str = "") -> None:
+        """``amount`` more is done."""
+        with self._lock:
+            self.done += amount
+            self._draw(what)
+
+    def reach(self, done: int, total: int, what: str = "") -> None:
+        """``done`` of ``total`` is done."""
+        with self._lock:
+            self.done, self.total = done, total
+            self._draw(what)
+
+    def _draw(self, what: str) -> None:
         now = time.monotonic()
-        if now < self.drawn:
+        if not self._shown or now < self._due:
             return
-        self.drawn = now + EVERY
-        line = " ".join(part for part in (self.label, self._figures(done, total, now - self.began), text.escape(what)) if part)
-        room = shutil.get_terminal_size().columns - 1
-        sys.stderr.write("\r" + text.shorten(line, room) + "\x1b[K")
+        self._due = now + EVERY
+        self._drawn = True
+        figures = self._figures(self.done, self.total, now - self._began)
+        line = " ".join(part for part in (self.label, figures, text.escape(what)) if part)
+        sys.stderr.write("\r" + text.shorten(line, shutil.get_terminal_size().columns - 1) + "\x1b[K")
         sys.stderr.flush()
 
-    def _figures(self, done: int, total: int | None, spent: float) -> str:
+    def _figures(self, done: int, total: int, spent: float) -> str:
         if self.unit != "B":
             return f"{done:,}/{total:,} {self.unit}" if total else f"{done:,} {self.unit}"
         rate = text.size(int(done / spent)) + "/s" if spent > 0 else ""
@@ -47,18 +65,13 @@ class Progress:
         left = text.seconds((total - done) * spent / done) + " left" if done else ""
         return f"{min(done * 100 // total, 100):3d}%  {text.size(done)} of {text.size(total)}  {rate}  {left}".rstrip()
 
-    def note(self, line: str) -> None:
-        """Say something that stays, above the line of progress."""
-        if self.shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        sys.stderr.write(text.escape(line) + "\n")
-
     def close(self) -> None:
-        if self.shown and self.drawn > self.began + 0.2:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        self.shown = False
+        """Wipe the line, and draw no more."""
+        with self._lock:
+            if self._drawn:
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+            self._shown = self._drawn = False
 
     def __enter__(self) -> Progress:
         return self

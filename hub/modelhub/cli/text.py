@@ -49,7 +49,9 @@ def print_json(data: object) -> None:
         document = json.dumps(data, indent=2, ensure_ascii=False, default=list)
     if not document.isascii() or "\x7f" in document:
         # A newline outside of a string is the document's own; inside one it is an escape already.
-        document = re.sub(r"[^\n\x20-\x7e]", lambda match: _json_escape(match[0]) if _UNSAFE.match(match[0]) else match[0], document)
+        document = re.sub(
+            r"[^\n\x20-\x7e]", lambda match: _json_escape(match[0]) if _UNSAFE.match(match[0]) else match[0], document
+        )
     sys.stdout.write(document + "\n")
 
 
@@ -155,7 +157,7 @@ def shorten(text: str, cells: int, middle: bool = False) -> str:
 
 def _take(text: str, cells: int) -> str:
     end = taken = 0
-    for end, char in enumerate(text):  # noqa: B007 - used after the loop
+    for end, char in enumerate(text):
         taken += width(char)
         if taken > cells:
             return text[:end]
@@ -219,7 +221,9 @@ def _fit(columns: list[Column], widths: dict[str, int], room: int) -> list[Colum
         return sum(widths[column.key] for column in columns) + 2 * (len(columns) - 1) - room
 
     def least() -> int:
-        return sum(min(column.shrink, widths[column.key]) if column.shrink else widths[column.key] for column in columns) + 2 * (len(columns) - 1)
+        return sum(min(column.shrink, widths[column.key]) if column.shrink else widths[column.key] for column in columns) + 2 * (
+            len(columns) - 1
+        )
 
     while least() > room and any(column.drop for column in columns):
         columns.remove(max(columns, key=lambda column: column.drop))

@@ -1,0 +1,62 @@
+"""``modelhub quantize``: short for ``convert`` to the format that has the recipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelhub.cli.app import define
+from modelhub.cli.common import Session, model_argument
+from modelhub.cli.convert import convert_options, output_options, run
+from modelhub.errors import UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from modelhub.model import Model
+    from modelhub.plugins import Plugins
+
+
+class RecipeParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
+    """A recipe's name, completed from the plugins."""
+
+    name = "recipe"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        from modelhub import plugins
+
+        return [
+            CompletionItem(recipe.name, help=recipe.title)
+            for recipe in plugins.get().recipes
+            if recipe.name.startswith(incomplete)
+        ]
+
+
+@define(
+    "quantize", examples=["modelhub quantize llama bf16", "modelhub quantize ./model.safetensors f16 -o /tmp/small.safetensors"]
+)
+@model_argument()
+@click.argument("recipe", metavar="RECIPE", type=RecipeParameter())
+@output_options
+def command(model: str, recipe: str, as_json: bool, dry_run: bool, output: str | None, **options: Any) -> int:
+    """Short for 'modelhub convert MODEL --to FORMAT:RECIPE', FORMAT being the model's own where that has RECIPE."""
+    with Session() as session:
+        to = f"{target_format(session.model(model), recipe.lower(), session.plugins)}:{recipe}"
+        return run(session, model, to, output, convert_options(**options), dry_run, as_json)
+
+
+def target_format(model: Model, recipe: str, plugins: Plugins) -> str:
+    """The format that ``recipe`` is for: the model's own or its container's if they have it, else the first that does."""
+    found = [item for item in plugins.recipes if item.name == recipe]
+    if not found:
+        raise UsageError(
+            f"there is no recipe called {recipe!r}", f"there are: {', '.join(sorted({item.name for item in plugins.recipes}))}"
+        )
+    writable = [format.name for format in plugins.formats.values() if format.create]
+    fitting = [name for name in writable if any(not item.formats or name in item.formats for item in found)]
+    if not fitting:
+        raise UsageError(f"no format that can be written has the recipe {recipe!r}", "'modelhub plugins' lists them")
+    return next((name for name in (model.format, model.container) if name in fitting), fitting[0])

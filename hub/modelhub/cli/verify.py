@@ -1,0 +1,103 @@
+"""``modelhub verify``: check models, and say what was found. The checks are `modelhub.verify`'s."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelhub.cli import text
+from modelhub.cli.app import answer, define
+from modelhub.cli.common import Session, json_option, model_argument
+from modelhub.cli.show import print_finding
+from modelhub.errors import ModelhubError
+
+if TYPE_CHECKING:
+    from modelhub.model import Model
+    from modelhub.verify import VerifyReport
+
+LEVELS = ("structure", "safety", "digest", "values", "runnable", "all")
+SHOWN = 12
+"""Findings of one model that are shown to people; --json has them all."""
+
+
+@define(
+    "verify",
+    examples=[
+        "modelhub verify llama@prod",
+        "modelhub verify ./model.bin --level all",
+        "modelhub verify ./model.safetensors --against SHA256SUMS",
+        "modelhub verify out.safetensors --against pytorch_model.bin --json",
+    ],
+)
+@model_argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--level", type=click.Choice(LEVELS), help="What to check; structure and safety otherwise, which read no weights.")
+@click.option("--against", metavar="SOURCE", help="A SHA256SUMS file, or another MODEL whose tensors must be equal.")
+@json_option
+def command(models: tuple[str, ...], level: str | None, against: str | None, as_json: bool) -> int:
+    """structure: extents, bounds, declared sizes. safety: what opening it elsewhere would execute. digest: SHA-256 against what was recorded.
+    values: NaN and infinity. runnable: the format's own runtime opens it. Ends with status 1 where something is wrong."""
+    from modelhub.cli.progress import Progress
+    from modelhub.verify import is_sums, verify
+
+    reports: list[VerifyReport | dict[str, Any]] = []
+    with Session() as session:
+        other: Model | str | None = None
+        if against is not None:
+            other = against if is_sums(against) else session.model(against)
+        for reference in models:
+            try:
+                model = session.model(reference)
+                total = model.size if level in ("digest", "values", "all") or against else 0
+                with Progress(f"verifying {text.escape(model.name)}", total=total) as progress:
+                    report = verify(
+                        model,
+                        plugins=session.plugins,
+                        pool=session.pool,
+                        level=level,
+                        against=other,
+                        catalog=session.catalog if model.id else None,
+                        progress=progress.advance,
+                    )
+                reports.append(report)
+                answer.status = max(answer.status, 0 if report.ok else 1)
+                if not as_json:
+                    _print(report)
+            except ModelhubError as error:
+                if len(models) == 1:
+                    raise
+                answer.status = max(answer.status, error.exit_status)
+                finding = {"check": error.code, "severity": "error", "message": str(error)}
+                reports.append(
+                    {
+                        "model": reference,
+                        "ok": False,
+                        "level": level or "structure, safety",
+                        "findings": [finding],
+                        "seconds": 0.0,
+                        "bytes": 0,
+                    }
+                )
+                if not as_json:
+                    sys.stdout.write(text.style("failed", text.RED) + text.escape(f"  {reference}") + "\n")
+                    print_finding("error", error.code, str(error), "", "", "        ")
+    if as_json:
+        text.print_json([report if isinstance(report, dict) else report.to_json() for report in reports])
+    return answer.status
+
+
+def _print(report: VerifyReport) -> None:
+    word = text.style("ok    ", text.GREEN) if report.ok else text.style("failed", text.RED)
+    read = f", {text.size(report.bytes)} read" if report.bytes else ""
+    sys.stdout.write(word + text.escape(f"  {report.model.name}  ({report.level}; {text.seconds(report.seconds)}{read})") + "\n")
+    # What is wrong comes first, and is never cut away by what is not.
+    order = {"unsafe": 0, "error": 1, "warning": 2, "info": 3}
+    findings = sorted(report.findings, key=lambda finding: order.get(finding.severity, 4))
+    for finding in findings[:SHOWN]:
+        print_finding(
+            finding.severity, finding.check, finding.message, finding.tensor, finding.file.rsplit("/", 1)[-1], "        "
+        )
+    if len(findings) > SHOWN:
+        text.line(f"        and {len(findings) - SHOWN} more; --json prints them all")
+    sys.stdout.flush()
