@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from modelhub import Checkpoint, FileProblem, Finding, Metadata, Tensor, read_as, read_json
+from modelhub import Checkpoint, FileProblem, Finding, Metadata, Tensor, read_as, read_index, read_json
 
 from modelhub_huggingface.card import read_card
 from modelhub_huggingface.config import describe
@@ -32,6 +32,10 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
                 precision = precision or record.precision
             else:
                 yield record
+    else:
+        for path in checkpoint.files:
+            if ".index." in path and path.endswith(".json"):
+                read_index(checkpoint.open(path))  # none of its shards is there; it may be no index at all
     yield Metadata(values=values, stored=stored, container=container, precision=precision)
 
 

@@ -150,6 +150,19 @@ def test_a_missing_shard_is_named(copy: Any) -> None:
     assert gone.name in found.missing
 
 
+def test_a_broken_index_is_said(copy: Any) -> None:
+    directory = copy("sharded")
+    (directory / INDEX).write_text('{"weight_map": {"a": "../x"}}')
+    found = look(directory)
+    assert (found.format, found.state) == ("huggingface", "invalid")
+    assert INDEX in found.reason
+    for path in directory.glob("*.safetensors"):
+        path.unlink()
+    found = look(directory)
+    assert (found.format, found.state) == ("huggingface", "invalid")
+    assert INDEX in found.reason
+
+
 def test_tied_weights_are_what_the_file_holds(saved: Path) -> None:
     found = look(saved / "tied")
     assert found.metadata["tie_word_embeddings"] is True
