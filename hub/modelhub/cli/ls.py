@@ -100,6 +100,8 @@ def command(
     return 0
 
 
+SHOWN_ID = 8
+"""Of an id's 16 characters, in tables: a unique beginning is as good as the whole."""
 FIELDS = ("id", "name", "format", "architecture", "precision", "parameters", "size", "state", "modified", "path")
 
 
@@ -118,7 +120,7 @@ def _table(catalog: Catalog, search: str, where: tuple[str, ...], sort: str, lim
         return
     rows = [
         {
-            "id": identity,
+            "id": identity[:SHOWN_ID],
             "name": name,
             "format": kind,
             "architecture": architecture,

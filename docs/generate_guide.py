@@ -1,0 +1,127 @@
+"""Re-runs the commands that stand in ``console`` blocks of the guide and the README, on the sample drive, and writes what they print.
+
+    python docs/generate_guide.py
+
+``tests/test_guide.py`` does the same and compares, so that no block can go stale. Each document has a directory of its own to run in, with
+the sample drive as ``models``, and a home of its own; what differs from run to run (ids, times, free space) is made alike.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+DOCUMENTS = (PROJECT / "docs" / "guide.md", PROJECT / "README.md")
+COLUMNS = 118
+HERE = "/home/ada"
+"""What the documents call the directory that their commands run in."""
+
+BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def render(document: str, drive: Path) -> str:
+    """``document`` with the output of every command in its blocks as it is now."""
+    with tempfile.TemporaryDirectory(prefix="guide-", dir=PROJECT / "sample") as place:
+        sandbox = Path(os.path.realpath(place))
+        shutil.copytree(drive, sandbox / "models", copy_function=os.link)
+        ids: dict[str, str] = {}
+        return BLOCK.sub(lambda match: f"```console\n{_run_block(match[1], sandbox, ids)}```", document)
+
+
+def _run_block(block: str, sandbox: Path, ids: dict[str, str]) -> str:
+    lines = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            lines.append(line)
+            lines += [text.rstrip() for text in _tidy(_run(line[2:], sandbox), sandbox, ids).splitlines()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _run(command: str, sandbox: Path) -> str:
+    """What a person sees who types ``command`` in a terminal of `COLUMNS` columns."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("MODELHUB_", "COLUMNS"))}
+    environ |= {"HOME": str(sandbox), "MODELHUB_HOME": str(sandbox / ".modelhub"), "NO_COLOR": "1", "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
+    process = subprocess.Popen(
+        ["bash", "-c", command], cwd=sandbox, env=environ, stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.PIPE
+    )
+    os.close(terminal)
+    errors: list[bytes] = []
+    assert process.stderr
+    listener = threading.Thread(target=lambda: errors.append(process.stderr.read() if process.stderr else b""))
+    listener.start()
+    output = b""
+    while True:
+        try:
+            data = os.read(reader, 65536)
+        except OSError:  # the terminal has no other side any more
+            break
+        if not data:
+            break
+        output += data
+    os.close(reader)
+    process.wait()
+    listener.join()
+    process.stderr.close()
+    return (output.replace(b"\r\n", b"\n") + errors[0]).decode()
+
+
+ID = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12}\b")
+
+
+def _tidy(output: str, sandbox: Path, ids: dict[str, str]) -> str:
+    """The same text for the same thing: the directory gets its name, each random id the next of a fixed row."""
+
+    def fixed(match: re.Match[str]) -> str:
+        number = str(len(ids))
+        return ids.setdefault(match[0], hashlib.sha256(number.encode()).hexdigest()[: len(match[0])])
+
+    return ID.sub(fixed, output.replace(str(sandbox), HERE))
+
+
+def normalise(document: str) -> str:
+    """``document`` without what differs from machine to machine and from day to day."""
+    for pattern, text in (
+        (r"\b\d+(?:\.\d+)? s\b", "0 s"),
+        (r"\b\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", "DATE"),
+        (r"\d+(?:\.\d+)? [kMGT]?B(?:/s| free)", "0 B"),
+        (r"modelhub \d+\.\d+\.\d+", "modelhub 0.0.0"),
+        (r"Python [\d.]+, \d+ cores", "Python 3, 1 cores"),
+        (r"[ \t]+", " "),
+    ):
+        document = re.sub(pattern, text, document)
+    return document
+
+
+def main() -> int:
+    sys.path.insert(0, str(PROJECT / "examples"))
+    from sample_drive import gather
+
+    drive = gather(PROJECT / "sample" / "drive")
+    for path in DOCUMENTS:
+        before = path.read_text()
+        after = render(before, drive)
+        if normalise(after) != normalise(before):
+            path.write_text(after)
+            print(f"rewrote {path.relative_to(PROJECT)}")
+        else:
+            print(f"{path.relative_to(PROJECT)} is up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
