@@ -6,11 +6,12 @@ import os
 import re
 from typing import NamedTuple
 
-NETWORK = frozenset(
-    "nfs nfs4 cifs smb smb2 smb3 smbfs 9p afs ceph coda davfs glusterfs gpfs lustre beegfs orangefs ocfs2 gfs2 ncpfs fuse.sshfs fuse.s3fs "
-    "fuse.rclone fuse.glusterfs fuse.ceph fuse.davfs2 fuse.juicefs fuse.gcsfuse fuse.smbnetfs fuse.goofys fuse.curlftpfs fuse.mount-s3 "
-    "virtiofs vboxsf fuse.vmhgfs-fuse prl_fs".split()
-)
+NETWORK = frozenset({
+    "nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ceph", "coda", "davfs", "glusterfs", "gpfs",
+    "lustre", "beegfs", "orangefs", "ocfs2", "gfs2", "ncpfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs",
+    "fuse.ceph", "fuse.davfs2", "fuse.juicefs", "fuse.gcsfuse", "fuse.smbnetfs", "fuse.goofys", "fuse.curlftpfs",
+    "fuse.mount-s3", "virtiofs", "vboxsf", "fuse.vmhgfs-fuse", "prl_fs",
+})  # fmt: skip
 """File systems that other hosts may write to: locks and shared memory do not work over them, and events do not arrive."""
 
 _OCTAL = re.compile(r"\\([0-7]{3})")

@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 from modelhub.errors import UsageError
 
-STATE = (
-    "CASE WHEN r.offline<>0 THEN 'offline' WHEN c.missing<>0 THEN 'missing' WHEN c.quarantined<>0 THEN 'quarantined' ELSE c.state END"
-)
+STATE = "CASE WHEN r.offline<>0 THEN 'offline' WHEN c.missing<>0 THEN 'missing' WHEN c.quarantined<>0 THEN 'quarantined' ELSE c.state END"
 """What people are told: the place comes before what is stored."""
 
 _TEXT = {
@@ -48,7 +46,8 @@ _EXPRESSION = re.compile(r"\s*([A-Za-z_][\w.\-]*)\s*(!=|<=|>=|==|=|<|>|~)\s*(.*?
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([A-Za-z]*)", re.IGNORECASE)
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 _UNITS = {
-    "size": {f"{k}{b}": n for k, n in _DECIMAL.items() for b in ("", "b")} | {f"{k}i{b}": 1024 ** (i + 1) for i, k in enumerate("kmgtp") for b in ("", "b")},
+    "size": {f"{k}{b}": n for k, n in _DECIMAL.items() for b in ("", "b")}
+    | {f"{k}i{b}": 1024 ** (i + 1) for i, k in enumerate("kmgtp") for b in ("", "b")},
     "count": {**_DECIMAL, "b": 10**9},
 }
 _DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d))?Z?)?")
@@ -68,7 +67,10 @@ def parse(expression: str) -> Condition:
         return Condition("1=1")
     match = _EXPRESSION.fullmatch(expression)
     if not match:
-        raise UsageError(f"'{expression}' is not an expression: field op value", "like 'size>1GB' or 'precision~Q4'; op is one of = != < <= > >= ~")
+        raise UsageError(
+            f"'{expression}' is not an expression: field op value",
+            "like 'size>1GB' or 'precision~Q4'; op is one of = != < <= > >= ~",
+        )
     name, op, value = match.groups()
     op = "=" if op == "==" else op
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":

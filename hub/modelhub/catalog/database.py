@@ -119,6 +119,7 @@ class Database:
             address = f"file:{quote(os.fsencode(self.path))}?mode=rw"
             connection = sqlite3.connect(address, timeout=BUSY_SECONDS, isolation_level=None, uri=True)
             connection.execute("PRAGMA cache_size=-65536")
+            connection.execute("PRAGMA synchronous=NORMAL")
             self._local.connection = connection
         return connection
 
@@ -161,6 +162,16 @@ class Database:
             yield Writer(core)
             core.commit()
 
+    def touch(self, sql: str, values: Values) -> None:
+        """One UPDATE that nothing depends on. Like reads, it does not import SQLAlchemy for a SQLite catalog: a scan that finds nothing new
+        ends with one."""
+        if not self._light:
+            with self.write() as writer:
+                writer.run(sql, values)
+            return
+        with self.guard():
+            self._connect().execute(sql, tuple(values))
+
     @contextmanager
     def guard(self) -> Iterator[None]:
         """Turn the database's errors into `CatalogError`, with what to do about them."""
@@ -183,14 +194,22 @@ class Database:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             backup = newest(self.path)
-            hint = f"the newest backup is {backup}: put it in its place" if backup else "no backup of it was found: move it away and scan again"
+            hint = (
+                f"the newest backup is {backup}: put it in its place"
+                if backup
+                else "no backup of it was found: move it away and scan again"
+            )
             return CatalogError(f"the catalog {place} is damaged ({text})", hint)
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return CatalogError(f"the catalog {place} was in use for {BUSY_SECONDS:.0f} seconds", "try again when the other modelhub is done")
+            return CatalogError(
+                f"the catalog {place} was in use for {BUSY_SECONDS:.0f} seconds", "try again when the other modelhub is done"
+            )
         if code == sqlite3.SQLITE_FULL:
             return CatalogError(f"no space is left for the catalog {place}", "free some, or set MODELHUB_CATALOG to another disk")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            return CatalogError(f"the catalog {place} cannot be opened for writing ({text})", "check its owner and mode, or set MODELHUB_CATALOG")
+            return CatalogError(
+                f"the catalog {place} cannot be opened for writing ({text})", "check its owner and mode, or set MODELHUB_CATALOG"
+            )
         return CatalogError(f"the catalog {place} failed: {text}", "run: modelhub doctor")
 
     def close(self) -> None:

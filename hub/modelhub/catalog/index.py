@@ -131,7 +131,7 @@ class Indexer:
         for row in reader.rows(
             f"SELECT c.key,c.id,c.root,c.path,c.version,c.header,c.size,c.format,c.state,c.missing FROM checkpoint c WHERE {condition} ORDER BY c.indexed_at"
         ):
-            old = Old(*row, tuple(files.get(row[0], ())))
+            old = Old._make((*row, tuple(files.get(row[0], ()))))
             self.old[old.key] = old
             there = self.at.get(old.path)
             if old.root == self.root and (there is None or there.missing or not old.missing):
@@ -240,7 +240,9 @@ class Indexer:
             raise CatalogError(f"the root {os.fsdecode(self.root_path)} was removed while it was scanned", "scan it again")
         if self.generation is not None and found != self.generation:
             self.known.clear()
-            self.known.update((row[0], FileRow(*row)) for row in writer.rows(f"SELECT {FILE_COLUMNS} FROM file WHERE root=?", (self.root,)))
+            self.known.update(
+                (row[0], FileRow(*row)) for row in writer.rows(f"SELECT {FILE_COLUMNS} FROM file WHERE root=?", (self.root,))
+            )
             self.old.clear()
             self.at.clear()
             self.owners.clear()
@@ -249,6 +251,7 @@ class Indexer:
             self.load(writer)
         self.generation = found + 1
         writer.run("UPDATE root SET generation=? WHERE key=?", (self.generation, self.root))
+
 
 class _Batch:
     """The rows of one transaction."""
@@ -267,10 +270,8 @@ class _Batch:
         indexer = self.indexer
         row, stat = indexer.known.get(path), indexer.stats.get(path)
         if stat is None:
-            if row is None:  # named by a checkpoint, and gone before it could be looked at
-                stat = Stat(0, 0, 0, 0)
-            else:
-                stat = Stat(row.size, row.mtime, row.inode, row.device)
+            # Named by a checkpoint, and gone before it could be looked at; or in a directory where nothing has changed.
+            stat = Stat(0, 0, 0, 0) if row is None else Stat(row.size, row.mtime, row.inode, row.device)
         same = row is not None and row[1:4] == stat[:3]
         if content is None and row is not None and (same or keep):
             content = row.content
@@ -325,7 +326,12 @@ class _Batch:
         known = [indexer.known.get(name) for name in files]
         contents = [indexer.contents.get(indexer.moves.get(name, 0)) if moved else None for name in files]
         keys = [self.file(name, again, header, same, content) for name, content in zip(files, contents, strict=True)]
-        stale = old is not None and not moved and same and any(row and row[1:4] != indexer.known[name][1:4] for name, row in zip(files, known, strict=True))
+        stale = (
+            old is not None
+            and not moved
+            and same
+            and any(row and row[1:4] != indexer.known[name][1:4] for name, row in zip(files, known, strict=True))
+        )
         replaced = old is not None and not same
         if old is None:
             key, identity, version, created = self.writer.next_key("checkpoint"), os.urandom(8).hex(), 1, indexer.now
@@ -391,7 +397,9 @@ class _Batch:
                     indexer.now,
                 )
             )
-        self._remember(Old(key, identity, indexer.root, path, version, found.header_digest, size, found.format, state, 0, tuple(keys)), old)
+        self._remember(
+            Old(key, identity, indexer.root, path, version, found.header_digest, size, found.format, state, 0, tuple(keys)), old
+        )
 
     def _identify(self, found: Found, path: bytes, files: list[bytes], here: set[bytes]) -> tuple[Old | None, bool]:
         """The checkpoint that this is, and whether it was moved here."""
@@ -443,7 +451,13 @@ class _Batch:
         for key in keys - indexer.touched:
             old = indexer.old[key]
             beside = old.path == look.directory or os.path.dirname(old.path) == look.directory
-            if beside and not old.missing and old.root == indexer.root and key not in indexer.leaving and unreadable.isdisjoint(old.files):
+            if (
+                beside
+                and not old.missing
+                and old.root == indexer.root
+                and key not in indexer.leaving
+                and unreadable.isdisjoint(old.files)
+            ):
                 self.mark_missing(old)
 
     def gone(self, rows: Iterable[FileRow]) -> None:

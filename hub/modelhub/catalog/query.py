@@ -35,7 +35,8 @@ def conditions(reader: Reader, text: str, expressions: Sequence[str]) -> tuple[s
     parsed = [where.parse(expression) for expression in expressions]
     if text:
         parsed.append(where.text(text))
-    clauses, values = [], []
+    clauses: list[str] = []
+    values: list[Any] = []
     for condition in parsed:
         if condition.tensor:
             keys = _tables_with(reader, condition)
@@ -51,7 +52,10 @@ def _tables_with(reader: Reader, condition: where.Condition) -> list[int]:
     from modelhub.table import names
 
     wanted = condition.tensor.lower()
-    keys = reader.rows(f"SELECT t.key,t.packed FROM tensor_table t JOIN (SELECT DISTINCT c.tensor_table AS k FROM checkpoint c WHERE {condition.sql}) s ON s.k=t.key", condition.values)
+    keys = reader.rows(
+        f"SELECT t.key,t.packed FROM tensor_table t JOIN (SELECT DISTINCT c.tensor_table AS k FROM checkpoint c WHERE {condition.sql}) s ON s.k=t.key",
+        condition.values,
+    )
     return [key for key, packed in keys if any(wanted in name.lower() for name in names(packed))]
 
 
@@ -64,7 +68,14 @@ def order(sort: str) -> str:
     return f" ORDER BY {where.SORT[field]}{down},c.name,r.path,c.path"
 
 
-def models(catalog: Catalog, reader: Reader, text: str = "", expressions: Sequence[str] = (), sort: str = "name", limit: int | None = None) -> list[Model]:
+def models(
+    catalog: Catalog,
+    reader: Reader,
+    text: str = "",
+    expressions: Sequence[str] = (),
+    sort: str = "name",
+    limit: int | None = None,
+) -> list[Model]:
     """The models for which it all holds."""
     clause, values = conditions(reader, text, expressions)
     sql = f"SELECT {_COLUMNS}{_FROM}{clause}{order(sort)}"
@@ -73,7 +84,9 @@ def models(catalog: Catalog, reader: Reader, text: str = "", expressions: Sequen
     return build(catalog, reader, reader.rows(sql, values), everything=not clause and limit is None)
 
 
-def select(reader: Reader, fields: Sequence[str], text: str, expressions: Sequence[str], sort: str, limit: int | None) -> list[Row]:
+def select(
+    reader: Reader, fields: Sequence[str], text: str, expressions: Sequence[str], sort: str, limit: int | None
+) -> list[Row]:
     """Only some fields, as rows: what a long listing needs. Paths come as bytes, digests as bytes, times as nanoseconds."""
     columns = []
     for field in fields:
@@ -151,11 +164,18 @@ def _files(reader: Reader, keys: list[int], everything: bool) -> dict[int, tuple
     return {key: tuple(paths) for key, paths in found.items()}
 
 
+def count(reader: Reader, text: str, expressions: Sequence[str]) -> int:
+    """How many models there are for which it all holds."""
+    clause, values = conditions(reader, text, expressions)
+    return int(reader.value(f"SELECT count(*){_FROM}{clause}", values))
+
+
 def totals(reader: Reader, text: str, expressions: Sequence[str]) -> list[dict[str, Any]]:
     """Checkpoints, parameters and bytes by format and precision, the largest first."""
     clause, values = conditions(reader, text, expressions)
     rows = reader.rows(
-        f"SELECT c.format,c.precision,count(*),sum(c.parameters),sum(c.size){_FROM}{clause} GROUP BY c.format,c.precision ORDER BY sum(c.size) DESC,1,2", values
+        f"SELECT c.format,c.precision,count(*),sum(c.parameters),sum(c.size){_FROM}{clause} GROUP BY c.format,c.precision ORDER BY sum(c.size) DESC,1,2",
+        values,
     )
     # PostgreSQL sums to a decimal.
     return [{"format": f, "precision": p, "checkpoints": n, "parameters": int(q), "size": int(s)} for f, p, n, q, s in rows]

@@ -7,6 +7,8 @@ refer to one another before it is written. No queries here.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, UniqueConstraint
 from sqlalchemy.types import TypeEngine
 
@@ -22,7 +24,7 @@ metadata = MetaData(
 Key = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def _column(name: str, kind: TypeEngine[object] | type[TypeEngine[object]], default: str | None = None) -> Column[object]:
+def _column(name: str, kind: TypeEngine[Any] | type[TypeEngine[Any]], default: str | None = None) -> Column[Any]:
     """A column that is never null."""
     return Column(name, kind, nullable=False, server_default=default)
 
@@ -31,8 +33,17 @@ def _key() -> Column[int]:
     return Column("key", Key, primary_key=True, autoincrement=False)
 
 
-def _of(table: str, name: str | None = None, *, primary: bool = False, nullable: bool = False, ondelete: str = "CASCADE") -> Column[int]:
-    return Column(name or table, Key, ForeignKey(f"{table}.key", ondelete=ondelete), primary_key=primary, nullable=nullable, autoincrement=False)
+def _of(
+    table: str, name: str | None = None, *, primary: bool = False, nullable: bool = False, ondelete: str = "CASCADE"
+) -> Column[int]:
+    return Column(
+        name or table,
+        Key,
+        ForeignKey(f"{table}.key", ondelete=ondelete),
+        primary_key=primary,
+        nullable=nullable,
+        autoincrement=False,
+    )
 
 
 # A directory that is scanned. `search`: its path, casefolded. `names`: JSON array of file names where only those were asked for, else null.
@@ -70,7 +81,12 @@ content = Table(
     Column("digested_mtime", BigInteger),
     Column("digested_inode", BigInteger),
 )
-Index("ix_content_sha256", content.c.sha256, sqlite_where=content.c.sha256.is_not(None), postgresql_where=content.c.sha256.is_not(None))
+Index(
+    "ix_content_sha256",
+    content.c.sha256,
+    sqlite_where=content.c.sha256.is_not(None),
+    postgresql_where=content.c.sha256.is_not(None),
+)
 
 # A place. `path` is relative to the root, or absolute where there is none. `content` is null for a file that no format knows.
 # `missing`: seen once, gone now. `again`: look at it at the next scan although its stat is the same.
@@ -93,7 +109,9 @@ Index("ix_file_inode", file.c.inode)
 Index("ix_file_content", file.c.content)
 
 # Names of tensors with their numbers as `#`, one a line and each once: few checkpoints differ in them, so that a search is quick.
-tensor_names = Table("tensor_names", metadata, _key(), Column("digest", LargeBinary, nullable=False, unique=True), _column("names", Text))
+tensor_names = Table(
+    "tensor_names", metadata, _key(), Column("digest", LargeBinary, nullable=False, unique=True), _column("names", Text)
+)
 
 # A packed table of tensors (`modelhub.table.pack`). Equal ones are stored once.
 tensor_table = Table(
@@ -176,7 +194,11 @@ Index("ix_finding_checkpoint", finding.c.checkpoint)
 
 # 16 bytes for each stored tensor, in the table's order, for any checkpoint whose files have these contents. `contents`: SHA-256 over their keys.
 tensor_digests = Table(
-    "tensor_digests", metadata, _key(), Column("contents", LargeBinary, nullable=False, unique=True), _column("digests", LargeBinary)
+    "tensor_digests",
+    metadata,
+    _key(),
+    Column("contents", LargeBinary, nullable=False, unique=True),
+    _column("digests", LargeBinary),
 )
 
 # What stood at a checkpoint's place before its content was replaced.

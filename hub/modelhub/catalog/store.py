@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -101,12 +100,26 @@ class Catalog:
     def update_root(self, key: int, **columns: Any) -> None:
         """Set columns of a root (offline, device, inode, fstype, source, suspect, plugins, scanned)."""
         names = [name for name in columns if name in Root._fields]
-        with self.database.write() as writer:
-            writer.run(f"UPDATE root SET {','.join(f'{name}=?' for name in names)} WHERE key=?", [*(columns[name] for name in names), key])
+        sql = f"UPDATE root SET {','.join(f'{name}=?' for name in names)} WHERE key=?"
+        self.database.touch(sql, [*(columns[name] for name in names), key])
+
+    def known_files(self, root: Root, start: bytes = b"") -> tuple[list[Row], int]:
+        """The files of a root at and below ``start``, as rows in the order of `modelhub.catalog.index.FileRow`; and the root's generation."""
+        from modelhub.catalog import places
+
+        with self.database.read() as reader:
+            return places.known_files(reader, root.key, start)
+
+    def tally(self, root: Root, start: bytes = b"") -> tuple[int, int, int, int, int]:
+        """At and below ``start`` of a root: checkpoints there, missing, invalid; bytes of those there; unknown files."""
+        from modelhub.catalog import places
+
+        with self.database.read() as reader:
+            return places.tally(reader, root.key, start)
 
     # --- models ---------------------------------------------------------------------------------------------------
 
-    def query(self, text: str = "", where: Sequence[str] = (), sort: str = "name", limit: int | None = None) -> list[Model]:
+    def models(self, text: str = "", where: Sequence[str] = (), sort: str = "name", limit: int | None = None) -> list[Model]:
         """The models in which ``text`` occurs (name, path, architecture, tags) and for which all ``where`` expressions hold. ``sort``: a
         field; ``-FIELD`` for descending."""
         from modelhub.catalog import query
@@ -178,7 +191,9 @@ class Catalog:
 
         pattern = like(start)[1:]
         with self.database.read() as reader:
-            found = reader.rows("SELECT DISTINCT name FROM checkpoint WHERE name LIKE ? ESCAPE '!' ORDER BY name LIMIT ?", (pattern, limit))
+            found = reader.rows(
+                "SELECT DISTINCT name FROM checkpoint WHERE name LIKE ? ESCAPE '!' ORDER BY name LIMIT ?", (pattern, limit)
+            )
             found += reader.rows("SELECT name FROM alias WHERE name LIKE ? ESCAPE '!' ORDER BY name LIMIT ?", (pattern, limit))
             if start:
                 found += reader.rows("SELECT id FROM checkpoint WHERE id LIKE ? ESCAPE '!' ORDER BY id LIMIT ?", (pattern, limit))
@@ -205,7 +220,9 @@ class Catalog:
     def packed_table(self, model: Model) -> bytes:
         """The model's tensors as `modelhub.table.pack` made them, b"" for none."""
         with self.database.read() as reader:
-            found = reader.value("SELECT t.packed FROM tensor_table t JOIN checkpoint c ON c.tensor_table=t.key WHERE c.key=?", (model.key,))
+            found = reader.value(
+                "SELECT t.packed FROM tensor_table t JOIN checkpoint c ON c.tensor_table=t.key WHERE c.key=?", (model.key,)
+            )
         return found or b""
 
     def description(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, str]]:
@@ -221,7 +238,9 @@ class Catalog:
         from modelhub.types import Finding
 
         with self.database.read() as reader:
-            rows = reader.rows("SELECT name,severity,message,tensor,file FROM finding WHERE checkpoint=? ORDER BY key", (model.key,))
+            rows = reader.rows(
+                "SELECT name,severity,message,tensor,file FROM finding WHERE checkpoint=? ORDER BY key", (model.key,)
+            )
         return tuple(Finding(*row) for row in rows)
 
     def set_findings(self, model: Model, level: str, findings: Iterable[Finding]) -> None:
@@ -234,7 +253,17 @@ class Catalog:
                 return
             writer.run("DELETE FROM finding WHERE checkpoint=? AND level=?", (model.key, level))
             rows = [
-                (writer.next_key("finding"), model.key, level, clean(f.check), f.severity, clean(f.message), clean(f.tensor), clean(f.file), now)
+                (
+                    writer.next_key("finding"),
+                    model.key,
+                    level,
+                    clean(f.check),
+                    f.severity,
+                    clean(f.message),
+                    clean(f.tensor),
+                    clean(f.file),
+                    now,
+                )
                 for f in findings
             ]
             writer.insert("finding", "key,checkpoint,level,name,severity,message,tensor,file,recorded", rows)
@@ -287,7 +316,8 @@ class Catalog:
         """The model's aliases; those that pin a replaced content end in " (stale)"."""
         with self.database.read() as reader:
             rows = reader.rows(
-                "SELECT a.name,a.version<>c.version FROM alias a JOIN checkpoint c ON c.key=a.checkpoint WHERE c.key=? ORDER BY a.name", (model.key,)
+                "SELECT a.name,a.version<>c.version FROM alias a JOIN checkpoint c ON c.key=a.checkpoint WHERE c.key=? ORDER BY a.name",
+                (model.key,),
             )
         return tuple(f"{name} (stale)" if stale else name for name, stale in rows)
 
@@ -299,7 +329,7 @@ class Catalog:
     def tags(self, model: Model) -> dict[str, str]:
         """The model's tags."""
         with self.database.read() as reader:
-            return dict(reader.rows("SELECT name,value FROM tag WHERE checkpoint=? ORDER BY name", (model.key,)))  # type: ignore[arg-type]
+            return dict(reader.rows("SELECT name,value FROM tag WHERE checkpoint=? ORDER BY name", (model.key,)))
 
     def set_tags(self, model: Model, tags: Mapping[str, str | None]) -> None:
         """Set tags; None removes one."""
@@ -384,7 +414,8 @@ class Catalog:
         """Keys of the contents of the model's files: two models with the same ones are links to the same bytes, not copies."""
         with self.database.read() as reader:
             rows = reader.rows(
-                "SELECT f.content FROM checkpoint_file x JOIN file f ON f.key=x.file WHERE x.checkpoint=? ORDER BY x.position", (model.key,)
+                "SELECT f.content FROM checkpoint_file x JOIN file f ON f.key=x.file WHERE x.checkpoint=? ORDER BY x.position",
+                (model.key,),
             )
         return tuple(key for (key,) in rows if key is not None)
 
@@ -449,12 +480,6 @@ class Catalog:
 
         with self.database.read() as reader:
             return query.by_condition(self, reader, sql, values)
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Let several reads see one and the same state."""
-        with self.database.read():
-            yield
 
     def __repr__(self) -> str:
         return f"Catalog({printable(self.database.path or '(server)')})"

@@ -41,14 +41,18 @@ def current(reader: Reader, sqlite: bool) -> str | None:
     if sqlite:
         there = reader.value("SELECT count(*) FROM sqlite_master WHERE type='table'")
     else:
-        there = reader.value("SELECT count(*) FROM information_schema.tables WHERE table_schema=current_schema() AND table_name='alembic_version'")
+        there = reader.value(
+            "SELECT count(*) FROM information_schema.tables WHERE table_schema=current_schema() AND table_name='alembic_version'"
+        )
     if not there:
         return None
     try:
         revision = reader.value("SELECT version_num FROM alembic_version")
-    except Exception as error:  # noqa: BLE001 - whatever the driver calls a missing table
+    except Exception as error:  # whatever the driver calls a missing table
         if "no such table" in str(error):
-            raise CatalogError("this database holds something else than a modelhub catalog", "set MODELHUB_CATALOG to another path") from error
+            raise CatalogError(
+                "this database holds something else than a modelhub catalog", "set MODELHUB_CATALOG to another path"
+            ) from error
         raise
     return str(revision) if revision else None
 
@@ -85,7 +89,9 @@ def _make_file(database: Database) -> None:
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
-        raise CatalogError(f"the catalog's directory {directory} cannot be made: {error.strerror}", "set MODELHUB_HOME or MODELHUB_CATALOG") from error
+        raise CatalogError(
+            f"the catalog's directory {directory} cannot be made: {error.strerror}", "set MODELHUB_HOME or MODELHUB_CATALOG"
+        ) from error
     with database.guard():
         connection = sqlite3.connect(database.path, timeout=30, isolation_level=None)
         try:

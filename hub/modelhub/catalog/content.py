@@ -1,0 +1,217 @@
+"""Digests of files and tensors, bound to content and guarded by the file's stat; and how outputs came to be. Hashes no file."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256 as hash_sha256
+from typing import Any
+
+from modelhub.catalog.database import Database, Reader, Row, Writer
+from modelhub.catalog.index import signed
+from modelhub.catalog.places import file_rows
+from modelhub.catalog.tables import clean, dump, load
+from modelhub.model import Model, checkpoint_sha256, iso, printable
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How an output was made. ``errors``: the error of each tensor against its source, by name: any JSON value."""
+
+    kind: str = "conversion"
+    plugin: str = ""
+    plugin_version: str = ""
+    recipe: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    errors: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def file_digest(database: Database, path: str) -> bytes | None:
+    row = _digest_row(database, path)
+    if row is None:
+        return None
+    digest, _, size, mtime, inode = row
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return bytes(digest) if (size, mtime, inode) == (stat.st_size, stat.st_mtime_ns, signed(stat.st_ino)) else None
+
+
+def recorded_digest(database: Database, path: str) -> tuple[bytes, int] | None:
+    row = _digest_row(database, path)
+    return (bytes(row[0]), row[1]) if row else None
+
+
+def _digest_row(database: Database, path: str) -> Row | None:
+    with database.read() as reader:
+        for key, *_ in file_rows(reader, path):
+            row = reader.row(
+                "SELECT t.sha256,t.digested,t.size,t.digested_mtime,t.digested_inode FROM content t JOIN file f ON f.content=t.key WHERE f.key=?",
+                (key,),
+            )
+            if row and row[0] is not None:
+                return row
+    return None
+
+
+def set_file_digest(database: Database, path: str, digest: bytes, stat: os.stat_result, now: int) -> bool:
+    done = False
+    inode = signed(stat.st_ino)
+    with database.write() as writer:
+        for key, size, mtime, there, content in file_rows(writer, path):
+            if (size, mtime) != (stat.st_size, stat.st_mtime_ns) or there != inode:
+                continue
+            if content is None:  # a file that no format knows
+                content = writer.next_key("content")
+                continue
+            before = writer.value("SELECT sha256 FROM content WHERE key=?", (content,))
+            if before is not None and before != digest:
+                content = _split(writer, key, content, stat.st_size)
+            writer.run(
+                "UPDATE content SET sha256=?,digested=?,digested_mtime=?,digested_inode=? WHERE key=?",
+                (digest, now, stat.st_mtime_ns, inode, content),
+            )
+            for (checkpoint,) in writer.rows(
+                "SELECT DISTINCT x.checkpoint FROM checkpoint_file x JOIN file f ON f.key=x.file WHERE f.content=?", (content,)
+            ):
+                _set_checkpoint_digest(writer, checkpoint)
+            done = True
+    return done
+
+
+def _split(writer: Writer, file: int, content: int, size: int) -> int:
+    """The bytes are not what they were, although nothing said so: another content. What was known of the old one stays with it."""
+    new = writer.next_key("content")
+    writer.insert("content", "key,size,header", [(new, size, writer.value("SELECT header FROM content WHERE key=?", (content,)))])
+    writer.run("UPDATE file SET content=? WHERE key=?", (new, file))
+    return new
+
+
+def _set_checkpoint_digest(writer: Writer, checkpoint: int) -> None:
+    rows = writer.rows(
+        "SELECT f.path,f.mtime,f.inode,t.sha256,t.digested_mtime,t.digested_inode,c.path,c.alone FROM checkpoint_file x JOIN file f ON f.key=x.file "
+        "JOIN checkpoint c ON c.key=x.checkpoint LEFT JOIN content t ON t.key=f.content WHERE x.checkpoint=?",
+        (checkpoint,),
+    )
+    files = []
+    for path, mtime, inode, digest, then, where, place, alone in rows:
+        if digest is None or (mtime, inode) != (then, where):
+            return
+        base = os.path.dirname(place) if alone or path == place else place
+        files.append((os.fsdecode(os.path.relpath(path, base or b".")), bytes(digest)))
+    # Beside its primary file or inside its directory: names are relative to the directory that holds them all.
+    if any(name.startswith("../") for name, _ in files):
+        base = os.path.dirname(rows[0][6])
+        files = [(os.fsdecode(os.path.relpath(row[0], base or b".")), bytes(row[3])) for row in rows]
+    if files:
+        writer.run("UPDATE checkpoint SET sha256=? WHERE key=?", (checkpoint_sha256(files), checkpoint))
+
+
+# --- tensors ------------------------------------------------------------------------------------------------------
+
+
+def _contents_keys(reader: Reader, keys: Sequence[int]) -> dict[int, tuple[bytes, int]]:
+    """For each checkpoint whose files all have a content: what its tensor digests are kept under, and its version."""
+    contents: dict[int, list[Any]] = defaultdict(list)
+    versions = {}
+    for key, content, version in reader.rows_in(
+        "SELECT x.checkpoint,f.content,c.version FROM checkpoint_file x JOIN file f ON f.key=x.file JOIN checkpoint c ON c.key=x.checkpoint "
+        "WHERE x.checkpoint IN (??) ORDER BY x.checkpoint,x.position",
+        keys,
+    ):
+        contents[key].append(content)
+        versions[key] = version
+    return {
+        key: (hash_sha256(b"".join(content.to_bytes(8) for content in found)).digest(), versions[key])
+        for key, found in contents.items()
+        if None not in found
+    }
+
+
+def tensor_digests(database: Database, models: Sequence[Model]) -> dict[int, bytes]:
+    """By the models' keys."""
+    with database.read() as reader:
+        kept = _contents_keys(reader, [model.key for model in models])
+        rows = reader.rows_in(
+            "SELECT contents,digests FROM tensor_digests WHERE contents IN (??)", [under for under, _ in kept.values()]
+        )
+    digests = {bytes(under): bytes(blob) for under, blob in rows}
+    found = {}
+    for model in models:
+        under, version = kept.get(model.key, (b"", 0))
+        if version == model.version and under in digests:
+            found[model.key] = digests[under]
+    return found
+
+
+def set_tensor_digests(database: Database, model: Model, digests: bytes) -> bool:
+    with database.write() as writer:
+        under, version = _contents_keys(writer, [model.key]).get(model.key, (b"", 0))
+        if version != model.version:
+            return False
+        writer.run("DELETE FROM tensor_digests WHERE contents=?", (under,))
+        writer.insert("tensor_digests", "key,contents,digests", [(writer.next_key("tensor_digests"), under, digests)])
+    return True
+
+
+# --- lineage ------------------------------------------------------------------------------------------------------
+
+
+def record_output(database: Database, output: Model, sources: Sequence[Model], how: Provenance, now: int) -> None:
+    with database.write() as writer:
+        rows = []
+        for source in sources:
+            digest = bytes.fromhex(source.digest.removeprefix("sha256:")) if source.digest else None
+            rows.append(
+                (
+                    writer.next_key("lineage"),
+                    output.key,
+                    output.version,
+                    source.key or None,
+                    os.fsencode(source.absolute_path),
+                    digest,
+                    how.kind,
+                    how.plugin,
+                    how.plugin_version,
+                    how.recipe,
+                    clean(dump(dict(how.options))),
+                    clean(dump(dict(how.errors))),
+                    now,
+                )
+            )
+        columns = (
+            "key,checkpoint,version,parent,parent_path,parent_sha256,kind,plugin,plugin_version,recipe,options,errors,created"
+        )
+        writer.run("DELETE FROM lineage WHERE checkpoint=? AND version=?", (output.key, output.version))
+        writer.insert("lineage", columns, rows)
+        first = sources[0].id if sources else None
+        writer.run("UPDATE checkpoint SET derived_from=? WHERE key=?", (first, output.key))
+
+
+def lineage(reader: Reader, model: Model) -> list[dict[str, Any]]:
+    rows = reader.rows(
+        "SELECT p.id,l.parent_path,l.parent_sha256,l.kind,l.plugin,l.plugin_version,l.recipe,l.options,l.errors,l.created FROM lineage l "
+        "LEFT JOIN checkpoint p ON p.key=l.parent WHERE l.checkpoint=? AND l.version=? ORDER BY l.key",
+        (model.key, model.version),
+    )
+    return [
+        {
+            "parent": parent,
+            "path": printable(os.fsdecode(path)),
+            "digest": None if digest is None else f"sha256:{digest.hex()}",
+            "kind": kind,
+            "plugin": plugin,
+            "plugin_version": version,
+            "recipe": recipe,
+            "options": load(options),
+            "errors": load(errors),
+            "created": iso(created),
+        }
+        for parent, path, digest, kind, plugin, version, recipe, options, errors, created in rows
+    ]

@@ -1,0 +1,189 @@
+"""Roots, and what lies where: which root a path belongs to, which models and files are at a path, taking one in, forgetting some."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from modelhub.catalog import query
+from modelhub.catalog.database import Reader, Row, Writer
+from modelhub.catalog.index import FILE_COLUMNS, FileRow, Indexer, Look, Stat, signed
+from modelhub.catalog.tables import dump, load
+from modelhub.errors import CatalogError, ModelNotFound
+from modelhub.model import Model, printable
+
+if TYPE_CHECKING:
+    from modelhub.catalog.store import Catalog
+    from modelhub.found import Found
+
+
+def inside(path: bytes, root: bytes) -> bytes | None:
+    """``path`` relative to ``root``, b"" for the root itself, None where it lies elsewhere."""
+    if path == root:
+        return b""
+    prefix = root.rstrip(b"/") + b"/"
+    return path[len(prefix) :] if path.startswith(prefix) else None
+
+
+def add_root(writer: Writer, path: str, names: Sequence[str] | None) -> None:
+    place = os.fsencode(path)
+    shown = printable(path).casefold().replace("\0", "")
+    for key, root, kept in writer.rows("SELECT key,path,names FROM root"):
+        if root == place:
+            if kept is not None:
+                merged = None if names is None else dump(sorted({*load(kept), *names}))
+                writer.run("UPDATE root SET names=?,generation=generation+1 WHERE key=?", (merged, key))
+            return
+        if kept is None and inside(place, root) is not None:
+            raise CatalogError(f"{printable(path)} is part of the root {printable(os.fsdecode(root))}")
+    key = writer.next_key("root")
+    kept = None if names is None else dump(sorted(names))
+    writer.insert("root", "key,path,search,names,added", [(key, place, shown, kept, time.time_ns())])
+    if names is None:
+        for other, root in writer.rows("SELECT key,path FROM root WHERE key<>?", (key,)):
+            below = inside(root, place)
+            if below is not None:
+                _absorb(writer, key, other, below)
+
+
+def _absorb(writer: Writer, key: int, other: int, below: bytes) -> None:
+    """Make the root ``other`` a part of the root ``key``."""
+    for table in ("file", "checkpoint"):
+        rows = writer.rows(f"SELECT key,path FROM {table} WHERE root=?", (other,))
+        writer.many(
+            f"UPDATE {table} SET root=?,path=? WHERE key=?",
+            [(key, os.path.join(below, path) if path else below, row) for row, path in rows],
+        )
+    writer.run("DELETE FROM root WHERE key=?", (other,))
+
+
+def remove_root(writer: Writer, path: str) -> int:
+    key = writer.value("SELECT key FROM root WHERE path=?", (os.fsencode(path),))
+    if key is None:
+        raise ModelNotFound(f"{printable(path)} is not a root", "modelhub roots lists them")
+    count = writer.value("SELECT count(*) FROM checkpoint WHERE root=?", (key,))
+    writer.run("DELETE FROM root WHERE key=?", (key,))
+    return int(count)
+
+
+def remove(writer: Writer, keys: Sequence[int]) -> int:
+    count = 0
+    for key in keys:
+        files = [file for (file,) in writer.rows("SELECT file FROM checkpoint_file WHERE checkpoint=?", (key,))]
+        writer.run("UPDATE root SET generation=generation+1 WHERE key=(SELECT root FROM checkpoint WHERE key=?)", (key,))
+        count += writer.run("DELETE FROM checkpoint WHERE key=?", (key,))
+        # A file that is still there is found again by the next scan: it was the entry that was to go, not the file.
+        writer.many(
+            "DELETE FROM file WHERE key=? AND NOT EXISTS (SELECT 1 FROM checkpoint_file x WHERE x.file=file.key)",
+            [(file,) for file in files],
+        )
+    return count
+
+
+def known_files(reader: Reader, root: int, start: bytes) -> tuple[list[Row], int]:
+    below, values = _below(root, start)
+    rows = reader.rows(f"SELECT {FILE_COLUMNS} FROM file WHERE root=?{below}", values)
+    return rows, int(reader.value("SELECT generation FROM root WHERE key=?", (root,)) or 0)
+
+
+def tally(reader: Reader, root: int, start: bytes) -> tuple[int, int, int, int, int]:
+    below, values = _below(root, start)
+    there, missing, invalid, size = reader.rows(
+        "SELECT count(*)-coalesce(sum(missing),0),coalesce(sum(missing),0),coalesce(sum(CASE WHEN missing=0 AND state='invalid' THEN 1 ELSE 0 END),0),"
+        f"coalesce(sum(CASE WHEN missing=0 THEN size ELSE 0 END),0) FROM checkpoint WHERE root=?{below}",
+        values,
+    )[0]
+    unknown = reader.value(f"SELECT count(*) FROM file WHERE root=?{below} AND content IS NULL AND missing=0", values)
+    return int(there), int(missing), int(invalid), int(size), int(unknown)
+
+
+def _below(root: int, start: bytes) -> tuple[str, list[object]]:
+    """What to add to ``root=?`` for the paths at and below ``start``, and all the values."""
+    if not start:
+        return "", [root]
+    return " AND (path=? OR (path>=? AND path<?))", [root, start, start + b"/", start + b"0"]
+
+
+def locate(reader: Reader, path: str) -> tuple[int | None, bytes, bytes]:
+    """(key of the root, its path, ``path`` in it) for an absolute path; (None, b"", the path) outside every root. The root that is nearest."""
+    place = os.fsencode(path)
+    best: tuple[int | None, bytes, bytes] = (None, b"", place)
+    for key, root in reader.rows("SELECT key,path FROM root"):
+        below = inside(place, root)
+        if below is not None and len(root) >= len(best[1]):
+            best = (key, root, below)
+    return best
+
+
+def _condition(root: int | None) -> tuple[str, tuple[int, ...]]:
+    return ("root IS NULL", ()) if root is None else ("root=?", (root,))
+
+
+def file_rows(reader: Reader, path: str) -> list[Row]:
+    """(key, size, mtime, inode, content) of the file at ``path``, in each root that has it."""
+    place = os.fsencode(path)
+    found = reader.rows("SELECT key,size,mtime,inode,content FROM file WHERE root IS NULL AND path=? AND missing=0", (place,))
+    for root, prefix in reader.rows("SELECT key,path FROM root"):
+        below = inside(place, prefix)
+        if below:
+            found += reader.rows(
+                "SELECT key,size,mtime,inode,content FROM file WHERE root=? AND path=? AND missing=0", (root, below)
+            )
+    return found
+
+
+def models_at(catalog: Catalog, reader: Reader, path: str) -> list[Model]:
+    root, _, place = locate(reader, path)
+    condition, values = _condition(root)
+    found = query.by_condition(catalog, reader, f"c.{condition} AND c.path=? AND c.missing=0", (*values, place))
+    if found:
+        return found
+    return query.by_condition(
+        catalog,
+        reader,
+        "c.missing=0 AND c.key IN (SELECT x.checkpoint FROM checkpoint_file x JOIN file f ON f.key=x.file "
+        f"WHERE f.{condition} AND f.path=? AND x.position=0)",
+        (*values, place),
+    )
+
+
+def stats(reader: Reader, model: Model) -> list[tuple[bytes, int, int, int, int]]:
+    """(absolute path, size, mtime, inode, missing) of each file of a model, as the catalog knows it."""
+    rows = reader.rows(
+        "SELECT r.path,f.path,f.size,f.mtime,f.inode,f.missing FROM checkpoint_file x JOIN file f ON f.key=x.file LEFT JOIN root r ON r.key=f.root "
+        "WHERE x.checkpoint=? ORDER BY x.position",
+        (model.key,),
+    )
+    return [(os.path.join(root or b"", path), *rest) for root, path, *rest in rows]
+
+
+def still(path: bytes, size: int, mtime: int) -> bool:
+    """Whether the file at ``path`` has this stat."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return False
+    return (info.st_size, info.st_mtime_ns) == (size, mtime)
+
+
+def add(catalog: Catalog, found: Found) -> Model:
+    seen = {}
+    for name in found.files:
+        info = os.stat(name)
+        seen[name] = Stat(info.st_size, info.st_mtime_ns, signed(info.st_ino), info.st_dev)
+    with catalog.database.read() as reader:
+        root, root_path, place = locate(reader, found.path)
+        condition, values = _condition(root)
+        prefix = len(root_path.rstrip(b"/")) + 1 if root_path else 0
+        names = [os.fsencode(name)[prefix:] for name in found.files]
+        rows = reader.rows_in(f"SELECT {FILE_COLUMNS} FROM file WHERE {condition} AND path IN (??)", names, values)
+        generation = None if root is None else reader.value("SELECT generation FROM root WHERE key=?", (root,))
+        indexer = Indexer(
+            catalog.database, root, root_path, {row[0]: FileRow(*row) for row in rows}, now=time.time_ns(), generation=generation
+        )
+        indexer.stats = {os.fsencode(name)[prefix:]: stat for name, stat in seen.items()}
+        indexer.load(reader)
+    indexer.apply([Look(os.path.dirname(place), [found])])
+    return catalog.get(indexer.at[place].id)
