@@ -79,6 +79,16 @@ class ZipMember(NamedTuple):
             )
         return data
 
+    def peek(self, file: File, nbytes: int) -> bytes:
+        """The first ``nbytes`` bytes of the data (fewer where there are fewer), without a look at the rest or the CRC."""
+        data = file.read(self.offset, min(self.nbytes, nbytes))
+        if not self.deflated:
+            return data
+        try:
+            return zlib.decompressobj(-15).decompress(data, nbytes)
+        except zlib.error as error:
+            raise InvalidFile(f"{file.name}: member {self.name} is corrupt: {error}") from error
+
 
 def zip_members(file: File, *, fold_case: bool = True) -> list[ZipMember]:
     """Every member of a zip, in the order of the central directory, each checked against its local header.
