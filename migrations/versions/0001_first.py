@@ -187,7 +187,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("parent", KEY, autoincrement=False, nullable=True),
         sa.Column("parent_path", sa.LargeBinary(), nullable=False),
-        sa.Column("parent_sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("parent_sha256", sa.LargeBinary(), nullable=True),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("plugin", sa.Text(), nullable=False),
         sa.Column("plugin_version", sa.Text(), nullable=False),

@@ -246,7 +246,7 @@ lineage = Table(
     _column("version", Integer),
     _of("checkpoint", "parent", nullable=True, ondelete="SET NULL"),
     _column("parent_path", LargeBinary),
-    _column("parent_sha256", LargeBinary),
+    Column("parent_sha256", LargeBinary),
     _column("kind", Text),
     _column("plugin", Text),
     _column("plugin_version", Text),
