@@ -100,6 +100,9 @@ _NUMPY_SCALARS = {
     "float64",
 }
 
+_PYTHON2 = frozenset({"long", "unicode"})
+"""Names that protocol 2 has for ``int`` and ``str``."""
+
 _ALLOWED: dict[str, frozenset[str]] = {
     "collections": frozenset({"OrderedDict", "Counter", "defaultdict"}),
     "builtins": frozenset(
@@ -157,7 +160,7 @@ _TORCHSCRIPT = {
 def is_allowed(module: str, name: str, torchscript: bool = False) -> bool:
     """Whether a checkpoint may name this global. A TorchScript archive also names the classes that its own code defines, and is never
     read by Python's pickle."""
-    if name in _ALLOWED.get("builtins" if module == "__builtin__" else module, ()):
+    if name in _ALLOWED.get("builtins" if module == "__builtin__" else module, ()) or (module == "__builtin__" and name in _PYTHON2):
         return True
     return torchscript and (module == "__torch__" or module.startswith("__torch__.") or name in _TORCHSCRIPT.get(module, ()))
 

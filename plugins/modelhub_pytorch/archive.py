@@ -101,12 +101,12 @@ class Archive:
 
     def place(self, storage: Storage) -> Extent | Node:
         """Where a storage's bytes lie. `InvalidFile` where there are more or fewer than it declares."""
-        member = self.members.get(f"{self.root}/{storage.area}/{storage.key!r:.80}")
+        member = self.members.get(f"{self.root}/{storage.area}/{storage.key}")
         if member is None:
-            raise InvalidFile(f"{self.file.name}: storage {storage.area}/{storage.key!r:.80} is named and is not in the archive")
+            raise InvalidFile(f"{self.file.name}: storage {storage.area}/{storage.key[:80]!r} is named and is not in the archive")
         expected = storage.whole * storage.itemsize
         if member.size != expected:
             raise InvalidFile(
-                f"{self.file.name}: storage {storage.area}/{storage.key!r:.80} has {member.size} bytes, {expected} expected"
+                f"{self.file.name}: storage {storage.area}/{storage.key[:80]!r} has {member.size} bytes, {expected} expected"
             )
         return ops.inflate(member.extent, nbytes=member.size) if member.deflated else member.extent
