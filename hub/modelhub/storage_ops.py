@@ -329,8 +329,10 @@ def _affine_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> A
         scales, zeros = scales[start:stop], zeros[start:stop]
     view = [1] * rank
     view[axis] = -1
-    centred = (quantized - zeros.astype(np.int64).reshape(view)).astype(np.float32)
-    return (centred * scales.astype(np.float32).reshape(view)).astype(np.float32)
+    # Per channel PyTorch multiplies by scales of their own precision, and its zero points may be floats.
+    exact = zeros.dtype.kind != "f"
+    centred = quantized - zeros.astype(np.int64).reshape(view) if exact else quantized.astype(np.float32) - zeros.reshape(view)
+    return (centred.astype(np.float32) * scales.astype(np.float64).reshape(view)).astype(np.float32)
 
 
 # --- cast ---------------------------------------------------------------------------------------------------------
