@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelhub import InvalidFile, StoredZip, UnsupportedFile, ZipMember, zip_members
+from modelhub import FileProblem, InvalidFile, StoredZip, UnsupportedFile, ZipMember, zip_members
 from modelhub.files import File
 from modelhub.types import Patch, Placed, Tail
 
@@ -157,7 +157,7 @@ def test_random_damage_never_gives_a_member_outside_of_the_file(
     with File(str(path)) as file:
         try:
             found = zip_members(file)
-        except (InvalidFile, UnsupportedFile):
+        except FileProblem:
             return
     for member in found:
         assert 0 < member.offset <= member.offset + member.nbytes <= len(data)
@@ -185,11 +185,6 @@ def drive(zip_: StoredZip, parts: list[tuple[str, bytes, bytes]], size: Callable
 
 
 def test_written_archives_are_sound_and_aligned(tmp_path: Path) -> None:
-    zip_ = StoredZip()
-    first = zip_.add("version", b"3")
-    data = first + drive(zip_, [("w", b"", b"x" * 1000), ("täg", b"header" * 9, b"y" * 77), ("empty", b"", b"")])
-    with pytest.raises(InvalidFile):  # the offsets count from the first byte
-        members(tmp_path, data[1:])
     zip_ = StoredZip()
     data = drive(zip_, [("w", b"", b"x" * 1000), ("täg", b"header" * 9, b"y" * 77), ("empty", b"", b"")])
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
