@@ -30,12 +30,21 @@ BATCH = 64
 """Names in one batch: enough that messages cost nothing, few enough that a crash repeats little."""
 SMALL_MESSAGE = 32 * 1024
 """A message up to this size fits the socket's buffer, and may be sent to a worker that is still busy."""
+SECONDS = 30.0
 START_SECONDS = 60.0
 """How long a worker may take to start: a cold interpreter on a slow disk."""
 CRASHES = 2
 """A crash is put down to a file when it happens there this often: once may be the machine's fault. A hang is at once."""
 
 T = TypeVar("T")
+
+
+def parse_seconds() -> float:
+    """How long a worker may stand still on one file: `SECONDS`, or what ``MODELHUB_PARSE_SECONDS`` says."""
+    try:
+        return float(os.environ.get("MODELHUB_PARSE_SECONDS", ""))
+    except ValueError:
+        return SECONDS
 
 
 class Task(NamedTuple):
@@ -108,14 +117,14 @@ class _Slot:
 class ParsePool:
     """A pool of parsing workers. A context manager: on leaving, and whatever happens, no process stays behind.
 
-    ``memory``: bytes that a worker may take beyond what it starts with. ``seconds``: how long a worker may stand still on one file.
-    Not to be shared by threads.
+    ``memory``: bytes that a worker may take beyond what it starts with. ``seconds``: how long a worker may stand still on one file
+    (default: see `parse_seconds`). Not to be shared by threads.
     """
 
-    def __init__(self, processes: int | None = None, memory: int = 2 << 30, seconds: float = 30.0) -> None:
+    def __init__(self, processes: int | None = None, memory: int = 2 << 30, seconds: float | None = None) -> None:
         self.processes = processes or len(os.sched_getaffinity(0))
         self.memory = memory
-        self.seconds = seconds
+        self.seconds = parse_seconds() if seconds is None else seconds
         self._slots: list[_Slot] = []
         self._numbers = 0
         self._crashes: Counter[Blame] = Counter()

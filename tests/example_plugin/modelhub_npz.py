@@ -8,7 +8,9 @@ from modelhub import Detection, Extent, Format, InvalidFile, Put, Rejected, Stor
 DTYPES = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8",
           "<u8": "U64", "<u4": "U32", "<u2": "U16", "|u1": "U8", "|b1": "BOOL", "<c8": "C64", "<c16": "C128"}  # fmt: skip
 DESCRS = {dtype: descr for descr, dtype in DTYPES.items()}
-HEADER = re.compile(rb"\x93NUMPY\x01\x00..\{'descr': '([^']{1,16})', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n", re.S)
+HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([^']{1,16})', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n", re.S
+)
 
 
 def detect(file):
@@ -30,7 +32,9 @@ def read(checkpoint):  # headers only: every Tensor says where its bytes lie
         dtype, start, nbytes = DTYPES[descr], header.end(), member.size - header.end()
         if nbytes != dtypes.get(dtype).nbytes(shape):
             raise InvalidFile(f"member {member.name!r}: {nbytes} bytes do not make {dtype} {shape}")
-        value = ops.inflate(member.extent, skip=start, nbytes=nbytes) if member.deflated else Extent(member.file, member.offset + start, nbytes)
+        value = Extent(member.file, member.offset + start, nbytes)
+        if member.deflated:
+            value = ops.inflate(member.extent, skip=start, nbytes=nbytes)
         if header[2] == b"True":
             value = ops.strided(value, dtype, shape, [prod(shape[:axis]) for axis in range(len(shape))])
         yield Tensor(name, dtype, shape, value)

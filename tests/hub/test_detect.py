@@ -113,7 +113,11 @@ def test_a_group_has_one_owner_and_is_incomplete_until_all_of_it_is_there(tmp_pa
     found = look(tmp_path, fmt("shards", suffixes=(".sh",), detect=shards))
     assert set(found) == {"m-1.sh", "n-2.sh"}
     assert (found["m-1.sh"].state, found["m-1.sh"].size, found["m-1.sh"].name) == ("ready", 300, "m")
-    assert (found["n-2.sh"].state, found["n-2.sh"].reason, found["n-2.sh"].missing) == ("incomplete", "missing: n-1.sh", ("n-1.sh",))
+    assert (found["n-2.sh"].state, found["n-2.sh"].reason, found["n-2.sh"].missing) == (
+        "incomplete",
+        "missing: n-1.sh",
+        ("n-1.sh",),
+    )
 
 
 def test_a_named_file_that_is_not_there_is_missing(tmp_path: Path) -> None:
@@ -178,7 +182,9 @@ def test_a_failing_plugin_does_not_hide_anothers_match(tmp_path: Path) -> None:
     def fail(file):
         raise ValueError("oops")
 
-    found = look(tmp_path, fmt("bad", suffixes=(".bin",), detect=fail), fmt("ok", suffixes=(".bin",), detect=by_suffix(".bin", 10)))
+    found = look(
+        tmp_path, fmt("bad", suffixes=(".bin",), detect=fail), fmt("ok", suffixes=(".bin",), detect=by_suffix(".bin", 10))
+    )
     assert (found["a.bin"].format, found["a.bin"].state) == ("ok", "ready")
     assert [(finding.check, finding.severity) for finding in found["a.bin"].findings] == [("plugin", "warning")]
 
@@ -231,7 +237,11 @@ BAD_TABLES = {
     "past the end": ([at(0, 50), at(50, 51, "u")], "incomplete", "tensor 'u' takes bytes 50 to 101 of a.bin, which ends at 100"),
     "far past the end": ([at(1 << 60, 8)], "incomplete", "which ends at 100"),
     "negative offset": ([at(-8, 8)], "invalid", "8 bytes at offset -8 make no sense"),
-    "bytes and shape differ": ([at(0, 12, dtype="F32", shape=(4,))], "invalid", "F32 [4] takes 16 bytes, 12 are declared at offset 0"),
+    "bytes and shape differ": (
+        [at(0, 12, dtype="F32", shape=(4,))],
+        "invalid",
+        "F32 [4] takes 16 bytes, 12 are declared at offset 0",
+    ),
     "negative dimensions": ([at(0, 6, shape=(-2, -3))], "invalid", "makes no sense"),
     "huge dimensions": ([at(0, 0, shape=(1 << 40, 1 << 40))], "invalid", "more elements than can be counted"),
     "huge dimensions times zero": ([at(0, 0, shape=(1 << 40, 1 << 40, 0))], "invalid", "more elements than can be counted"),

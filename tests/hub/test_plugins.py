@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from modelhub import plugins
@@ -24,9 +23,8 @@ GOOD = """
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELHUB_PLUGIN_SECONDS", "0.5")
-    yield
 
 
 def report(name: str) -> plugins.PluginReport:
@@ -74,7 +72,10 @@ BROKEN = {
         "from modelhub import Tensor, hookimpl\n@hookimpl\ndef modelhub_formats():\n    yield Tensor('a', 'F32', (), None)",
         "modelhub_formats yielded a Tensor, expected modelhub.Format",
     ),
-    "not-iterable": ("from modelhub import hookimpl\n@hookimpl\ndef modelhub_formats():\n    return 7", "'int' object is not iterable"),
+    "not-iterable": (
+        "from modelhub import hookimpl\n@hookimpl\ndef modelhub_formats():\n    return 7",
+        "'int' object is not iterable",
+    ),
     "unknown-hook": (
         "from modelhub import hookimpl\n@hookimpl\ndef modelhub_fromats():\n    return ()",
         "implements modelhub_fromats, which is not a hook; the hooks are modelhub_checks",
@@ -204,15 +205,22 @@ def test_a_missing_extra_is_partial_and_says_how_to_install_it(make_plugin) -> N
 
 
 def test_a_plugin_that_prints_does_not_reach_stdout(make_plugin, capfd: pytest.CaptureFixture[str]) -> None:
-    make_plugin("chatty", "print('hello')\n" + "from modelhub import hookimpl\n@hookimpl\ndef modelhub_checks():\n    print('there'); return ()")
+    make_plugin(
+        "chatty",
+        "print('hello')\n" + "from modelhub import hookimpl\n@hookimpl\ndef modelhub_checks():\n    print('there'); return ()",
+    )
     assert report("chatty").status == "ok"
     assert capfd.readouterr().out == ""
 
 
 def test_every_observer_is_told_whatever_the_others_do(make_plugin, caplog: pytest.LogCaptureFixture) -> None:
     make_plugin("angry", "from modelhub import hookimpl\n@hookimpl\ndef modelhub_on_event(event):\n    raise ValueError('no')")
-    make_plugin("hung", "import time\nfrom modelhub import hookimpl\n@hookimpl\ndef modelhub_on_event(event):\n    time.sleep(60)")
-    make_plugin("keen", "from modelhub import hookimpl\nseen = []\n@hookimpl\ndef modelhub_on_event(event):\n    seen.append(event.path)")
+    make_plugin(
+        "hung", "import time\nfrom modelhub import hookimpl\n@hookimpl\ndef modelhub_on_event(event):\n    time.sleep(60)"
+    )
+    make_plugin(
+        "keen", "from modelhub import hookimpl\nseen = []\n@hookimpl\ndef modelhub_on_event(event):\n    seen.append(event.path)"
+    )
     loaded = plugins.load()
     loaded.emit(Event(kind="indexed", checkpoint="1", path="/a"))
     loaded.emit(Event(kind="indexed", checkpoint="2", path="/b"))

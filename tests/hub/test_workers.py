@@ -60,14 +60,15 @@ EVIL = """
 
 
 @pytest.fixture
-def evil(make_plugin) -> Iterator[None]:
+def evil(make_plugin) -> None:
     make_plugin("evil", EVIL)
     plugins.use(plugins.load())
-    yield
 
 
 def children() -> set[int]:
-    out = subprocess.run(["ps", "-o", "pid=,stat=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False).stdout
+    out = subprocess.run(
+        ["ps", "-o", "pid=,stat=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
+    ).stdout
     return {int(line.split()[0]) for line in out.splitlines() if " ps" not in line}
 
 
@@ -135,7 +136,7 @@ def test_a_culprit_costs_itself_only(evil: None, tmp_path: Path, how: str, says:
     assert time.monotonic() - start < 10
     got = states(results)
     assert got.pop(f"{how}-{where}.evil") == "invalid"
-    assert got == {name: "ready" for name in names[:-1]}
+    assert got == dict.fromkeys(names[:-1], "ready")
     (culprit,) = [item for result in results for item in result.found if item.state == "invalid"]
     assert [finding.check for finding in culprit.findings] == ["plugin"]
     assert "the plugin of evil" in culprit.reason or "says the plugin of evil" in culprit.reason
@@ -148,7 +149,9 @@ def test_several_culprits_in_several_directories(evil: None, tmp_path: Path) -> 
         for name in names:
             (tmp_path / directory / name).write_bytes(b"1234")
     with ParsePool(2, seconds=0.5) as pool:
-        results = list(pool.inspect(task(path) for path in sorted(tmp_path.iterdir()) if path.is_dir() and path.name != "site-packages"))
+        results = list(
+            pool.inspect(task(path) for path in sorted(tmp_path.iterdir()) if path.is_dir() and path.name != "site-packages")
+        )
     found = [(item.path, item.state) for result in results for item in result.found]
     assert len(found) == 12
     assert sorted(os.path.basename(path) for path, state in found if state == "ready") == ["ok.evil"] * 3
@@ -231,9 +234,10 @@ def test_leaving_early_and_errors_in_the_consumer_leave_nothing(evil: None, tmp_
         for _ in pool.inspect([task(tmp_path)]):
             break
         assert len(states(list(pool.inspect([task(tmp_path)])))) == BATCH * 6
+        results = pool.inspect([task(tmp_path)])
+        next(results)
         with pytest.raises(KeyboardInterrupt):
-            for _ in pool.inspect([task(tmp_path)]):
-                raise KeyboardInterrupt
+            results.throw(KeyboardInterrupt)
     assert children() <= before
 
 
@@ -265,7 +269,9 @@ with ParsePool(2) as pool:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_die_with_their_parent(number: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", SCANNER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as scanner:
+    with subprocess.Popen(
+        [sys.executable, "-c", SCANNER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as scanner:
         assert scanner.stdout
         pids = [int(word) for word in scanner.stdout.readline().split()]
         time.sleep(0.2)
