@@ -42,6 +42,10 @@ def command(name: str | None, model: str | None, remove: bool, as_json: bool) ->
             text.print_json(aliases if name is None else next(alias for alias in aliases if alias["alias"] == name))
         elif name is None and aliases:
             text.table(
-                [{**alias, "id": alias["id"][:8], "note": "stale: its content was replaced" if alias["stale"] else ""} for alias in aliases], COLUMNS
+                [
+                    {**alias, "id": alias["id"][:8], "note": "stale: its content was replaced" if alias["stale"] else ""}
+                    for alias in aliases
+                ],
+                COLUMNS,
             )
     return 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from modelhub.catalog import Catalog
     from modelhub.convert import ConvertReport
+    from modelhub.found import Found
     from modelhub.model import Model
     from modelhub.plugins import Plugins
     from modelhub.workers import ParsePool
@@ -61,7 +62,11 @@ class Session:
         """The model that ``reference`` names."""
         from modelhub.resolve import resolve
 
-        return resolve(self.catalog, reference)
+        return resolve(self.catalog, reference, pool=self)
+
+    def inspect_path(self, path: str) -> Found:
+        """One look at a path, in a worker; the pool is there only once this is asked."""
+        return self.pool.inspect_path(path)
 
     def known(self, reference: str) -> Model:
         """The same, in the catalog: a path that was never scanned is taken in, so that something can be said of it."""

@@ -42,14 +42,15 @@ class RecipeParameter(click.ParamType):  # type: ignore[type-arg]  # generic onl
 @click.argument("recipe", metavar="RECIPE", type=RecipeParameter())
 @output_options
 def command(model: str, recipe: str, as_json: bool, dry_run: bool, output: str | None, **options: Any) -> int:
-    """Short for 'modelhub convert MODEL --to FORMAT:RECIPE', FORMAT being the model's own where that has RECIPE."""
+    """Short for 'modelhub convert MODEL --to FORMAT:RECIPE', FORMAT being what -o is named for, else the model's own where it
+    has RECIPE."""
     with Session() as session:
-        to = f"{target_format(session.model(model), recipe.lower(), session.plugins)}:{recipe}"
+        to = f"{target_format(session.model(model), recipe.lower(), output, session.plugins)}:{recipe}"
         return run(session, model, to, output, convert_options(**options), dry_run, as_json)
 
 
-def target_format(model: Model, recipe: str, plugins: Plugins) -> str:
-    """The format that ``recipe`` is for: the model's own or its container's if they have it, else the first that does."""
+def target_format(model: Model, recipe: str, output: str | None, plugins: Plugins) -> str:
+    """The format that ``recipe`` is for: the one that ``output`` is named for, the model's own or its container's, else the first that has it."""
     found = [item for item in plugins.recipes if item.name == recipe]
     if not found:
         raise UsageError(
@@ -59,4 +60,9 @@ def target_format(model: Model, recipe: str, plugins: Plugins) -> str:
     fitting = [name for name in writable if any(not item.formats or name in item.formats for item in found)]
     if not fitting:
         raise UsageError(f"no format that can be written has the recipe {recipe!r}", "'modelhub plugins' lists them")
+    if output:
+        for name in fitting:
+            extension = plugins.formats[name].extension
+            if extension and output.endswith(extension):
+                return name
     return next((name for name in (model.format, model.container) if name in fitting), fitting[0])

@@ -90,8 +90,13 @@ def _print(model: Model) -> None:
     if model.lineage:
         _section("made from")
         for parent in model.lineage:
+            recipe = f" with {parent['recipe']}" if parent.get("recipe") else ""
+            by = " ".join(part for part in (parent.get("plugin"), parent.get("plugin_version")) if part)
+            what = f"{parent.get('kind', 'conversion')}{recipe} by {by}" if by else f"{parent.get('kind', 'conversion')}{recipe}"
             text.line(
-                "  " + ", ".join(f"{key} {_brief(value)}" for key, value in parent.items() if value not in (None, "", [], {}))
+                f"  {(parent.get('parent') or '')[:8]}  {parent.get('path')}  ({what}, {parent.get('created')})".replace(
+                    "    ", "  "
+                )
             )
     if model.findings:
         _section("findings")

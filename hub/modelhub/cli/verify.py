@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 LEVELS = ("structure", "safety", "digest", "values", "runnable", "all")
 SHOWN = 12
-"""Findings of one model that are shown to people; --json has them all."""
+"""Errors and warnings of one model that are shown to people; --json has them all."""
+LEAD = " " * 8
 
 
 @define(
@@ -81,7 +83,7 @@ def command(models: tuple[str, ...], level: str | None, against: str | None, as_
                 )
                 if not as_json:
                     sys.stdout.write(text.style("failed", text.RED) + text.escape(f"  {reference}") + "\n")
-                    print_finding("error", error.code, str(error), "", "", "        ")
+                    print_finding("error", error.code, str(error), "", "", LEAD)
     if as_json:
         text.print_json([report if isinstance(report, dict) else report.to_json() for report in reports])
     return answer.status
@@ -91,13 +93,18 @@ def _print(report: VerifyReport) -> None:
     word = text.style("ok    ", text.GREEN) if report.ok else text.style("failed", text.RED)
     read = f", {text.size(report.bytes)} read" if report.bytes else ""
     sys.stdout.write(word + text.escape(f"  {report.model.name}  ({report.level}; {text.seconds(report.seconds)}{read})") + "\n")
-    # What is wrong comes first, and is never cut away by what is not.
+    # What is wrong comes first, and is never cut away by what is not; of what is only good to know, one of each kind is enough.
     order = {"unsafe": 0, "error": 1, "warning": 2, "info": 3}
     findings = sorted(report.findings, key=lambda finding: order.get(finding.severity, 4))
-    for finding in findings[:SHOWN]:
-        print_finding(
-            finding.severity, finding.check, finding.message, finding.tensor, finding.file.rsplit("/", 1)[-1], "        "
-        )
-    if len(findings) > SHOWN:
-        text.line(f"        and {len(findings) - SHOWN} more; --json prints them all")
+    wrong = [finding for finding in findings if finding.severity != "info"]
+    for finding in wrong[:SHOWN]:
+        print_finding(finding.severity, finding.check, finding.message, finding.tensor, finding.file.rsplit("/", 1)[-1], LEAD)
+    if len(wrong) > SHOWN:
+        text.line(f"{LEAD}and {len(wrong) - SHOWN} more; --json prints them all")
+    told = Counter(finding.check for finding in findings if finding.severity == "info")
+    for finding in findings:
+        if finding.severity == "info" and finding.check in told:
+            more = told.pop(finding.check) - 1
+            message = finding.message + (f" (and {more} more like this)" if more else "")
+            print_finding("info", finding.check, message, finding.tensor, finding.file.rsplit("/", 1)[-1], LEAD)
     sys.stdout.flush()
