@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modelhub.catalog import Catalog, Root
-from modelhub.catalog.index import FileRow, Indexer, Observer, signed
+from modelhub.catalog.index import Brief, FileRow, Indexer, Observer, signed
 from modelhub.errors import ModelNotFound
 from modelhub.ignore import Excluded, all_patterns, exclusion
 from modelhub.mounts import Mount, mount_of, mounts
@@ -247,22 +247,23 @@ class _Scan:
         if start and not os.path.isdir(os.path.join(self.place, start)):
             start, name = os.path.split(start)
             only, alone = frozenset([name]), os.path.join(start, name)
-        raw, generation = self.catalog.known_files(self.root, start)
-        known: dict[bytes, Any] = {row[0]: row for row in self._renumbered(raw)}
+        brief, _ = self.catalog.known_files(self.root, start, brief=True)
+        known: dict[bytes, Brief] = {row[0]: row for row in brief}
         seen = walk(self.place, start, known, excluded=self.excluded, again=self._again, inodes=not self.network, only=only)
         for path, error in seen.failed:
             self.summary.problems.append(f"{os.fsdecode(os.path.join(self.place, path))} cannot be read: {error.strerror}")
         gone = [
-            row
+            path
             for path, row in seen.rest.items()
-            if not row[5] & 2
+            if not row[4] & 2
             and not seen.unknowable(path)
             and not self._kept_blob(path)
             and (not alone or path == alone or path.startswith(alone + b"/"))
         ]
-        if self._suspicious(known, gone) or not (gone or seen.dirty or self.relook):
+        if self._suspicious(known, len(gone)) or not (gone or seen.dirty or self.relook):
             return
-        rows = {path: FileRow._make(row) for path, row in known.items()}
+        raw, generation = self.catalog.known_files(self.root, start)
+        rows = {row[0]: FileRow._make(row) for row in self._renumbered(raw)}
         index = Indexer(
             self.catalog.database,
             self.root.key,
@@ -276,7 +277,7 @@ class _Scan:
         work = Reconciliation(index, seen, excluded=self.excluded, only=only)
         if self.relook:
             work.look_again(rows)
-        work.run([rows[row[0]] for row in gone], self.parser.inspect, self.progress)
+        work.run([rows[path] for path in gone if path in rows], self.parser.inspect, self.progress)
         self.summary.problems += work.problems
         self.new += index.new
         self.changed += index.changed
@@ -286,19 +287,19 @@ class _Scan:
         before, after = self.root.device, self.updates["device"]
         return rows if before in (0, after) else [(*row[:7], after) if row[7] == before else row for row in rows]
 
-    def _again(self, row: FileRow) -> bool:
+    def _again(self, row: Brief) -> bool:
         """Whether a file whose stat is the same is to be looked at all the same."""
-        flags, mtime = row[5], row[2]
+        flags, mtime = row[4], row[2]
         return bool(flags & 2) or abs(self.now - mtime) >= self.settle
 
     def _kept_blob(self, path: bytes) -> bool:
         """Whether it is a store's blob, which a walk does not go through, and there."""
         return os.path.basename(os.path.dirname(path)) == b"blobs" and os.path.exists(os.path.join(self.place, path))
 
-    def _suspicious(self, known: dict[bytes, FileRow], gone: Sequence[FileRow]) -> bool:
+    def _suspicious(self, known: dict[bytes, Brief], gone: int) -> bool:
         """Whether so much is gone that the root is rather taken to be offline, this once."""
-        there = sum(1 for row in known.values() if not row[5] & 2)
-        if len(gone) < SUDDEN or 2 * len(gone) <= there:
+        there = sum(1 for row in known.values() if not row[4] & 2) if gone >= SUDDEN else 0
+        if gone < SUDDEN or 2 * gone <= there:
             self.updates.setdefault("suspect", None)
             return False
         if self.root.suspect is not None:
@@ -307,7 +308,7 @@ class _Scan:
         self.updates |= {"suspect": self.now, "offline": 1}
         self.summary.offline.append(self.root.path)
         self.summary.problems.append(
-            f"{len(gone)} of {there} files of {self.root.path} are gone at once: taken to be offline until the next scan"
+            f"{gone} of {there} files of {self.root.path} are gone at once: taken to be offline until the next scan"
         )
         return True
 

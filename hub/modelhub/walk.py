@@ -11,7 +11,7 @@ import stat as stat_module
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from modelhub.catalog.index import FileRow, Stat, signed
+from modelhub.catalog.index import Brief, Stat, signed
 from modelhub.ignore import Excluded, is_hidden_directory, is_partial
 
 Problem = tuple[bytes, OSError]
@@ -33,7 +33,7 @@ class Walk:
     that could not be looked at, so that nothing is known of them and what is below them."""
 
     dirty: dict[bytes, Directory] = field(default_factory=dict)
-    rest: dict[bytes, FileRow] = field(default_factory=dict)
+    rest: dict[bytes, Brief] = field(default_factory=dict)
     failed: list[Problem] = field(default_factory=list)
     stores: list[bytes] = field(default_factory=list)
     files: int = 0
@@ -43,13 +43,13 @@ class Walk:
         return any(not failed or path == failed or path.startswith(failed + b"/") for failed, _ in self.failed)
 
 
-Again = Callable[[FileRow], bool]
+Again = Callable[[Brief], bool]
 
 
 def walk(
     root: bytes,
     start: bytes,
-    known: dict[bytes, FileRow],
+    known: dict[bytes, Brief],
     *,
     excluded: Excluded | None,
     again: Again,
@@ -87,8 +87,8 @@ def _directory(
     """List one directory; its sub-directories."""
     prefix = path + b"/" if path else b""
     pop = result.rest.pop
-    is_regular, is_directory = stat_module.S_ISREG, stat_module.S_ISDIR
     listing: list[tuple[bytes, os.stat_result]] = []
+    add = listing.append
     directories: list[bytes] = []
     dirty: set[bytes] = set()
     try:
@@ -99,8 +99,6 @@ def _directory(
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(name)
                         continue
-                    if is_partial(name):
-                        continue
                     info = entry.stat()
                 except (FileNotFoundError, NotADirectoryError):
                     continue  # gone since it was listed, or a dangling link
@@ -109,25 +107,27 @@ def _directory(
                         continue
                     result.failed.append((prefix + name, error))
                     continue
-                if not is_regular(info.st_mode):
-                    if is_directory(info.st_mode) and not is_hidden_directory(name):
+                if info.st_mode & 0o170000 != 0o100000:  # not a regular file
+                    if stat_module.S_ISDIR(info.st_mode) and not is_hidden_directory(name):
                         links.append(prefix + name)
                     continue
                 place = prefix + name
                 if excluded is not None and excluded(place, False):
                     continue
-                listing.append((name, info))
                 row = pop(place, None)
                 if row is None:
+                    if is_partial(name):
+                        continue
                     if only is None or name in only:
                         dirty.add(name)
                 elif (
                     row[1] != info.st_size
                     or row[2] != info.st_mtime_ns
                     or (inodes and row[3] != info.st_ino and row[3] != signed(info.st_ino))
-                    or (row[5] and again(row))
+                    or (row[4] and again(row))
                 ):
                     dirty.add(name)
+                add((name, info))
     except (FileNotFoundError, NotADirectoryError) as error:
         if not path:
             result.failed.append((path, error))

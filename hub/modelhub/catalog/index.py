@@ -23,6 +23,11 @@ LARGEST = (1 << 63) - 1
 FILE_COLUMNS = "path,size,mtime,inode,key,again+2*missing,content,device"
 
 
+BRIEF_COLUMNS = "path,size,mtime,inode,again+2*missing"
+Brief = tuple[bytes, int, int, int, int]
+"""What a walk compares: path, size, mtime, inode, flags. A plain tuple, because there is one for each file of a drive."""
+
+
 class FileRow(NamedTuple):
     """A file as the catalog has it, in the order of `FILE_COLUMNS`. ``flags``: 1 look again, 2 missing."""
 

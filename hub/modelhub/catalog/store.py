@@ -103,12 +103,13 @@ class Catalog:
         sql = f"UPDATE root SET {','.join(f'{name}=?' for name in names)} WHERE key=?"
         self.database.touch(sql, [*(columns[name] for name in names), key])
 
-    def known_files(self, root: Root, start: bytes = b"") -> tuple[list[Row], int]:
-        """The files of a root at and below ``start``, as rows in the order of `modelhub.catalog.index.FileRow`; and the root's generation."""
+    def known_files(self, root: Root, start: bytes = b"", *, brief: bool = False) -> tuple[list[Row], int]:
+        """The files of a root at and below ``start``, as rows in the order of `modelhub.catalog.index.FileRow` (``brief``: of `Brief`);
+        and the root's generation."""
         from modelhub.catalog import places
 
         with self.database.read() as reader:
-            return places.known_files(reader, root.key, start)
+            return places.known_files(reader, root.key, start, brief)
 
     def tally(self, root: Root, start: bytes = b"") -> tuple[int, int, int, int, int]:
         """At and below ``start`` of a root: checkpoints there, missing, invalid; bytes of those there; unknown files."""
