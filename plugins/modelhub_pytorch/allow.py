@@ -160,7 +160,9 @@ _TORCHSCRIPT = {
 def is_allowed(module: str, name: str, torchscript: bool = False) -> bool:
     """Whether a checkpoint may name this global. A TorchScript archive also names the classes that its own code defines, and is never
     read by Python's pickle."""
-    if name in _ALLOWED.get("builtins" if module == "__builtin__" else module, ()) or (module == "__builtin__" and name in _PYTHON2):
+    if name in _ALLOWED.get("builtins" if module == "__builtin__" else module, ()) or (
+        module == "__builtin__" and name in _PYTHON2
+    ):
         return True
     return torchscript and (module == "__torch__" or module.startswith("__torch__.") or name in _TORCHSCRIPT.get(module, ()))
 

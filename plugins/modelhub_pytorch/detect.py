@@ -59,13 +59,13 @@ def _content(file: File, ours: bool) -> Detection | Rejected | None:
     if is_legacy(head):
         return Detection([file.path], confidence=95)
     if head[257:262] == b"ustar" or _is_old_tar(head):
-        if ours or head.startswith((b"sys_info\0", b"pickle\0", b"storages\0", b"tensors\0")):
-            return Rejected(
-                "TAR, older than the legacy format of PyTorch 0.1.10: not read; torch.load(weights_only=False) opens it",
-                confidence=60,
-                state="unsupported",
-            )
-        return None
+        if head.startswith((b"sys_info\0", b"pickle\0", b"storages\0", b"tensors\0")):
+            reason = "TAR, older than the legacy format of PyTorch 0.1.10: not read; torch.load(weights_only=False) opens it"
+        else:
+            reason = "a TAR archive under a PyTorch checkpoint's name: not read; unpack it first"
+            if not ours:
+                return None
+        return Rejected(reason, confidence=60, state="unsupported")
     for magic, title in _CONTAINERS:
         if head.startswith(magic) and (ours or file.name.lower().endswith(".pkl")):
             reason = f"{title} data under a PyTorch checkpoint's name: not read; unpack it first"
@@ -74,11 +74,13 @@ def _content(file: File, ours: bool) -> Detection | Rejected | None:
         return Rejected(
             "a Git LFS pointer, the weights are not here; fetch them with: git lfs pull", confidence=60, state="incomplete"
         )
-    if (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or _TEXT_PICKLE.match(head):
+    binary = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    if binary or (_TEXT_PICKLE.match(head) and file.tail.rstrip().endswith(b".")):
         # A pickle that is no checkpoint is listed all the same, for what it names; a .bin with such a start may be anything.
         pickle = ours or file.name.lower().endswith(".pkl") or file.tail.endswith(b".")
         return Detection([file.path], confidence=50 if ours else 30) if pickle else None
-    if file.name.lower().endswith((".pt", ".pth", ".pth.tar", ".pt.tar")):
+    if file.name.lower().endswith((".pt", ".pth", ".pth.tar", ".pt.tar")) and not (file.size and head[:256].isascii()):
+        # Text is another thing of that name: Python's path files end in .pth too.
         what = "is empty" if not file.size else f"starts with {head[:4].hex(' ')}: neither a zip nor a pickle"
         return Rejected(f"{file.name} {what}", confidence=20)
     return None

@@ -22,8 +22,8 @@ MAX_DEPTH = 512
 """Containers between the root and a tensor."""
 
 WRAPPERS = (
-    "state_dict", "model_state_dict", "model", "module", "net", "network", "generator", "netG", "g", "weights", "params", "params_ema",
-    "ema", "ema_state_dict", "model_ema", "state_dict_ema", "ema_model", "teacher", "student", "model_dict", "weight", "parameters",
+    "state_dict", "model_state_dict", "model", "module", "net", "network", "netG", "generator", "params", "params_ema",
+    "ema", "ema_state_dict", "model_ema", "state_dict_ema", "ema_model", "model_dict",
 )  # fmt: skip
 """Entries that hold the weights, the likeliest first."""
 _INNER = ("state_dict", "model_state_dict")
@@ -164,7 +164,7 @@ def leaves(root: Any) -> Iterator[Leaf]:
             name = f"{leaf.name}#{number}"
             number += 1
         taken.add(name)
-        yield leaf._replace(name=name)
+        yield leaf if name is leaf.name else leaf._replace(name=name)
 
 
 def _ordered(tree: Tree, root: Any) -> Iterator[Leaf]:
@@ -172,7 +172,7 @@ def _ordered(tree: Tree, root: Any) -> Iterator[Leaf]:
         yield from walk(tree, root, "tensor", "both")
         return
     if type(root) is dict:
-        if is_optimizer(root):
+        if is_optimizer(root) or is_random_state(root):
             yield from walk(tree, root, "", "stored")
             return
         main = wrapper(tree, root)
@@ -223,6 +223,11 @@ def _inner(tree: Tree, weights: Any) -> str:
 def is_optimizer(node: Mapping[Any, Any]) -> bool:
     """Whether a dict is an optimiser's ``state_dict``."""
     return "param_groups" in node and "state" in node
+
+
+def is_random_state(node: Mapping[Any, Any]) -> bool:
+    """Whether a dict is what trainers save of their random generators (``rng_state.pth``)."""
+    return "python" in node and "numpy" in node and "cpu" in node
 
 
 # --- plain values -------------------------------------------------------------------------------------------------

@@ -94,14 +94,17 @@ class Machine:
                 op = data[pos]
                 pos += 1
                 # In the order of how often checkpoints use them.
-                if op == 0x71:  # BINPUT
-                    memo[data[pos]] = stack[-1]
-                    pos += 1
+                if op == 0x72:  # LONG_BINPUT
+                    memo[_U32(data, pos)[0]] = stack[-1]
+                    pos += 4
                 elif op == 0x68:  # BINGET
                     stack.append(memo[data[pos]])
                     pos += 1
                 elif op == 0x4B:  # BININT1
                     stack.append(data[pos])
+                    pos += 1
+                elif op == 0x71:  # BINPUT
+                    memo[data[pos]] = stack[-1]
                     pos += 1
                 elif op == 0x28:  # MARK
                     outer.append(stack)
@@ -113,18 +116,21 @@ class Machine:
                         raise self.short(pos, end)
                     stack.append(data[pos:end].decode("utf-8", "surrogatepass"))
                     pos = end
-                elif op == 0x72:  # LONG_BINPUT
-                    memo[_U32(data, pos)[0]] = stack[-1]
-                    pos += 4
                 elif op == 0x74:  # TUPLE
                     items = tuple(stack)
                     stack = outer.pop()
                     stack.append(items)
-                elif op == 0x51:  # BINPERSID
-                    stack[-1] = self.persistent(stack[-1])
                 elif op == 0x52:  # REDUCE
                     args = stack.pop()
                     stack[-1] = self.call(stack[-1], args, "REDUCE")
+                elif op == 0x4D:  # BININT2
+                    stack.append(_U16(data, pos)[0])
+                    pos += 2
+                elif op == 0x4A:  # BININT
+                    stack.append(_I32(data, pos)[0])
+                    pos += 4
+                elif op == 0x51:  # BINPERSID
+                    stack[-1] = self.persistent(stack[-1])
                 elif op == 0x85:  # TUPLE1
                     stack[-1] = (stack[-1],)
                 elif op == 0x86:  # TUPLE2
@@ -134,12 +140,6 @@ class Machine:
                     stack.append(False)
                 elif op == 0x29:  # EMPTY_TUPLE
                     stack.append(())
-                elif op == 0x4D:  # BININT2
-                    stack.append(_U16(data, pos)[0])
-                    pos += 2
-                elif op == 0x4A:  # BININT
-                    stack.append(_I32(data, pos)[0])
-                    pos += 4
                 elif op == 0x6A:  # LONG_BINGET
                     stack.append(memo[_U32(data, pos)[0]])
                     pos += 4

@@ -13,7 +13,7 @@ from modelhub import Checkpoint, File, FileProblem, Finding, InvalidFile, Metada
 
 from modelhub_pytorch.allow import Report
 from modelhub_pytorch.archive import Archive, Pickled
-from modelhub_pytorch.flatten import class_of, is_optimizer, leaves, plain_values
+from modelhub_pytorch.flatten import class_of, is_optimizer, is_random_state, leaves, plain_values
 from modelhub_pytorch.legacy import Legacy, is_legacy
 from modelhub_pytorch.pickle_vm import Machine
 from modelhub_pytorch.rebuild import World
@@ -119,6 +119,8 @@ def _describe(pickled: Pickled) -> dict[str, Any]:
         values["kind"] = "torchscript"
     elif type(pickled.root) is dict and is_optimizer(pickled.root):
         values["kind"] = "optimizer"
+    elif type(pickled.root) is dict and is_random_state(pickled.root):
+        values["kind"] = "random state"
     elif class_of(pickled.root):
         values["kind"] = "module"
     if class_of(pickled.root):

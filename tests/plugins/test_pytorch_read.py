@@ -285,3 +285,22 @@ def test_torch_is_not_needed(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout == "95 2\n"
+
+
+def test_a_path_file_of_python_is_nobodys_checkpoint(tmp_path: Path) -> None:
+    from modelhub import plugins
+    from modelhub.detect import inspect_listing
+    from modelhub.files import list_directory
+
+    (tmp_path / "distutils-precedence.pth").write_text("import os; var = 'SETUPTOOLS_USE_DISTUTILS'\n")
+    (tmp_path / "editable.pth").write_text("code/lib\nother\n")
+    seen = inspect_listing(list_directory(str(tmp_path)), plugins.get().formats)
+    assert (seen.found, seen.unknown) == ([], ["distutils-precedence.pth", "editable.pth"])
+
+
+def test_random_states_are_no_weights(tmp_path: Path) -> None:
+    import random
+
+    path = saved(tmp_path / "rng_state.pth", {"python": random.getstate(), "numpy": np.arange(3), "cpu": torch.get_rng_state()})
+    assert names(path) == ([], ["cpu"])
+    assert look(path).findings == ()
