@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from modelhub.types import (
         Check,
         Codec,
+        Columns,
         Conversion,
         CopyFile,
         Detection,
@@ -59,7 +60,7 @@ _PUBLIC = {
     "Table": "table",
     **dict.fromkeys(
         (
-            "Check", "Codec", "Conversion", "CopyFile", "Detection", "Event", "Extent", "Finding", "Format", "Inline",
+            "Check", "Codec", "Columns", "Conversion", "CopyFile", "Detection", "Event", "Extent", "Finding", "Format", "Inline",
             "Metadata", "Node", "Op", "Patch", "Placed", "Program", "Put", "Recipe", "Rejected", "StartFile",
             "Tail", "Tensor", "WriteOptions", "Writer",
         ),
@@ -72,6 +73,7 @@ __all__ = [
     "Check",
     "Checkpoint",
     "Codec",
+    "Columns",
     "Conversion",
     "CopyFile",
     "DType",

@@ -12,7 +12,7 @@ from modelhub import plugins
 from modelhub.errors import MissingCapability, UnsupportedFile
 from modelhub.files import Checkpoint
 from modelhub.table import Table
-from modelhub.types import Finding, Metadata, Placed, StartFile, Tensor, WriteOptions, Writer
+from modelhub.types import Columns, Finding, Metadata, Placed, StartFile, Tensor, WriteOptions, Writer
 
 
 def read_as(format_name: str, checkpoint: Checkpoint, files: Sequence[str]) -> Iterator[Tensor | Metadata | Finding]:
@@ -25,7 +25,11 @@ def read_as(format_name: str, checkpoint: Checkpoint, files: Sequence[str]) -> I
         )
     inner = Checkpoint(files[0], files, name=checkpoint.name, missing=checkpoint.missing)
     try:
-        yield from format.read(inner)
+        for record in format.read(inner):
+            if isinstance(record, Columns):
+                yield from record.tensors()
+            else:
+                yield record
     finally:
         inner.close()
 

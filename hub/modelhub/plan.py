@@ -208,6 +208,10 @@ def _tie(table: Table, target: Format, losses: list[str]) -> Table:
 
 def _note_losses(source: Table, derived: Table, losses: list[str]) -> None:
     aside = [tensor for tensor in source.stored if tensor.view == "stored"]
+    packed = [tensor for tensor in aside if tensor.name in source.by_name]
+    if packed:
+        first, more = packed[0], f" and {len(packed) - 1} more" if len(packed) > 1 else ""
+        losses.append(f"dequantized: {first.name} ({first.dtype} to {source.by_name[first.name].dtype}){more}")
     parts = {id(tensor): tensor.name for tensor in aside if tensor.name not in source.by_name}
     if parts:
         names = list(parts.values())

@@ -23,7 +23,7 @@ from modelhub.errors import FileProblem, InvalidFile, PluginError
 from modelhub.files import Checkpoint, File
 from modelhub.found import Claim, Found
 from modelhub.table import Table, pack, precision_label
-from modelhub.types import Extent, Finding, Format, Metadata, Node, Tensor
+from modelhub.types import Columns, Extent, Finding, Format, Metadata, Node, Tensor
 
 MAX_RECORDS = 20_000_000
 MAX_ELEMENTS = 1 << 62
@@ -81,19 +81,19 @@ def survey(draft: Draft) -> Found:
     system fails, says nothing about the file."""
     checkpoint = _checkpoint(draft)
     findings = draft.findings
-    records: list[Tensor] = []
-    metadata = Metadata()
     state = reason = ""
-    summary = Summary()
     try:
         if draft.format.read is None:
             need = draft.format.unavailable.get("read", "its plugin cannot read it")
             state, reason = "unsupported", f"{draft.format.title} is known but cannot be read: {need}"
         else:
             try:
-                metadata = _collect(draft.format.read(checkpoint), records, findings, metadata)
-                summary = check_tensors(records, draft.sizes)
-                blob = pack(records, draft.files) if records else b""
+                records, metadata = _collect(draft.format.read(checkpoint), findings)
+                summary = _columns_summary(records, draft.sizes) if isinstance(records, Columns) else None
+                if summary is None:
+                    records = records.tensors() if isinstance(records, Columns) else records
+                    summary = check_tensors(records, draft.sizes)
+                blob = pack(records, draft.files) if summary.tensors else b""
                 _check_metadata(metadata)
                 return _finish(draft, checkpoint, metadata, summary, blob)
             except FileProblem as error:
@@ -115,7 +115,8 @@ def _checkpoint(draft: Draft) -> Checkpoint:
     return checkpoint
 
 
-def _collect(records: Iterable[Any], tensors: list[Tensor], findings: list[Finding], metadata: Metadata) -> Metadata:
+def _collect(records: Iterable[Any], findings: list[Finding]) -> tuple[Sequence[Tensor] | Columns, Metadata]:
+    """(tensors, metadata); findings are added to ``findings``. A lone `Columns` stays what it is."""
     everything: list[Any] = []
     try:
         everything.extend(islice(records, MAX_RECORDS + 1))
@@ -124,19 +125,25 @@ def _collect(records: Iterable[Any], tensors: list[Tensor], findings: list[Findi
         raise
     if len(everything) > MAX_RECORDS:
         raise InvalidFile(f"more than {MAX_RECORDS} tensors: nothing honest has so many")
+    metadata = Metadata()
     if {*map(type, everything)} == {Tensor}:
-        tensors += everything
-        return metadata
+        return everything, metadata
+    of_tensors: list[Any] = []
     for record in everything:
-        if type(record) is Tensor:
-            tensors.append(record)
-        elif isinstance(record, Metadata):
+        if isinstance(record, Metadata):
             metadata = record
         elif isinstance(record, Finding):
             findings.append(record)
+        elif isinstance(record, Tensor | Columns):
+            of_tensors.append(record)
         else:
-            raise PluginError(f"read() yielded a {type(record).__name__}, expected Tensor, Metadata or Finding")
-    return metadata
+            raise PluginError(f"read() yielded a {type(record).__name__}, expected Tensor, Columns, Metadata or Finding")
+    if len(of_tensors) == 1 and isinstance(of_tensors[0], Columns):
+        return of_tensors[0], metadata
+    tensors: list[Tensor] = []
+    for record in of_tensors:
+        tensors += record.tensors() if isinstance(record, Columns) else (record,)
+    return tensors, metadata
 
 
 def _check_metadata(metadata: Metadata) -> None:
@@ -223,9 +230,6 @@ class Summary:
 
 def check_tensors(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summary:
     """Check every record, and sum up. `InvalidFile` or `PluginError` says which tensor is not sane, and why."""
-    summary = _plain_summary(tensors, sizes)
-    if summary:
-        return summary
     # (dtype, shape) -> (elements, bytes): a model has few of them, and each is checked once.
     known: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
     counts: dict[str, int] = {}
@@ -269,20 +273,17 @@ def check_tensors(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summar
     return Summary(table.parameters, table.dtypes, len(table.logical), short)
 
 
-def _plain_summary(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summary | None:
-    """The sums over a table of bare extents in the order of one file, none shared, which nearly every table is. None where it is
-    another, or where anything is wrong: `check_tensors` then says what. Column by column, so that each step is one call into C."""
-    if not tensors:
+def _columns_summary(columns: Columns, sizes: Mapping[str, int]) -> Summary | None:
+    """The sums over extents in the order of their file, none shared, which nearly every table is. None where it is another, or where
+    anything is wrong: `check_tensors` then says what. Column by column, so that each step is one call into C."""
+    where, names, kinds, shapes, offsets, nbytes = columns
+    if not names:
         return Summary()
-    names, kinds, shapes, values, views, _ = zip(*tensors, strict=True)
-    if {*map(type, values)} != {Extent} or {*views} != {"both"}:
+    if len({*map(len, columns[1:])}) != 1 or where not in sizes or len({*names}) != len(names):
         return None
-    where, offsets, nbytes = zip(*values, strict=True)
     units = {kind: dtypes.find(kind) for kind in {*kinds}}
     unit_bytes = {kind: unit.block_bytes for kind, unit in units.items() if unit and unit.block == 1}
-    if len({*where}) != 1 or where[0] not in sizes or len(unit_bytes) != len(units) or len({*names}) != len(names):
-        return None
-    if {*map(type, names)} != {str} or {*map(type, shapes)} != {tuple}:
+    if len(unit_bytes) != len(units) or {*map(type, names)} != {str} or not {*map(type, shapes)} <= {list, tuple}:
         return None
     sides = list(chain.from_iterable(shapes))
     if {*map(type, sides), *map(type, offsets), *map(type, nbytes)} != {int} or max(map(len, shapes)) > MAX_DIMENSIONS:
@@ -293,7 +294,7 @@ def _plain_summary(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summa
     if 0 in elements or list(map(mul, elements, map(unit_bytes.__getitem__, kinds))) != list(nbytes):
         return None
     ends = list(map(add, offsets, nbytes))
-    if ends[-1] > sizes[where[0]] or not all(map(le, ends, offsets[1:])):
+    if ends[-1] > sizes[where] or not all(map(le, ends, offsets[1:])):
         return None
     counts = dict.fromkeys(kinds, 0)
     if len(counts) == 1:
@@ -302,7 +303,7 @@ def _plain_summary(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summa
         for kind, count in zip(kinds, elements, strict=True):
             counts[kind] += count
         counts = dict(sorted(counts.items(), key=lambda item: -item[1]))
-    return Summary(sum(elements), counts, len(tensors))
+    return Summary(sum(elements), counts, len(names))
 
 
 def _check_shapes(tensors: Sequence[Tensor]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from modelhub import dtypes, ops
-from modelhub.types import Extent, Metadata, Tensor, Value
+from modelhub.types import Columns, Extent, Metadata, Tensor, Value
 
 _PLAIN, _ODD_NAMES = b"\x01", b"\x02"
 _LIMIT = 1 << 31
@@ -112,24 +112,23 @@ def tensor_nbytes(tensor: Tensor) -> int:
 # --- the compact form ---------------------------------------------------------------------------------------------
 
 
-def pack(tensors: Sequence[Tensor], files: Sequence[str]) -> bytes:
+def pack(tensors: Sequence[Tensor] | Columns, files: Sequence[str]) -> bytes:
     """The blob of ``tensors``, whose extents lie in ``files``. KeyError names a file that is not among them."""
-    return _encode(_plain_columns(tensors, files) or _columns(tensors, files))
+    if isinstance(tensors, Columns):
+        return _encode(_plain_columns(tensors, files) or _columns(tensors.tensors(), files))
+    return _encode(_columns(tensors, files))
 
 
-def _plain_columns(tensors: Sequence[Tensor], files: Sequence[str]) -> list[Any] | None:
-    """The columns of a table of bare extents in one file, which nearly every table is: a few calls into C, not a loop."""
-    if len(files) != 1 or not tensors:
+def _plain_columns(columns: Columns, files: Sequence[str]) -> list[Any] | None:
+    """The columns as the blob has them, where they are all of one file: a few calls into C, not a loop."""
+    if [columns.file] != list(files):
         return None
-    names, codes, shapes, values, views, _ = zip(*tensors, strict=True)
-    if {*map(type, values)} != {Extent} or {*views} != {"both"}:
-        return None
-    where, offsets, sizes = zip(*values, strict=True)
+    _, names, codes, shapes, offsets, sizes = columns
     kinds = list(dict.fromkeys(codes))
-    units = [dtypes.get(kind) for kind in kinds]
-    if {*where} != {*files} or any(unit.block != 1 for unit in units):
+    units = {kind: dtypes.get(kind) for kind in kinds}
+    if any(unit.block != 1 for unit in units.values()):
         return None
-    unit_bytes = {unit.name: unit.block_bytes for unit in units}
+    unit_bytes = {kind: unit.block_bytes for kind, unit in units.items()}
     if list(map(mul, map(prod, shapes), map(unit_bytes.__getitem__, codes))) != list(sizes):
         return None
     numbers = {kind: number for number, kind in enumerate(kinds)}

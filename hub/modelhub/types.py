@@ -67,6 +67,25 @@ class Tensor(NamedTuple):
     unsupported: str = ""
 
 
+class Columns(NamedTuple):
+    """Many tensors of one file that are plain extents, column by column: what a reader may yield in their place where a drive holds tens of
+    thousands of its files. All columns are equally long; ``shapes`` holds lists or tuples; ``offsets`` count from the file's start."""
+
+    file: str
+    names: Sequence[str]
+    dtypes: Sequence[str]
+    shapes: Sequence[Sequence[int]]
+    offsets: Sequence[int]
+    nbytes: Sequence[int]
+
+    def tensors(self) -> list[Tensor]:
+        """The same as records."""
+        return [
+            Tensor(name, dtype, tuple(shape), Extent(self.file, offset, nbytes))
+            for name, dtype, shape, offset, nbytes in zip(*self[1:], strict=True)
+        ]
+
+
 # --- what a reader says of a checkpoint besides its tensors --------------------------------------------------------
 
 
@@ -203,7 +222,7 @@ class WriteOptions:
 
 # --- what plugins declare -----------------------------------------------------------------------------------------
 
-Records: TypeAlias = "Iterable[Tensor | Metadata | Finding]"
+Records: TypeAlias = "Iterable[Tensor | Columns | Metadata | Finding]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +232,7 @@ class Format:
     ``detect(file)`` and ``detect_directory(listing)`` answer with a `Detection`, a `Rejected`, or None for "not mine". The core
     asks ``detect`` about files whose name ends in one of ``suffixes`` or whose head starts with one of ``magics``
     (with neither declared: about every file).
-    ``read(checkpoint)`` yields `Tensor`, and where it has more to say `Metadata` and `Finding`; headers only, never weights.
+    ``read(checkpoint)`` yields `Tensor` (or `Columns` of them), and where it has more to say `Metadata` and `Finding`; headers only, never weights.
     ``create(table, options)`` is a generator: it yields `Piece` in the order of the file and gets a `Placed` back for each `Put`.
     ``dtypes``: what it can store. ``sharing``: what two tensors may have in common in this container: ``none``, ``exact`` (ties)
     or ``any`` (views); the core stores a tie once where the format cannot hold it, and notes it in ``Metadata.stored``.

@@ -16,7 +16,7 @@ from operator import add, itemgetter, mul, sub
 from typing import Any, NamedTuple
 
 import orjson
-from modelhub import Extent, File, IncompleteFile, InvalidFile, Tensor, UnsupportedFile
+from modelhub import Columns, File, IncompleteFile, InvalidFile, UnsupportedFile
 
 MAX_HEADER = 100_000_000
 """The library's own limit (``MAX_HEADER_SIZE``)."""
@@ -34,14 +34,12 @@ MAX_DIMENSIONS = 64
 _MAX_COUNT = (1 << 64) - 1
 _DTYPE, _SHAPE, _OFFSETS = itemgetter("dtype"), itemgetter("shape"), itemgetter("data_offsets")
 _BITS_OF, _INT, _LIST, _EIGHT = BITS.__getitem__, {int}, {list}, repeat(8)
-_NEW: Any = tuple.__new__
-"""A named tuple made in C: its own constructor is Python, and takes twice the time."""
 
 
 class Header(NamedTuple):
-    """``tensors`` in the order of their bytes; ``stored`` is ``__metadata__``."""
+    """``columns``: the tensors in the order of their bytes; ``stored`` is ``__metadata__``."""
 
-    tensors: list[Tensor]
+    columns: Columns
     stored: dict[str, str]
 
 
@@ -84,23 +82,23 @@ def parse(file: File) -> Header:
 
     data_start = 8 + length
     try:
-        tensors, position = _columns(file.path, data_start, entries)
+        columns, position = _columns(file.path, data_start, entries)
     except (KeyError, TypeError, ValueError):
         for name, info in entries.items():
             _check_entry(file, name, info)
         raise
     if position < 0:
-        position = _sort(file, tensors, data_start)
+        columns, position = _sorted(file, columns, data_start)
     if data_start + position != file.size:
         raise _end_problem(file, data_start, position)
-    return Header(tensors, stored)
+    return Header(columns, stored)
 
 
-def _columns(path: str, data_start: int, entries: dict[str, Any]) -> tuple[list[Tensor], int]:
+def _columns(path: str, data_start: int, entries: dict[str, Any]) -> tuple[Columns, int]:
     """The tensors, and where the last one ends (-1 where they do not stand in the order of their bytes, one behind the other).
     KeyError, TypeError or ValueError where an entry is wrong. Column by column, because then each step is one call into C."""
     if not entries:
-        return [], 0
+        return Columns(path, (), (), (), (), ()), 0
     infos = entries.values()
     kinds = list(map(_DTYPE, infos))
     shapes = list(map(_SHAPE, infos))
@@ -120,9 +118,8 @@ def _columns(path: str, data_start: int, entries: dict[str, Any]) -> tuple[list[
         raise ValueError
     if 0 in nbytes and any(map(_overflows, shapes)):
         raise ValueError
-    extents = map(_NEW, repeat(Extent), zip(repeat(path), map(add, starts, repeat(data_start)), nbytes))
-    rows = zip(entries, kinds, map(tuple, shapes), extents, repeat("both"), repeat(""))
-    return list(map(_NEW, repeat(Tensor), rows)), (ends[-1] if starts == (0, *ends[:-1]) else -1)
+    offsets = list(map(add, starts, repeat(data_start)))
+    return Columns(path, list(entries), kinds, shapes, offsets, nbytes), (ends[-1] if starts == (0, *ends[:-1]) else -1)
 
 
 def _stored(file: File, value: Any) -> dict[str, str]:
@@ -190,24 +187,22 @@ def _check_entry(file: File, name: str, info: Any) -> None:
         )
 
 
-def _sort(file: File, tensors: list[Tensor], data_start: int) -> int:
-    """Bring ``tensors`` into the order of their bytes, and return where the last one ends."""
-    tensors.sort(key=lambda tensor: tensor.value[1:])  # type: ignore[index]
+def _sorted(file: File, columns: Columns, data_start: int) -> tuple[Columns, int]:
+    """``columns`` in the order of their bytes, and where the last one ends."""
+    rows = sorted(zip(*columns[1:], strict=True), key=itemgetter(3, 4))
     position = data_start
     before = ""
-    for tensor in tensors:
-        extent = tensor.value
-        assert isinstance(extent, Extent)
-        if extent.offset != position:
-            what = "overlaps" if extent.offset < position else "leaves a hole after"
+    for name, _, _, offset, nbytes in rows:
+        if offset != position:
+            what = "overlaps" if offset < position else "leaves a hole after"
             place = f"tensor {before[:200]!r}" if before else "the header"
             raise InvalidFile(
-                f"{file.name}: tensor {tensor.name[:200]!r} {what} {place}: it starts at "
-                f"{extent.offset - data_start} of the data, {position - data_start} was expected"
+                f"{file.name}: tensor {name[:200]!r} {what} {place}: it starts at "
+                f"{offset - data_start} of the data, {position - data_start} was expected"
             )
-        position = extent.offset + extent.nbytes
-        before = tensor.name
-    return position - data_start
+        position = offset + nbytes
+        before = name
+    return Columns(columns.file, *zip(*rows, strict=True)), position - data_start
 
 
 def _end_problem(file: File, data_start: int, position: int) -> InvalidFile | IncompleteFile:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from modelhub import (
     Checkpoint,
+    Columns,
     Detection,
     Extent,
     File,
@@ -44,15 +45,20 @@ def detect(file: File) -> Detection | Rejected | None:
     return Detection([os.path.join(directory, name) for name in names], confidence=95, missing=group.missing, name=group.stem)
 
 
-def read(checkpoint: Checkpoint) -> Iterable[Tensor | Metadata | Finding]:
+def read(checkpoint: Checkpoint) -> Iterable[Tensor | Columns | Metadata | Finding]:
     """Tensors shard by shard in the order of their bytes, then the ties that the metadata notes."""
     if len(checkpoint.files) > 1 or not checkpoint.files[0].endswith(SUFFIX):
         return _read_shards(checkpoint)
-    tensors, stored = parse(checkpoint.primary)
-    return [*tensors, *_noted(stored, {tensor.name: tensor for tensor in tensors})] if stored else tensors
+    columns, stored = parse(checkpoint.primary)
+    if not stored:
+        return [columns]
+    ties, kept = split_ties(stored, set(columns.names))
+    if ties:
+        return [columns, *_noted(stored, {tensor.name: tensor for tensor in columns.tensors()})]
+    return [columns, Metadata(values=describe(kept), stored=kept)]
 
 
-def _read_shards(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
+def _read_shards(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata | Finding]:
     shards = [path for path in checkpoint.files if not path.endswith(".json")]
     stored: dict[str, str] = {}
     by_name: dict[str, Tensor] = {}
@@ -60,7 +66,7 @@ def _read_shards(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding
         header = parse(checkpoint.open(path))
         stored.update(header.stored)
         _collect(by_name, header)
-        yield from header.tensors
+        yield header.columns
     for path in checkpoint.files:
         if path.endswith(".json"):
             yield from _hold_against_index(checkpoint.open(path), by_name, {os.path.basename(path) for path in shards})
@@ -76,7 +82,7 @@ def _noted(stored: dict[str, str], by_name: Mapping[str, Tensor]) -> Iterator[Te
 
 
 def _collect(by_name: dict[str, Tensor], header: Header) -> None:
-    for tensor in header.tensors:
+    for tensor in header.columns.tensors():
         other = by_name.setdefault(tensor.name, tensor)
         if other is not tensor:
             raise InvalidFile(f"tensor {tensor.name[:200]!r} stands in two shards: {_file_of(other)} and {_file_of(tensor)}")
