@@ -93,7 +93,9 @@ def survey(draft: Draft) -> Found:
                 if summary is None:
                     records = records.tensors() if isinstance(records, Columns) else records
                     summary = check_tensors(records, draft.sizes)
-                blob = pack(records, draft.files) if summary.tensors else b""
+                # Tensors that are stored only (an optimizer's state) are none of the model's, and stand in the table all the same.
+                some = summary.tensors or (not isinstance(records, Columns) and records)
+                blob = pack(records, draft.files) if some else b""
                 _check_metadata(metadata)
                 return _finish(draft, checkpoint, metadata, summary, blob)
             except FileProblem as error:
