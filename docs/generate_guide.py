@@ -12,14 +12,17 @@ import fcntl
 import hashlib
 import os
 import pty
+import random
 import re
 import shutil
+import sqlite3
+import string
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
+from contextlib import closing
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -33,11 +36,31 @@ BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def render(document: str, drive: Path) -> str:
     """``document`` with the output of every command in its blocks as it is now."""
-    with tempfile.TemporaryDirectory(prefix="guide-", dir=PROJECT / "sample") as place:
-        sandbox = Path(os.path.realpath(place))
-        shutil.copytree(drive, sandbox / "models", copy_function=os.link)
+    sandbox = _make_sandbox()
+    try:
+        shutil.copytree(drive, sandbox / "models", copy_function=_link)
         ids: dict[str, str] = {}
         return BLOCK.sub(lambda match: f"```console\n{_run_block(match[1], sandbox, ids)}```", document)
+    finally:
+        shutil.rmtree(sandbox, ignore_errors=True)
+
+
+def _make_sandbox() -> Path:
+    """A directory whose path is as long as `HERE`, so that tables are laid out as if it were that."""
+    while True:
+        place = Path("/tmp", "".join(random.choices(string.ascii_lowercase, k=len(HERE) - len("/tmp/"))))
+        try:
+            place.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return place
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def _run_block(block: str, sandbox: Path, ids: dict[str, str]) -> str:
@@ -52,7 +75,13 @@ def _run_block(block: str, sandbox: Path, ids: dict[str, str]) -> str:
 def _run(command: str, sandbox: Path) -> str:
     """What a person sees who types ``command`` in a terminal of `COLUMNS` columns."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("MODELHUB_", "COLUMNS"))}
-    environ |= {"HOME": str(sandbox), "MODELHUB_HOME": str(sandbox / ".modelhub"), "NO_COLOR": "1", "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+    environ |= {
+        "HOME": str(sandbox),
+        "MODELHUB_HOME": str(sandbox / ".modelhub"),
+        "NO_COLOR": "1",
+        "TERM": "xterm",
+        "LC_ALL": "C.UTF-8",
+    }
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
     reader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
@@ -80,17 +109,21 @@ def _run(command: str, sandbox: Path) -> str:
     return (output.replace(b"\r\n", b"\n") + errors[0]).decode()
 
 
-ID = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12}\b")
-
-
 def _tidy(output: str, sandbox: Path, ids: dict[str, str]) -> str:
     """The same text for the same thing: the directory gets its name, each random id the next of a fixed row."""
+    for identity in _ids(sandbox / ".modelhub" / "catalog.db"):
+        ids.setdefault(identity, hashlib.sha256(str(len(ids)).encode()).hexdigest()[: len(identity)])
+    for identity, fixed in ids.items():
+        output = output.replace(identity, fixed).replace(identity[:8], fixed[:8])
+    return output.replace(str(sandbox), HERE)
 
-    def fixed(match: re.Match[str]) -> str:
-        number = str(len(ids))
-        return ids.setdefault(match[0], hashlib.sha256(number.encode()).hexdigest()[: len(match[0])])
 
-    return ID.sub(fixed, output.replace(str(sandbox), HERE))
+def _ids(catalog: Path) -> list[str]:
+    """The ids in a catalog, in the order of their places. Not by ``ls``, which would double the time of it all."""
+    if not catalog.exists():
+        return []
+    with closing(sqlite3.connect(catalog)) as connection:
+        return [identity for (identity,) in connection.execute("SELECT id FROM checkpoint ORDER BY path")]
 
 
 def normalise(document: str) -> str:
@@ -99,11 +132,12 @@ def normalise(document: str) -> str:
         (r"\b\d+(?:\.\d+)? s\b", "0 s"),
         (r"\b\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", "DATE"),
         (r"\d+(?:\.\d+)? [kMGT]?B(?:/s| free)", "0 B"),
+        (r"^(?:ok|note|warning) +(?:extra|watching|root|catalog|modelhub): .*$", ""),
+        (r"\b(?:ext[234]|overlay|tmpfs|xfs|btrfs|zfs|f2fs)\b", "FS"),
         (r"modelhub \d+\.\d+\.\d+", "modelhub 0.0.0"),
-        (r"Python [\d.]+, \d+ cores", "Python 3, 1 cores"),
         (r"[ \t]+", " "),
     ):
-        document = re.sub(pattern, text, document)
+        document = re.sub(pattern, text, document, flags=re.MULTILINE)
     return document
 
 

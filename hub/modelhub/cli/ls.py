@@ -25,7 +25,7 @@ COLUMNS = (
     text.Column("size", "SIZE", align=">"),
     text.Column("state", "STATE"),
     text.Column("modified", "MODIFIED", drop=2),
-    text.Column("path", "PATH", shrink=16, middle=True, drop=1),
+    text.Column("path", "PATH", shrink=30, middle=True, drop=1),
 )
 TOTALS = (
     text.Column("format", "FORMAT"),
