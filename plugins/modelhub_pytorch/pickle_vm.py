@@ -15,6 +15,7 @@ from typing import Any
 from modelhub import InvalidFile
 
 from modelhub_pytorch.allow import Report
+from modelhub_pytorch.lexer import names_behind
 from modelhub_pytorch.stubs import Blob, Call, Global, Opaque, Storage, TensorRef
 
 MAX_OPCODES = 32 << 20
@@ -68,7 +69,11 @@ class Machine:
             # Either the data end inside an opcode, or the stack has nothing left to take; ``_loop`` leaves where it stood.
             if self.position >= len(self.data) - 9 and self.more:
                 raise Exhausted from error
+            names_behind(self.data, self.position, MAX_OPCODES, self.resolve, self.report)
             raise self.fail(self.position, "it ends in the middle, or takes what it never put") from error
+        except InvalidFile:  # we are strict; a program that is not would read on, and call what comes
+            names_behind(self.data, self.position, MAX_OPCODES, self.resolve, self.report)
+            raise
 
     def _loop(self, pos: int) -> tuple[Any, int]:
         data, resolve = self.data, self.resolve

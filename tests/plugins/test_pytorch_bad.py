@@ -288,3 +288,18 @@ def test_a_hidden_second_pickle_is_looked_at(tmp_path: Path) -> None:
     found = look(tmp_path, bad.checkpoint(more=[("extra/rng.pkl", hidden)]))
     assert "extra/rng.pkl: os.system is called" in unsafe(found)
     assert values(found) == bad.WEIGHT
+
+
+@pytest.mark.parametrize(
+    "stumble",
+    [
+        b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR",
+        b"X\x01\x00\x00\x00xQ",
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagecos\nsystem\nX\x01\x00\x00\x000K\x00K\x00tQtR",
+    ],
+)
+@pytest.mark.parametrize("payload", [bad.call("os", "system", "touch OWNED"), bad.stack_global("os", "system", "x"), bad.inst()])
+def test_a_payload_behind_what_we_stumble_over_is_named_all_the_same(tmp_path: Path, stumble: bytes, payload: bytes) -> None:
+    found = look(tmp_path, bad.checkpoint(bad.state_dict([("weight", stumble), ("x", payload)], 4)))
+    assert found.state == "invalid"
+    assert "os.system" in unsafe(found)
