@@ -11,9 +11,9 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from math import prod
-from operator import add, le, mul
+from operator import add, mul, sub
 from typing import Any
 
 import orjson
@@ -95,7 +95,7 @@ def survey(draft: Draft) -> Found:
                     summary = check_tensors(records, draft.sizes)
                 # Tensors that are stored only (an optimizer's state) are none of the model's, and stand in the table all the same.
                 some = summary.tensors or (not isinstance(records, Columns) and records)
-                blob = pack(records, draft.files) if some else b""
+                blob = pack(records, draft.files, summary.gaps) if some else b""
                 _check_metadata(metadata)
                 return _finish(draft, checkpoint, metadata, summary, blob)
             except FileProblem as error:
@@ -222,12 +222,14 @@ def _found(draft: Draft, checkpoint: Checkpoint, **fields: Any) -> Found:
 
 @dataclass(slots=True)
 class Summary:
-    """Sums over a table. ``short`` says which tensor the file ends before, "" where none."""
+    """Sums over a table. ``short`` says which tensor the file ends before, "" where none. ``gaps``, where every extent is as long as
+    its dtype and shape ask: the bytes between each and the one before."""
 
     parameters: int = 0
     dtypes: dict[str, int] = field(default_factory=dict)
     tensors: int = 0
     short: str = ""
+    gaps: Sequence[int] = ()
 
 
 def check_tensors(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summary:
@@ -283,29 +285,38 @@ def _columns_summary(columns: Columns, sizes: Mapping[str, int]) -> Summary | No
         return Summary()
     if len({*map(len, columns[1:])}) != 1 or where not in sizes or len({*names}) != len(names):
         return None
-    units = {kind: dtypes.find(kind) for kind in {*kinds}}
-    unit_bytes = {kind: unit.block_bytes for kind, unit in units.items() if unit and unit.block == 1}
-    if len(unit_bytes) != len(units) or {*map(type, names)} != {str} or not {*map(type, shapes)} <= {list, tuple}:
-        return None
+    counts = dict.fromkeys(kinds, 0)
+    units = [dtypes.find(kind) for kind in counts]
     sides = list(chain.from_iterable(shapes))
-    if {*map(type, sides), *map(type, offsets), *map(type, nbytes)} != {int} or max(map(len, shapes)) > MAX_DIMENSIONS:
+    try:
+        "".join(names)
+        # A sum is an int only where every number is one.
+        whole = type(sum(offsets)) is type(sum(nbytes)) is type(sum(sides)) is int
+    except TypeError:
         return None
-    if min(sides, default=0) < 0 or max(sides, default=0) > MAX_ELEMENTS or offsets[0] < 0:
+    if not whole or not {*map(type, shapes)} <= {list, tuple} or max(map(len, shapes)) > MAX_DIMENSIONS:
+        return None
+    if min(sides, default=0) < 0 or max(sides, default=0) > MAX_ELEMENTS:
         return None
     elements = list(map(prod, shapes))
-    if 0 in elements or list(map(mul, elements, map(unit_bytes.__getitem__, kinds))) != list(nbytes):
+    total = sum(elements)
+    unit_bytes = {unit.name: unit.block_bytes for unit in units if unit and unit.block == 1}
+    if len(unit_bytes) != len(units) or 0 in elements or total > MAX_ELEMENTS:
+        return None
+    bytes_each = map(unit_bytes.__getitem__, kinds) if len(units) > 1 else repeat(unit_bytes[kinds[0]])
+    if list(map(mul, elements, bytes_each)) != list(nbytes):
         return None
     ends = list(map(add, offsets, nbytes))
-    if ends[-1] > sizes[where] or not all(map(le, ends, offsets[1:])):
+    gaps = list(map(sub, offsets, chain((0,), ends)))
+    if ends[-1] > sizes[where] or min(gaps) < 0:
         return None
-    counts = dict.fromkeys(kinds, 0)
     if len(counts) == 1:
-        counts[kinds[0]] = sum(elements)
+        counts[kinds[0]] = total
     else:
         for kind, count in zip(kinds, elements, strict=True):
             counts[kind] += count
         counts = dict(sorted(counts.items(), key=lambda item: -item[1]))
-    return Summary(sum(elements), counts, len(names))
+    return Summary(total, counts, len(names), gaps=gaps)
 
 
 def _check_shapes(tensors: Sequence[Tensor]) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from operator import add, mul, sub
 from typing import Any
 
 import orjson
@@ -112,28 +111,16 @@ def tensor_nbytes(tensor: Tensor) -> int:
 # --- the compact form ---------------------------------------------------------------------------------------------
 
 
-def pack(tensors: Sequence[Tensor] | Columns, files: Sequence[str]) -> bytes:
-    """The blob of ``tensors``, whose extents lie in ``files``. KeyError names a file that is not among them."""
-    if isinstance(tensors, Columns):
-        return _encode(_plain_columns(tensors, files) or _columns(tensors.tensors(), files))
-    return _encode(_columns(tensors, files))
-
-
-def _plain_columns(columns: Columns, files: Sequence[str]) -> list[Any] | None:
-    """The columns as the blob has them, where they are all of one file: a few calls into C, not a loop."""
-    if [columns.file] != list(files):
-        return None
-    _, names, codes, shapes, offsets, sizes = columns
-    kinds = list(dict.fromkeys(codes))
-    units = {kind: dtypes.get(kind) for kind in kinds}
-    if any(unit.block != 1 for unit in units.values()):
-        return None
-    unit_bytes = {kind: unit.block_bytes for kind, unit in units.items()}
-    if list(map(mul, map(prod, shapes), map(unit_bytes.__getitem__, codes))) != list(sizes):
-        return None
-    numbers = {kind: number for number, kind in enumerate(kinds)}
-    gaps = list(map(sub, offsets, (0, *map(add, offsets, sizes))))
-    return [names, kinds, list(map(numbers.__getitem__, codes)), shapes, 0, gaps, {}]
+def pack(tensors: Sequence[Tensor] | Columns, files: Sequence[str], gaps: Sequence[int] = ()) -> bytes:
+    """The blob of ``tensors``, whose extents lie in ``files``. KeyError names a file that is not among them. ``gaps``: the bytes between
+    each of `Columns` and the one before, from a caller that has seen that their lengths follow from dtypes and shapes."""
+    if not isinstance(tensors, Columns):
+        return _encode(_columns(tensors, files))
+    if not gaps or [tensors.file] != list(files):
+        return _encode(_columns(tensors.tensors(), files))
+    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(tensors.dtypes))}
+    codes = list(map(kinds.__getitem__, tensors.dtypes)) if len(kinds) > 1 else [0] * len(gaps)
+    return _encode([tensors.names, list(kinds), codes, tensors.shapes, 0, gaps, {}])
 
 
 def _columns(tensors: Sequence[Tensor], files: Sequence[str]) -> list[Any]:
