@@ -24,7 +24,9 @@ def run() -> None:
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
             if broken:
                 connection.rollback()
-                raise CatalogError(f"the migration would break {len(broken)} references, first in table {broken[0][0]}; nothing was changed")
+                raise CatalogError(
+                    f"the migration would break {len(broken)} references, first in table {broken[0][0]}; nothing was changed"
+                )
         connection.commit()
         if database.path:
             connection.exec_driver_sql("PRAGMA foreign_keys=ON")

@@ -195,6 +195,11 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
+def clean(text: str) -> str:
+    """``text`` as a database can hold it: without lone surrogates and NULs."""
+    return text if text.isascii() and "\0" not in text else printable(text).replace("\0", "\\x00")
+
+
 def iso(ns: int) -> str:
     """Nanoseconds since 1970 as ISO 8601 in UTC, to the second."""
     try:

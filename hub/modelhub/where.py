@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from modelhub.errors import UsageError
+from modelhub.model import clean
 
 STATE = "CASE WHEN r.offline<>0 THEN 'offline' WHEN c.missing<>0 THEN 'missing' WHEN c.quarantined<>0 THEN 'quarantined' ELSE c.state END"
 """What people are told: the place comes before what is stored."""
@@ -75,6 +76,7 @@ def parse(expression: str) -> Condition:
     op = "=" if op == "==" else op
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]
+    raw, value = value, clean(value)
     if name.lower().startswith("tag."):
         return _related("tag", "x.name=? AND ", "x.value", op, value, (name[4:],))
     name = name.lower().replace("-", "_")
@@ -86,7 +88,7 @@ def parse(expression: str) -> Condition:
         case "format":
             return _either(_text("c.format", op, value), _text("c.container", op, value), op)
         case "path" | "root":
-            return _path(name, op, value)
+            return _path(name, op, raw)
         case "modified":
             return _date(op, value)
         case "digest":
@@ -104,7 +106,7 @@ def parse(expression: str) -> Condition:
 
 def text(words: str) -> Condition:
     """A free search: name, path, architecture, and tags' keys and values."""
-    pattern = like(words.casefold())
+    pattern = like(clean(words).casefold())
     return Condition(
         "(c.search LIKE ? ESCAPE '!' OR EXISTS (SELECT 1 FROM tag x WHERE x.checkpoint=c.key "
         "AND (lower(x.name) LIKE ? ESCAPE '!' OR lower(x.value) LIKE ? ESCAPE '!')))",
@@ -137,9 +139,9 @@ def _text(column: str, op: str, value: str) -> Condition:
 
 def _path(name: str, op: str, value: str) -> Condition:
     if op == "~" and name == "root":
-        return Condition("r.search LIKE ? ESCAPE '!'", (like(value.casefold()),))
+        return Condition("r.search LIKE ? ESCAPE '!'", (like(clean(value).casefold()),))
     if op == "~":  # the middle one of the three lines
-        return Condition("c.search LIKE ? ESCAPE '!'", (f"%\n{like(value.casefold())}\n%",))
+        return Condition("c.search LIKE ? ESCAPE '!'", (f"%\n{like(clean(value).casefold())}\n%",))
     if op not in ("=", "!="):
         raise UsageError(f"{name} is neither more nor less than another", f"use = != or ~, like '{name}~llama'")
     return Condition(f"{name[0] if name == 'root' else 'c'}.path{'=' if op == '=' else '<>'}?", (os.fsencode(value),))

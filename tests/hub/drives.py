@@ -10,7 +10,9 @@ from pathlib import Path
 Tensors = Mapping[str, Sequence[int]]
 
 
-def safetensors(path: Path, tensors: Tensors | None = None, *, fill: int = 0, dtype: str = "F32", metadata: Mapping[str, str] | None = None) -> Path:
+def safetensors(
+    path: Path, tensors: Tensors | None = None, *, fill: int = 0, dtype: str = "F32", metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write ``tensors`` (name -> shape), every byte being ``fill``."""
     width = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "F64": 8}[dtype]
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}

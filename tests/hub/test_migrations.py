@@ -10,7 +10,6 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-
 from modelhub.catalog import Catalog
 from modelhub.catalog.database import Database
 from modelhub.catalog.schema import metadata
@@ -37,7 +36,9 @@ def shape(path: Path) -> dict[str, object]:
     """Tables with their columns and foreign keys, and indexes: what two schemas must have in common, whatever the order."""
     connection = sqlite3.connect(path)
     found: dict[str, object] = {}
-    for kind, name, table in connection.execute("SELECT type,name,tbl_name FROM sqlite_master WHERE tbl_name<>'alembic_version'").fetchall():
+    for kind, name, table in connection.execute(
+        "SELECT type,name,tbl_name FROM sqlite_master WHERE tbl_name<>'alembic_version'"
+    ).fetchall():
         if kind == "table":
             found[name] = (
                 connection.execute(f"PRAGMA table_xinfo({name})").fetchall(),
@@ -53,7 +54,7 @@ def shape(path: Path) -> dict[str, object]:
 
 
 def test_head_is_the_newest_migration() -> None:
-    assert [HEAD] == ScriptDirectory(migrations_path()).get_heads()
+    assert ScriptDirectory(migrations_path()).get_heads() == [HEAD]
 
 
 def test_there_is_data_for_every_revision() -> None:

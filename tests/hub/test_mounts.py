@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from modelhub.catalog.database import refuse_network
 from modelhub.errors import CatalogError
 from modelhub.mounts import Mount, mount_of, mounts

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from modelhub.catalog import Catalog
 from modelhub.detect import inspect_listing
 from modelhub.errors import ModelNotFound
@@ -25,6 +24,7 @@ from modelhub.model import Model
 from modelhub.scan import ScanSummary, scan
 from modelhub.types import Detection, Extent, Finding, Format, Tensor
 from modelhub.workers import ParsePool, Result, Task
+
 from tests.hub.drives import safetensors
 
 Scan = Callable[..., ScanSummary]
@@ -68,7 +68,9 @@ def annotate(catalog: Catalog, model: Model) -> None:
 
 
 def is_annotated(catalog: Catalog, model: Model) -> bool:
-    return (catalog.tags(model), catalog.notes(model)) == ({"team": "vision"}, ("the good one",)) and catalog.aliased("best") == model
+    return (catalog.tags(model), catalog.notes(model)) == ({"team": "vision"}, ("the good one",)) and catalog.aliased(
+        "best"
+    ) == model
 
 
 def counts(summary: ScanSummary) -> tuple[int, ...]:
@@ -164,7 +166,10 @@ def test_what_is_not_there_is_said(rescan: Scan, drive: Path) -> None:
 def test_sharded_directory_and_a_late_shard(catalog: Catalog, drive: Path, rescan: Scan) -> None:
     model = drive / "sharded"
     safetensors(model / "model-00001-of-00002.safetensors", {"a": (4,)})
-    index = {"metadata": {"total_size": 32}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {
+        "metadata": {"total_size": 32},
+        "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+    }
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     set_old(*model.iterdir())
     assert rescan().found == 1
@@ -219,7 +224,11 @@ def test_links_circles_and_things_that_are_no_files(catalog: Catalog, drive: Pat
     summary = rescan()
     listener.close()
     assert summary.problems == []
-    assert sorted(model.path for model in catalog.models()) == ["alias.safetensors", "outside/b.safetensors", "real/a.safetensors"]
+    assert sorted(model.path for model in catalog.models()) == [
+        "alias.safetensors",
+        "outside/b.safetensors",
+        "real/a.safetensors",
+    ]
     assert catalog.contents(only(catalog, "alias")) == catalog.contents(only(catalog, "a"))
     assert catalog.contents(only(catalog, "b")) != catalog.contents(only(catalog, "a"))
     assert counts(rescan()) == (3, 0, 3, 0, 0, 0)
@@ -241,7 +250,14 @@ def test_names_that_are_not_utf8(catalog: Catalog, drive: Path, rescan: Scan) ->
 
 def test_half_written_excluded_and_hidden_files_are_passed_by(catalog: Catalog, drive: Path, rescan: Scan) -> None:
     safetensors(drive / "kept.safetensors")
-    for name in ("x.safetensors.part", "y.incomplete", ".z.safetensors.a1B2c3", ".modelhub-1234.safetensors", "sha256-ab-partial-3", "q.tmp"):
+    for name in (
+        "x.safetensors.part",
+        "y.incomplete",
+        ".z.safetensors.a1B2c3",
+        ".modelhub-1234.safetensors",
+        "sha256-ab-partial-3",
+        "q.tmp",
+    ):
         (drive / name).write_bytes(b"x")
     for folder in (".git", ".modelhub-scratch", "archive", "logs"):
         safetensors(drive / folder / "hidden.safetensors")
@@ -542,7 +558,9 @@ def test_a_sudden_disappearance_is_believed_at_the_second_look(catalog: Catalog,
     assert only(catalog, "7").state == "ready"
 
 
-def test_a_directory_that_cannot_be_listed_loses_nothing(catalog: Catalog, drive: Path, pool: ParsePool, rescan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_listed_loses_nothing(
+    catalog: Catalog, drive: Path, pool: ParsePool, rescan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     safetensors(drive / "bad" / "deep" / "a.safetensors")
     safetensors(drive / "good" / "b.safetensors")
     rescan()
@@ -601,7 +619,10 @@ def test_two_scans_at_once(catalog: Catalog, drive: Path) -> None:
     for number in range(60):
         safetensors(drive / str(number % 7) / f"{number}.safetensors", fill=number)
     code = f"from modelhub.catalog import Catalog; from modelhub.scan import scan; print(scan(Catalog.open(), [{str(drive)!r}]).found)"
-    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     for process in running:
         out, error = process.communicate(timeout=60)
         assert (process.returncode, out.strip()) == (0, "60"), error
@@ -617,8 +638,23 @@ Step = tuple[str, str, str, int]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(steps=st.lists(st.lists(st.tuples(st.sampled_from(["write", "move", "delete", "touch"]), st.sampled_from(NAMES), st.sampled_from(NAMES), st.integers(1, 250)), max_size=4), max_size=5))
-def test_whatever_happens_the_catalog_is_the_drive(pool: ParsePool, tmp_path_factory: pytest.TempPathFactory, steps: list[list[Step]]) -> None:
+@given(
+    steps=st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["write", "move", "delete", "touch"]),
+                st.sampled_from(NAMES),
+                st.sampled_from(NAMES),
+                st.integers(1, 250),
+            ),
+            max_size=4,
+        ),
+        max_size=5,
+    )
+)
+def test_whatever_happens_the_catalog_is_the_drive(
+    pool: ParsePool, tmp_path_factory: pytest.TempPathFactory, steps: list[list[Step]]
+) -> None:
     place = tmp_path_factory.mktemp("any")
     root = place / "drive"
     root.mkdir()

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.hub.drives import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
-
 from modelhub.catalog import Catalog
 from modelhub.errors import UsageError
 from modelhub.scan import scan
 from modelhub.where import parse, quantity
 from modelhub.workers import ParsePool
+
+from tests.hub.drives import safetensors
 
 GB = 10**9
 
@@ -33,7 +33,10 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["driver", "sqlalchemy"])
 def catalog(request: pytest.FixtureRequest, drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
-    with Catalog.open(str(tmp_path_factory.mktemp("catalog") / "catalog.db"), light=request.param) as catalog, ParsePool(1) as pool:
+    with (
+        Catalog.open(str(tmp_path_factory.mktemp("catalog") / "catalog.db"), light=request.param) as catalog,
+        ParsePool(1) as pool,
+    ):
         scan(catalog, [str(drive)], pool=pool, plugins="x")
         lora = catalog.named("lora")[0]
         catalog.set_tags(lora, {"team": "Vision", "reviewed": "yes"})
@@ -102,7 +105,8 @@ def test_what_is_found(catalog: Catalog, expressions: list[str], names: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "names"), [("LLAMA", "llama-7b lora"), ("vision", "lora"), ("reviewed", "lora"), ("%", "100%_sure!"), ("nothing", "")]
+    ("text", "names"),
+    [("LLAMA", "llama-7b lora"), ("vision", "lora"), ("reviewed", "lora"), ("%", "100%_sure!"), ("nothing", "")],
 )
 def test_free_text(catalog: Catalog, text: str, names: str) -> None:
     assert " ".join(model.name for model in catalog.models(text)) == names

@@ -12,8 +12,8 @@ from typing import Any
 from modelhub.catalog.database import Database, Reader, Row, Writer
 from modelhub.catalog.index import signed
 from modelhub.catalog.places import file_rows
-from modelhub.catalog.tables import clean, dump, load
-from modelhub.model import Model, checkpoint_sha256, iso, printable
+from modelhub.catalog.tables import dump, load
+from modelhub.model import Model, checkpoint_sha256, clean, iso, printable
 
 
 @dataclass(frozen=True, slots=True)

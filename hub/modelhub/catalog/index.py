@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from modelhub.catalog.database import Database, Reader, Writer
-from modelhub.catalog.tables import clean, dump, store_tables, table_digest
+from modelhub.catalog.tables import dump, store_tables, table_digest
 from modelhub.found import Found
-from modelhub.model import printable
+from modelhub.model import clean, printable
 
 LARGEST = (1 << 63) - 1
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelhub.catalog.database import Reader, Writer
-from modelhub.catalog.tables import clean
 from modelhub.errors import UsageError
+from modelhub.model import clean
 
 _ALIAS = re.compile(r"[^\s@:/\\][^\s@:\\]*(@[^\s@:/\\]+)?")
 _TAG = re.compile(r"[^\s=]+")

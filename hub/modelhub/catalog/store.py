@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from modelhub.catalog import upgrade
 from modelhub.catalog.database import Database, Row
 from modelhub.errors import CatalogError, ModelNotFound
-from modelhub.model import Model, printable
+from modelhub.model import Model, clean, printable
 
 if TYPE_CHECKING:
     from modelhub.catalog.content import Provenance
@@ -169,6 +169,7 @@ class Catalog:
 
     def named(self, name: str) -> list[Model]:
         """The models of this name; where there are none, those of this name in any case."""
+        name = clean(name)
         return self._where("c.name=?", (name,)) or self._where("lower(c.name)=?", (name.lower(),))
 
     def at(self, path: str) -> list[Model]:
@@ -190,7 +191,7 @@ class Catalog:
         """Names, aliases and ids that begin with ``start``, for shell completion."""
         from modelhub.where import like
 
-        pattern = like(start)[1:]
+        pattern = like(clean(start))[1:]
         with self.database.read() as reader:
             found = reader.rows(
                 "SELECT DISTINCT name FROM checkpoint WHERE name LIKE ? ESCAPE '!' ORDER BY name LIMIT ?", (pattern, limit)
@@ -246,8 +247,6 @@ class Catalog:
 
     def set_findings(self, model: Model, level: str, findings: Iterable[Finding]) -> None:
         """Record what a verification of ``level`` found, in place of what the one before did. Nothing where the content was replaced meanwhile."""
-        from modelhub.catalog.tables import clean
-
         now = time.time_ns()
         with self.database.write() as writer:
             if writer.value("SELECT version FROM checkpoint WHERE key=?", (model.key,)) != model.version:
@@ -324,7 +323,7 @@ class Catalog:
 
     def aliased(self, name: str) -> Model | None:
         """The model that an alias means, or None."""
-        found = self._where("c.key=(SELECT checkpoint FROM alias WHERE name=?)", (name,))
+        found = self._where("c.key=(SELECT checkpoint FROM alias WHERE name=?)", (clean(name),))
         return found[0] if found else None
 
     def tags(self, model: Model) -> dict[str, str]:

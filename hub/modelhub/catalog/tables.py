@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from modelhub.catalog.database import Writer
+from modelhub.model import clean
 from modelhub.table import names
 from modelhub.where import tensor_pattern
 
@@ -62,15 +63,6 @@ def drop_orphans(writer: Writer) -> None:
     )
     writer.run("DELETE FROM tensor_names WHERE NOT EXISTS (SELECT 1 FROM tensor_table t WHERE t.names=tensor_names.key)")
     writer.run("DELETE FROM content WHERE NOT EXISTS (SELECT 1 FROM file f WHERE f.content=content.key)")
-
-
-def clean(text: str) -> str:
-    """``text`` as a database can hold it: without lone surrogates and NULs."""
-    if text.isascii() and "\0" not in text:
-        return text
-    from modelhub.model import printable
-
-    return printable(text).replace("\0", "\\x00")
 
 
 def dump(value: Any) -> str:
