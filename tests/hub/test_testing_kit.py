@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from modelhub import plugins
 from modelhub.testing import FormatConformance
 from safetensors.numpy import load_file, save_file
+from transformers import LlamaConfig
 
 EXAMPLE = Path(__file__).parent.parent / "example_plugin" / "modelhub_npz.py"
 
@@ -22,6 +24,39 @@ class TestSafetensors(FormatConformance):
 
     def read(self, path):
         return load_file(path)
+
+
+class TestPytorch(FormatConformance):
+    format = "pytorch"
+
+    def write(self, path, tensors):
+        torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, path)
+
+    def read(self, path):
+        return {name: tensor.numpy() for name, tensor in torch.load(path, weights_only=True).items()}
+
+
+class TestLegacyPytorch(TestPytorch):
+    def write(self, path, tensors):
+        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+class TestHuggingface(FormatConformance):
+    """A directory as transformers lays one out, without the model class, which would not take any names and dtypes."""
+
+    format = "huggingface"
+
+    def write(self, path, tensors):
+        path.mkdir()
+        LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(path)
+        save_file(
+            {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()},
+            path / "model.safetensors",
+        )
+
+    def read(self, path):
+        return load_file(path / "model.safetensors")
 
 
 class Npz(FormatConformance):

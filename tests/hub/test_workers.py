@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -255,6 +256,33 @@ def test_a_process_with_threads_spawns_its_workers(make_plugin, tmp_path: Path) 
     finally:
         stop.set()
         thread.join()
+
+
+FORKED = """
+import json, os, sys
+from modelhub.files import list_directory
+from modelhub.workers import ParsePool, Task
+
+listing = list_directory(sys.argv[1])
+with ParsePool(2, seconds=0.5) as pool:
+    results = list(pool.inspect([Task(listing.path, tuple(listing.files.items()))]))
+    words = [open(f"/proc/{pid}/cmdline").read() for pid in ("self", pool.call(os.getpid))]
+    forked = words[0] == words[1]  # a spawned one is started with a program of its own
+print(json.dumps([forked, {found.name: found.state for result in results for found in result.found}]))
+"""
+
+
+def test_a_process_with_one_thread_forks_its_workers(make_plugin, tmp_path: Path) -> None:
+    """As the command line does, which has imported neither NumPy nor anything else that starts threads."""
+    make_plugin("evil", EVIL)
+    names = ["a", "b", "crash-detect", "crash-read", "exit-read", "hang-detect", "eat-read", "once-detect"]
+    for name in names:
+        (tmp_path / f"{name}.evil").write_bytes(b"1234")
+    done = subprocess.run([sys.executable, "-c", FORKED, tmp_path], capture_output=True, text=True, check=True, timeout=60)
+    forked, got = json.loads(done.stdout)
+    assert forked
+    assert {name for name, state in got.items() if state == "ready"} == {"a", "b", "once-detect"}
+    assert set(got) == set(names)
 
 
 SCANNER = """

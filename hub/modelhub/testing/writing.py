@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modelhub import dtypes
 from modelhub.engine import read_tensor, write_checkpoint
@@ -13,15 +16,14 @@ from modelhub.errors import ModelhubError
 from modelhub.table import Table
 from modelhub.testing.kit import Kit, dtype_name, no_plugin_failure, require, sample
 from modelhub.testing.reading import ODD_NAMES
-from modelhub.types import Inline, Metadata, Tensor, WriteOptions
+from modelhub.types import Inline, Tensor, WriteOptions
 
 
 class Writing(Kit):
     def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
         self._needs_create()
         tensors = self.samples()
-        table = self.look(self.written(tmp_path, tensors)).load_table()
-        output = self._create(tmp_path, table, "output")
+        output = self._create(tmp_path, self._table(tmp_path), "output")
         self.check_equal(self.look(output), tensors, "what create() wrote")
         opened = self.read(output)
         if opened is not None:
@@ -33,7 +35,7 @@ class Writing(Kit):
 
     def test_writing_twice_gives_the_same_bytes(self, tmp_path: Path) -> None:
         self._needs_create()
-        table = self._table()
+        table = self._table(tmp_path)
         first, second = (self._create(tmp_path / side, table, "output") for side in "ab")
         for one, other in zip(self._all_files(first), self._all_files(second), strict=True):
             assert one.name == other.name
@@ -41,13 +43,13 @@ class Writing(Kit):
 
     def test_every_declared_dtype_can_be_written(self, tmp_path: Path) -> None:
         self._needs_create()
+        source = self._table(tmp_path)
         for name in self.subject.dtypes:
             dtype = dtypes.get(name)
             shape = (2, dtype.block * 2)
-            data = bytes(n % 2 for n in range(dtype.nbytes(shape))) if dtype.kind == "bool" else bytes(range(dtype.nbytes(shape)))
-            table = Table(
-                (Tensor("t", name, shape, Inline(data)), Tensor("b", name, (dtype.block,), Inline(data[: dtype.block_bytes])))
-            )
+            data = bytes(number % (2 if dtype.kind == "bool" else 251) for number in range(dtype.nbytes(shape)))
+            tensors = Tensor("t", name, shape, Inline(data)), Tensor("b", name, (dtype.block,), Inline(data[: dtype.block_bytes]))
+            table = replace(source, tensors=tensors)
             found = self.look(self._create(tmp_path, table, name.lower()))
             assert found.state == "ready", f"a file of {name} is {found.state}: {found.reason}"
             tensor = found.load_table().by_name["t"]
@@ -59,8 +61,9 @@ class Writing(Kit):
         kinds = self.numpy_dtypes() or [np.dtype("<f4")]
         arrays = {"scalar": sample(kinds[0], ()), "empty": np.zeros((0, 3), kinds[0]), "many": sample(kinds[0], (3,) * 5)}
         arrays.update({name: sample(kinds[0], (2,), number) for number, name in enumerate(ODD_NAMES)})
+        source = self._table(tmp_path)
         for number, (name, array) in enumerate(arrays.items()):
-            table = Table((Tensor(name, dtype_name(array), array.shape, Inline(array.tobytes())),))
+            table = replace(source, tensors=(inline(name, array),))
             try:
                 output = self._create(tmp_path, table, f"odd{number}")
             except ModelhubError:
@@ -71,7 +74,8 @@ class Writing(Kit):
     def test_metadata_is_kept_whole(self, tmp_path: Path) -> None:
         self._needs_create()
         stored = {"note": 'ünïcode, "quotes"\nand lines', "license": "apache-2.0", "empty": ""}
-        table = replace(self._table(), metadata=Metadata(stored=stored))
+        table = self._table(tmp_path)
+        table = replace(table, metadata=replace(table.metadata, stored={**table.metadata.stored, **stored}))
         found = self.look(self._create(tmp_path, table, "output"))
         kept = {name: text for name, text in found.stored.items() if name in stored}
         assert not kept or kept == stored, f"of the texts {stored} only {kept} are read back: keep all of them or none"
@@ -79,9 +83,9 @@ class Writing(Kit):
     def test_ties_are_kept(self, tmp_path: Path) -> None:
         self._needs_create()
         require(self.subject.sharing != "none", "declares that tensors share no bytes")
-        source = self.look(self.written(tmp_path, self.samples())).load_table()
+        source = self._table(tmp_path)
         first = source.logical[0]
-        table = Table((first, first._replace(name="tied.weight")), files=source.files)
+        table = replace(source, tensors=(first, first._replace(name="tied.weight")))
         found = self.look(self._create(tmp_path, table, "output"))
         assert set(found.load_table().by_name) == {first.name, "tied.weight"}
         assert found.load_table().ties, "two tensors with the same value are no longer tied"
@@ -91,9 +95,7 @@ class Writing(Kit):
         self._needs_create()
         kind = (self.numpy_dtypes() or [np.dtype("<f4")])[0]
         arrays = {f"layers.{number}.weight": sample(kind, (64, 8), number) for number in range(12)}
-        table = Table(
-            tuple(Tensor(name, dtype_name(array), array.shape, Inline(array.tobytes())) for name, array in arrays.items())
-        )
+        table = self._table(tmp_path, (inline(name, array) for name, array in arrays.items()))
         output = self._create(tmp_path, table, "output", max_shard_size=3 * 64 * 8 * kind.itemsize)
         inspection = self.look_around(output if self.is_directory else output.parent)
         no_plugin_failure(inspection, "what create() wrote in shards")
@@ -105,11 +107,10 @@ class Writing(Kit):
     def _needs_create(self) -> None:
         require(self.subject.create, "declares no create")
 
-    def _table(self) -> Table:
-        arrays = self.samples()
-        return Table(
-            tuple(Tensor(name, dtype_name(array), array.shape, Inline(array.tobytes())) for name, array in arrays.items())
-        )
+    def _table(self, directory: Path, tensors: Iterable[Tensor] | None = None) -> Table:
+        """The table of a real checkpoint, its metadata and files included; with other ``tensors`` where they are given."""
+        table = self.look(self.written(directory, self.samples(), "source")).load_table()
+        return table if tensors is None else replace(table, tensors=tuple(tensors))
 
     def _create(self, directory: Path, table: Table, name: str, max_shard_size: int = 0) -> Path:
         folder = directory / f"created-{name}"
@@ -121,3 +122,7 @@ class Writing(Kit):
     def _all_files(self, output: Path) -> list[Path]:
         root = output if output.is_dir() else output.parent
         return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def inline(name: str, array: NDArray[Any]) -> Tensor:
+    return Tensor(name, dtype_name(array), array.shape, Inline(array.tobytes()))
