@@ -46,6 +46,9 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Section -> command -> its one line of help. ``modelhub.cli.NAME`` holds the command (``NAME_`` where NAME is a Python keyword)."""
 
+COMPLETE = "_MODELHUB_COMPLETE"
+"""The variable by which a shell's completion script asks for completions."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -162,7 +165,7 @@ def run(argv: list[str]) -> int:
     _end_gently()
     try:
         try:
-            status = app.main(argv, prog_name="modelhub", standalone_mode=False)
+            status = _invoke(argv)
             sys.stdout.flush()
         except BrokenPipeError:
             raise
@@ -196,8 +199,23 @@ def run(argv: list[str]) -> int:
             return _failed("internal", what, "run it again with --debug for the traceback, and report it", 3, as_json)
     except BrokenPipeError:
         # Whoever read us has had enough: the answer stands, the rest of it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return answer.status
+    return status
+
+
+def _invoke(argv: list[str]) -> int:
+    """What ``app.main`` does, except that it takes a closed pipe for a failure."""
+    instruction = os.environ.get(COMPLETE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(app, {}, "modelhub", COMPLETE, instruction)
+    try:
+        with app.make_context("modelhub", argv) as context:
+            status = app.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
     return status if isinstance(status, int) else 0
 
 
@@ -223,14 +241,26 @@ def _failed(code: str, message: str, hint: str, status: int, as_json: bool) -> i
     """Tell an error: one line on stderr, or with ``--json`` one document on stdout."""
     from modelhub.cli import text
 
-    if as_json:
-        text.print_json({"error": {"code": code, "message": message, "hint": hint}})
+    try:
+        if as_json:
+            text.print_json({"error": {"code": code, "message": message, "hint": hint}})
         sys.stdout.flush()
-    else:
-        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+    except OSError:  # stdout itself is what cannot be written to
+        _discard_stdout()
+        as_json = False
+    if not as_json:
         line = f"{message}; {hint}" if hint else message
         click.echo(f"modelhub: {'' if code == 'interrupted' else 'error: '}{text.escape(line)}", err=True)
     return status
+
+
+def _discard_stdout() -> None:
+    """Let what is still to be written to stdout go nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _os_error(error: OSError) -> str:

@@ -91,7 +91,8 @@ class ModelParameter(click.ParamType):  # type: ignore[type-arg]  # generic only
         files = [CompletionItem(incomplete, type="file")]
         if incomplete.startswith((".", "/", "~")):
             return files
-        return [CompletionItem(name) for name in _references(incomplete)] + files
+        # One or the other: a shell that is asked for files forgets everything else.
+        return [CompletionItem(name) for name in _references(incomplete)] or files
 
 
 def _references(start: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from modelhub.cli.app import app, define
+from modelhub.cli.app import COMPLETE, app, define
 
 
 @define(
@@ -23,7 +23,7 @@ def command(shell: str) -> int:
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"no completion for {shell}")
-    script = kind(app, {}, "modelhub", "_MODELHUB_COMPLETE")
+    script = kind(app, {}, "modelhub", COMPLETE)
     # Not .source(): it runs the shell to ask for its version, which is none of our business here.
     click.echo(script.source_template % script.source_vars())
     return 0
