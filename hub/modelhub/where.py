@@ -55,7 +55,8 @@ _DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d))?Z?)?")
 
 
 class Condition(NamedTuple):
-    """``sql`` holds for a checkpoint, given ``values``. ``tensor``: what names of tensors must contain, where SQL alone cannot tell."""
+    """``sql`` holds for a checkpoint, given ``values``. With ``tensor``, it holds for ``n``, the names of its tensors, and one of these contains
+    ``tensor``."""
 
     sql: str
     values: tuple[object, ...] = ()
@@ -201,8 +202,12 @@ def _tensor(op: str, value: str) -> Condition:
         raise UsageError("tensor takes ~ (contains) only", f"like 'tensor~{value or 'lora_A'}'")
     # Names are kept with their numbers as `#`, so that a number in what is sought must be checked against the names themselves.
     pattern = like(tensor_pattern(value).lower())
-    sql = "c.tensor_table IN (SELECT t.key FROM tensor_table t JOIN tensor_names n ON n.key=t.names WHERE lower(n.names) LIKE ? ESCAPE '!')"
-    return Condition(sql, (pattern,), value if tensor_pattern(value) != value or "#" in value else "")
+    return Condition("lower(n.patterns) LIKE ? ESCAPE '!'", (pattern,), value)
+
+
+def is_exact(tensor: str) -> bool:
+    """Whether the patterns alone tell where names contain ``tensor``."""
+    return tensor_pattern(tensor) == tensor and "#" not in tensor
 
 
 def tensor_pattern(name: str) -> str:

@@ -60,7 +60,8 @@ def upgrade() -> None:
         "tensor_names",
         sa.Column("key", KEY, autoincrement=False, nullable=False),
         sa.Column("digest", sa.LargeBinary(), nullable=False),
-        sa.Column("names", sa.Text(), nullable=False),
+        sa.Column("patterns", sa.Text(), nullable=False),
+        sa.Column("packed", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_tensor_names")),
         sa.UniqueConstraint("digest", name=op.f("uq_tensor_names_digest")),
     )

@@ -39,24 +39,26 @@ def conditions(reader: Reader, text: str, expressions: Sequence[str]) -> tuple[s
     values: list[Any] = []
     for condition in parsed:
         if condition.tensor:
-            keys = _tables_with(reader, condition)
-            clauses.append(f"c.tensor_table IN ({','.join(map(str, keys)) or 'NULL'})")
+            clauses.append(
+                f"c.tensor_table IN (SELECT t.key FROM tensor_table t WHERE t.names IN ({_names_with(reader, condition)}))"
+            )
+            if where.is_exact(condition.tensor):
+                values += condition.values
         else:
             clauses.append(condition.sql)
             values += condition.values
     return (" WHERE " + " AND ".join(clauses) if clauses else ""), values
 
 
-def _tables_with(reader: Reader, condition: where.Condition) -> list[int]:
-    """Keys of the tensor tables in which a name contains ``condition.tensor``: the candidates are unpacked and looked at."""
-    from modelhub.table import names
+def _names_with(reader: Reader, condition: where.Condition) -> str:
+    """What goes into ``IN (...)`` for the keys of the lists of names in which one contains ``condition.tensor``."""
+    if where.is_exact(condition.tensor):
+        return f"SELECT n.key FROM tensor_names n WHERE {condition.sql}"
+    from modelhub.catalog.tables import load_names
 
     wanted = condition.tensor.lower()
-    keys = reader.rows(
-        f"SELECT t.key,t.packed FROM tensor_table t JOIN (SELECT DISTINCT c.tensor_table AS k FROM checkpoint c WHERE {condition.sql}) s ON s.k=t.key",
-        condition.values,
-    )
-    return [key for key, packed in keys if any(wanted in name.lower() for name in names(packed))]
+    rows = reader.rows(f"SELECT n.key,n.packed FROM tensor_names n WHERE {condition.sql}", condition.values)
+    return ",".join(str(key) for key, packed in rows if wanted in load_names(packed).lower()) or "NULL"
 
 
 def order(sort: str) -> str:

@@ -108,9 +108,15 @@ file = Table(
 Index("ix_file_inode", file.c.inode)
 Index("ix_file_content", file.c.content)
 
-# Names of tensors with their numbers as `#`, one a line and each once: few checkpoints differ in them, so that a search is quick.
+# The names of a table's tensors. Few tables differ in them, so that a search is quick. `patterns`: with their numbers as `#`, one a line and each
+# once; `packed`: the names themselves, one a line, by zlib.
 tensor_names = Table(
-    "tensor_names", metadata, _key(), Column("digest", LargeBinary, nullable=False, unique=True), _column("names", Text)
+    "tensor_names",
+    metadata,
+    _key(),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    _column("patterns", Text),
+    _column("packed", LargeBinary),
 )
 
 # A packed table of tensors (`modelhub.table.pack`). Equal ones are stored once.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -28,31 +29,33 @@ def store_tables(writer: Writer, packed: Mapping[bytes, bytes], known: dict[byte
     for digest, key in writer.rows_in("SELECT digest,key FROM tensor_table WHERE digest IN (??)", list(wanted)):
         known[digest] = key
         del wanted[digest]
-    patterns = {digest: _patterns(names(blob)) for digest, blob in wanted.items()}
-    by_pattern = _store_names(writer, set(patterns.values()))
+    texts = {digest: clean("\n".join(names(blob))) for digest, blob in wanted.items()}
+    keys = _store_names(writer, set(texts.values()))
     rows = []
     for digest, blob in wanted.items():
         known[digest] = writer.next_key("tensor_table")
-        rows.append((known[digest], digest, by_pattern[patterns[digest]], blob))
+        rows.append((known[digest], digest, keys[texts[digest]], blob))
     writer.insert("tensor_table", "key,digest,names,packed", rows)
 
 
-def _patterns(found: Iterable[str]) -> str:
-    """The names with their numbers as ``#``, each once."""
-    return clean("\n".join(dict.fromkeys(tensor_pattern("\n".join(found)).split("\n"))))
-
-
 def _store_names(writer: Writer, texts: set[str]) -> dict[str, int]:
+    """Keys of lists of names, given as text with one a line."""
     wanted = {sha256(text.encode()).digest()[:16]: text for text in texts}
     found = {}
     for digest, key in writer.rows_in("SELECT digest,key FROM tensor_names WHERE digest IN (??)", list(wanted)):
-        found[wanted.pop(digest)] = key
+        found[wanted.pop(bytes(digest))] = key
     rows = []
     for digest, text in wanted.items():
         found[text] = writer.next_key("tensor_names")
-        rows.append((found[text], digest, text))
-    writer.insert("tensor_names", "key,digest,names", rows)
+        patterns = "\n".join(dict.fromkeys(tensor_pattern(text).split("\n")))
+        rows.append((found[text], digest, patterns, zlib.compress(text.encode(), 1)))
+    writer.insert("tensor_names", "key,digest,patterns,packed", rows)
     return found
+
+
+def load_names(packed: bytes) -> str:
+    """The names of a list, one a line."""
+    return zlib.decompress(packed).decode()
 
 
 def drop_orphans(writer: Writer) -> None:

@@ -3,7 +3,7 @@ INSERT INTO root (key,path,search,added,scanned,device,inode,fstype) VALUES (1,C
 INSERT INTO content (key,size,header,sha256,digested,digested_mtime,digested_inode) VALUES (1,144,x'0a',x'abababababababababababababababababababababababababababababababab',9,5,6);
 INSERT INTO file (key,root,path,size,mtime,inode,device,content) VALUES (1,1,CAST('llama.safetensors' AS BLOB),144,5,6,3,1);
 INSERT INTO file (key,root,path,size,mtime,inode,device,content) VALUES (2,1,CAST('readme.txt' AS BLOB),1,5,7,3,NULL);
-INSERT INTO tensor_names (key,digest,names) VALUES (1,x'01','weight');
+INSERT INTO tensor_names (key,digest,patterns,packed) VALUES (1,x'01','weight',x'789c2b4fcd4ccf28010008e60289');
 INSERT INTO tensor_table (key,digest,names,packed) VALUES (1,x'02',1,x'0178018b8e562a4fcd4ccf28518ad5895672333602d106401c6da263121bab63a0136d01e456d7c6020009fc0c20');
 INSERT INTO checkpoint (key,id,root,path,name,format,container,architecture,precision,dtypes,parameters,size,files,alone,tensors,state,reason,version,
   header,sha256,tensor_table,created_at,indexed_at,modified_at,derived_from,search)
