@@ -34,7 +34,9 @@ def _escaped(match: re.Match[str]) -> str:
 
 def escape(text: object) -> str:
     """``text`` with every character that could move a cursor, reorder a line or hide itself written as an escape."""
-    return _UNSAFE.sub(_escaped, str(text))
+    text = str(text)
+    # Tables have many cells, and nearly all of them are plain.
+    return text if text.isascii() and text.isprintable() else _UNSAFE.sub(_escaped, text)
 
 
 def print_json(data: object) -> None:
@@ -188,29 +190,34 @@ STATES = {
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) -> None:
     """Print rows as a table: cut to the terminal's width, uncut into a pipe. Columns that are empty in every row are left out."""
-    cells = [{column.key: escape(row.get(column.key, "") or "") for column in columns} for row in rows]
-    used = [column for column in columns if any(line[column.key] for line in cells)]
-    widths = {column.key: max([width(line[column.key]) for line in cells] + [width(column.title)]) for column in used}
+    cells = {column.key: [escape(row.get(column.key, "") or "") for row in rows] for column in columns}
+    used = [column for column in columns if any(cells[column.key])]
+    widths = {column.key: max(width(column.title), max(map(width, cells[column.key]))) for column in used}
     if is_terminal():
         used = _fit(used, widths, shutil.get_terminal_size().columns)
-    lines = ["  ".join(_cell(column.title, column, widths) for column in used).rstrip()]
-    coloured = colour()
-    out = [style(lines[0], BOLD)]
-    for line in cells:
-        parts = []
-        for column in used:
-            part = _cell(line[column.key], column, widths)
-            if coloured and STATES.get(line[column.key]):
-                part = style(part, STATES[line[column.key]])
-            parts.append(part)
-        out.append("  ".join(parts).rstrip())
-    sys.stdout.write("\n".join(out) + "\n")
+    title = "  ".join(_laid_out([column.title], column, widths[column.key])[0] for column in used).rstrip()
+    bodies = [_laid_out(cells[column.key], column, widths[column.key]) for column in used]
+    if colour():
+        bodies = [
+            [style(shown, STATES.get(text, "")) for shown, text in zip(body, cells[column.key], strict=True)]
+            for column, body in zip(used, bodies, strict=True)
+        ]
+    lines = [style(title, BOLD), *("  ".join(line).rstrip() for line in zip(*bodies, strict=True))]
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _cell(text: str, column: Column, widths: Mapping[str, int]) -> str:
-    text = shorten(text, widths[column.key], column.middle)
-    gap = " " * (widths[column.key] - width(text))
-    return gap + text if column.align == ">" else text + gap
+def _laid_out(texts: Sequence[str], column: Column, room: int) -> list[str]:
+    """The cells of a column, each exactly ``room`` cells wide."""
+    right = column.align == ">"
+    laid_out = []
+    for text in texts:
+        if not text.isascii() or len(text) > room:
+            text = shorten(text, room, column.middle)
+            gap = " " * (room - width(text))
+            laid_out.append(gap + text if right else text + gap)
+        else:
+            laid_out.append(text.rjust(room) if right else text.ljust(room))
+    return laid_out
 
 
 def _fit(columns: list[Column], widths: dict[str, int], room: int) -> list[Column]:
