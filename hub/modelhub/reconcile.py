@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from modelhub.catalog.database import Reader
-from modelhub.catalog.index import FileRow, Indexer, Look, Stat, signed
+from modelhub.catalog.index import Indexer
+from modelhub.catalog.rows import FileRow, Look, Stat, signed
 from modelhub.ignore import Excluded
 from modelhub.walk import Directory, Walk, list_again
 

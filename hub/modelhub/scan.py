@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modelhub.catalog import Catalog, Root
-from modelhub.catalog.index import Brief, FileRow, Indexer, Observer, signed
+from modelhub.catalog.index import Indexer
+from modelhub.catalog.rows import Brief, FileRow, Observer, signed
 from modelhub.errors import ModelNotFound
 from modelhub.ignore import Excluded, all_patterns, exclusion
 from modelhub.mounts import Mount, mount_of, mounts

@@ -11,7 +11,7 @@ import stat as stat_module
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from modelhub.catalog.index import Brief, Stat, signed
+from modelhub.catalog.rows import Brief, Stat, signed
 from modelhub.ignore import Excluded, is_hidden_directory, is_partial
 
 Problem = tuple[bytes, OSError]

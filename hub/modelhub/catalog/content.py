@@ -10,8 +10,8 @@ from hashlib import sha256 as hash_sha256
 from typing import Any
 
 from modelhub.catalog.database import Database, Reader, Row, Writer
-from modelhub.catalog.index import signed
 from modelhub.catalog.places import file_rows
+from modelhub.catalog.rows import signed
 from modelhub.catalog.tables import dump, load
 from modelhub.model import Model, checkpoint_sha256, clean, iso, printable
 

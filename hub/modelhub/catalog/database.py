@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from modelhub.errors import CatalogError
 
@@ -115,9 +114,7 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            # mode=rw: a reader never creates a catalog.
-            address = f"file:{quote(os.fsencode(self.path))}?mode=rw"
-            connection = sqlite3.connect(address, timeout=BUSY_SECONDS, isolation_level=None, uri=True)
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
             connection.execute("PRAGMA cache_size=-65536")
             connection.execute("PRAGMA synchronous=NORMAL")
             self._local.connection = connection
@@ -138,6 +135,8 @@ class Database:
                 with self.engine.connect() as core:
                     if self.path:
                         core.exec_driver_sql("BEGIN")
+                    else:
+                        core.execution_options(isolation_level="REPEATABLE READ")
                     yield _CoreReader(core)
                 return
             connection = self._connect()

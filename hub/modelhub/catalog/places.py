@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from modelhub.catalog import query
 from modelhub.catalog.database import Reader, Row, Writer
-from modelhub.catalog.index import BRIEF_COLUMNS, FILE_COLUMNS, FileRow, Indexer, Look, Stat, signed
+from modelhub.catalog.index import Indexer
+from modelhub.catalog.rows import BRIEF_COLUMNS, FILE_COLUMNS, FileRow, Look, Stat, signed
 from modelhub.catalog.tables import dump, load
 from modelhub.errors import CatalogError, ModelNotFound
 from modelhub.model import Model, printable

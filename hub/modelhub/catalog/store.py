@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelhub.catalog import upgrade
 from modelhub.catalog.database import Database, Row
+from modelhub.catalog.facets import Digested, Written
 from modelhub.errors import CatalogError, ModelNotFound
 from modelhub.model import Model, clean, printable
 
 if TYPE_CHECKING:
-    from modelhub.catalog.content import Provenance
     from modelhub.found import Found
     from modelhub.types import Finding
 
@@ -41,7 +41,7 @@ class Root(NamedTuple):
     scanned: int | None
 
 
-class Catalog:
+class Catalog(Written, Digested):
     """An open catalog; a context manager. Threads may share it. All errors of the database are `CatalogError`."""
 
     def __init__(self, database: Database) -> None:
@@ -104,7 +104,7 @@ class Catalog:
         self.database.touch(sql, [*(columns[name] for name in names), key])
 
     def known_files(self, root: Root, start: bytes = b"", *, brief: bool = False) -> tuple[list[Row], int]:
-        """The files of a root at and below ``start``, as rows in the order of `modelhub.catalog.index.FileRow` (``brief``: of `Brief`);
+        """The files of a root at and below ``start``, as rows in the order of `modelhub.catalog.rows.FileRow` (``brief``: of `Brief`);
         and the root's generation."""
         from modelhub.catalog import places
 
@@ -158,6 +158,15 @@ class Catalog:
         if not found:
             raise ModelNotFound(f"there is no model with the id {id}")
         return found[0]
+
+    def aliased(self, name: str) -> Model | None:
+        """The model that an alias means, or None."""
+        found = self._where("c.key=(SELECT checkpoint FROM alias WHERE name=?)", (clean(name),))
+        return found[0] if found else None
+
+    def children(self, model: Model) -> list[Model]:
+        """The models that were made from this one."""
+        return self._where("c.key IN (SELECT checkpoint FROM lineage WHERE parent=?)", (model.key,))
 
     def refresh(self, model: Model) -> Model:
         """The model as the catalog has it now."""
@@ -290,152 +299,6 @@ class Catalog:
             }
             for number, format, precision, parameters, size, digest, modified, replaced in rows
         ]
-
-    # --- what people wrote ----------------------------------------------------------------------------------------
-
-    def set_alias(self, name: str, model: Model) -> None:
-        """Let ``name`` (``NAME@LABEL`` or a bare name) mean the content that ``model`` has now, whatever it meant before."""
-        from modelhub.catalog import registry
-
-        with self.database.write() as writer:
-            registry.set_alias(writer, name, model.key, model.version)
-
-    def remove_alias(self, name: str) -> bool:
-        """Forget an alias; False where there was none."""
-        with self.database.write() as writer:
-            return writer.run("DELETE FROM alias WHERE name=?", (name,)) > 0
-
-    def aliases(self) -> list[dict[str, Any]]:
-        """Every alias: ``{alias, id, name, version, stale}``; stale where its content was replaced or is missing."""
-        from modelhub.catalog import registry
-
-        with self.database.read() as reader:
-            return registry.aliases(reader)
-
-    def aliases_of(self, model: Model) -> tuple[str, ...]:
-        """The model's aliases; those that pin a replaced content end in " (stale)"."""
-        with self.database.read() as reader:
-            rows = reader.rows(
-                "SELECT a.name,a.version<>c.version FROM alias a JOIN checkpoint c ON c.key=a.checkpoint WHERE c.key=? ORDER BY a.name",
-                (model.key,),
-            )
-        return tuple(f"{name} (stale)" if stale else name for name, stale in rows)
-
-    def aliased(self, name: str) -> Model | None:
-        """The model that an alias means, or None."""
-        found = self._where("c.key=(SELECT checkpoint FROM alias WHERE name=?)", (clean(name),))
-        return found[0] if found else None
-
-    def tags(self, model: Model) -> dict[str, str]:
-        """The model's tags."""
-        with self.database.read() as reader:
-            return dict(reader.rows("SELECT name,value FROM tag WHERE checkpoint=? ORDER BY name", (model.key,)))
-
-    def set_tags(self, model: Model, tags: Mapping[str, str | None]) -> None:
-        """Set tags; None removes one."""
-        from modelhub.catalog import registry
-
-        with self.database.write() as writer:
-            registry.set_tags(writer, model.key, tags)
-
-    def notes(self, model: Model) -> tuple[str, ...]:
-        """The model's notes, oldest first."""
-        with self.database.read() as reader:
-            return tuple(text for (text,) in reader.rows("SELECT text FROM note WHERE checkpoint=? ORDER BY key", (model.key,)))
-
-    def add_note(self, model: Model, text: str) -> None:
-        from modelhub.catalog import registry
-
-        with self.database.write() as writer:
-            registry.add_note(writer, model.key, text, time.time_ns())
-
-    def remove_notes(self, model: Model) -> int:
-        """Remove every note; how many there were."""
-        with self.database.write() as writer:
-            return writer.run("DELETE FROM note WHERE checkpoint=?", (model.key,))
-
-    def export_registry(self) -> dict[str, Any]:
-        """Aliases, tags and notes as one JSON value, each with what its model is known by (id, digest, place, name)."""
-        from modelhub.catalog import registry
-
-        with self.database.read() as reader:
-            return registry.export(reader)
-
-    def import_registry(self, data: Mapping[str, Any]) -> tuple[int, list[str]]:
-        """Take in what `export_registry` gave: models are known again by id, digest, or place. How many were, and the names of those that were not."""
-        from modelhub.catalog import registry
-
-        with self.database.write() as writer:
-            return registry.take_in(writer, data, time.time_ns())
-
-    # --- digests and lineage --------------------------------------------------------------------------------------
-
-    def file_digest(self, path: str) -> bytes | None:
-        """The SHA-256 (32 bytes) that an earlier read of ``path`` (absolute) gave, if the file still has the size, mtime and inode it had
-        then. Looks at the file's stat. None where nothing is recorded, or it does not count any more."""
-        from modelhub.catalog import content
-
-        return content.file_digest(self.database, path)
-
-    def recorded_digest(self, path: str) -> tuple[bytes, int] | None:
-        """(SHA-256, when in nanoseconds) that was last recorded for the content at ``path``, whatever the file's stat is now."""
-        from modelhub.catalog import content
-
-        return content.recorded_digest(self.database, path)
-
-    def set_file_digest(self, path: str, sha256: bytes, stat: os.stat_result) -> bool:
-        """Record the SHA-256 of ``path`` (absolute), read while it had ``stat``. A checkpoint gets its own digest when its last file has one.
-        False, and nothing recorded, where the catalog knows no such file, or one with another stat: scan first."""
-        from modelhub.catalog import content
-
-        return content.set_file_digest(self.database, path, sha256, stat, time.time_ns())
-
-    def tensor_digests(self, model: Model) -> bytes | None:
-        """16 bytes for each stored tensor of ``model.table()``, in its order; None where its content was never digested."""
-        from modelhub.catalog import content
-
-        return content.tensor_digests(self.database, [model]).get(model.key)
-
-    def all_tensor_digests(self, models: Sequence[Model]) -> dict[str, bytes]:
-        """The same for many models at once, by id."""
-        from modelhub.catalog import content
-
-        found = content.tensor_digests(self.database, models)
-        return {model.id: found[model.key] for model in models if model.id and model.key in found}
-
-    def set_tensor_digests(self, model: Model, digests: bytes) -> bool:
-        """Record them. Bound to the content of the files: other places of the same content have them too, and replaced content has none.
-        False where the content is not what ``model`` says any more."""
-        from modelhub.catalog import content
-
-        return content.set_tensor_digests(self.database, model, digests)
-
-    def contents(self, model: Model) -> tuple[int, ...]:
-        """Keys of the contents of the model's files: two models with the same ones are links to the same bytes, not copies."""
-        with self.database.read() as reader:
-            rows = reader.rows(
-                "SELECT f.content FROM checkpoint_file x JOIN file f ON f.key=x.file WHERE x.checkpoint=? ORDER BY x.position",
-                (model.key,),
-            )
-        return tuple(key for (key,) in rows if key is not None)
-
-    def record_output(self, output: Model, sources: Sequence[Model], provenance: Provenance) -> None:
-        """Record how ``output`` came to be."""
-        from modelhub.catalog import content
-
-        content.record_output(self.database, output, sources, provenance, time.time_ns())
-
-    def lineage(self, model: Model) -> list[dict[str, Any]]:
-        """One entry for each source of the model's present content: ``{parent, path, digest, kind, plugin, plugin_version, recipe, options,
-        errors, created}``; parent is an id or None."""
-        from modelhub.catalog import content
-
-        with self.database.read() as reader:
-            return content.lineage(reader, model)
-
-    def children(self, model: Model) -> list[Model]:
-        """The models that were made from this one."""
-        return self._where("c.key IN (SELECT checkpoint FROM lineage WHERE parent=?)", (model.key,))
 
     # --- health ---------------------------------------------------------------------------------------------------
 
