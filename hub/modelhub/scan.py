@@ -20,7 +20,7 @@ from modelhub.errors import ModelNotFound
 from modelhub.ignore import Excluded, all_patterns, exclusion
 from modelhub.mounts import Mount, mount_of, mounts
 from modelhub.reconcile import Progress, Reconciliation
-from modelhub.walk import walk
+from modelhub.walk import Walk, walk
 
 if TYPE_CHECKING:
     from modelhub.workers import Result, Task
@@ -189,7 +189,7 @@ class _Scan:
         self.plugins = plugins_digest() if plugins is None else plugins
         self.relook = bool(root.plugins) and root.plugins != self.plugins
         self.new = self.changed = 0
-        self.network = False
+        self.network = self.other_mount = False
         self.now = time.time_ns()
         self.excluded: Excluded | None = None
         self.updates: dict[str, Any] = {}
@@ -229,6 +229,7 @@ class _Scan:
         if root.scanned is not None and (root.device, root.inode) != (info.st_dev, inode) and empty:
             return False
         self.network = mount is not None and mount.network
+        self.other_mount = root.scanned is not None and (fstype, source) != (root.fstype, root.source)
         self.updates = {"device": info.st_dev, "inode": inode, "fstype": fstype, "source": source}
         return True
 
@@ -261,7 +262,7 @@ class _Scan:
             and not self._kept_blob(path)
             and (not alone or path == alone or path.startswith(alone + b"/"))
         ]
-        if self._suspicious(known, len(gone)) or not (gone or seen.dirty or self.relook):
+        if self._suspicious(seen, gone) or not (gone or seen.dirty or self.relook):
             return
         raw, generation = self.catalog.known_files(self.root, start)
         rows = {row[0]: FileRow._make(row) for row in self._renumbered(raw)}
@@ -285,8 +286,8 @@ class _Scan:
 
     def _renumbered(self, rows: list[Any]) -> list[Any]:
         """The same drive may come back under another device number."""
-        before, after = self.root.device, self.updates["device"]
-        return rows if before in (0, after) else [(*row[:7], after) if row[7] == before else row for row in rows]
+        before, after = self.root.device, self.updates.get("device", 0)
+        return rows if before in (0, after) or not after else [(*row[:7], after) if row[7] == before else row for row in rows]
 
     def _again(self, row: Brief) -> bool:
         """Whether a file whose stat is the same is to be looked at all the same."""
@@ -297,20 +298,26 @@ class _Scan:
         """Whether it is a store's blob, which a walk does not go through, and there."""
         return os.path.basename(os.path.dirname(path)) == b"blobs" and os.path.exists(os.path.join(self.place, path))
 
-    def _suspicious(self, known: dict[bytes, Brief], gone: int) -> bool:
-        """Whether so much is gone that the root is rather taken to be offline, this once."""
-        there = sum(1 for row in known.values() if not row[4] & 2) if gone >= SUDDEN else 0
-        if gone < SUDDEN or 2 * gone <= there:
-            self.updates.setdefault("suspect", None)
+    def _suspicious(self, seen: Walk, gone: Sequence[bytes]) -> bool:
+        """Whether so much is gone that the root is rather taken to be offline: this once; or as long as something else is mounted there."""
+        self.updates.setdefault("suspect", None)
+        if not gone or (len(gone) < SUDDEN and not self.other_mount):
             return False
-        if self.root.suspect is not None:
-            self.updates["suspect"] = None
+        elsewhere = {stat[:3] for directory in seen.dirty.values() for stat in directory.files.values()}
+        lost = sum(1 for path in gone if seen.rest[path][1:4] not in elsewhere)
+        there = self.catalog.present_files(self.root)
+        if self.other_mount and lost == there:
+            why = "something else is mounted there"
+            for name in ("device", "inode", "fstype", "source"):
+                self.updates.pop(name, None)
+        elif lost < SUDDEN or 2 * lost <= there or self.root.suspect is not None:
             return False
-        self.updates |= {"suspect": self.now, "offline": 1}
+        else:
+            why = "taken to be offline until the next scan"
+            self.updates["suspect"] = self.now
+        self.updates["offline"] = 1
         self.summary.offline.append(self.root.path)
-        self.summary.problems.append(
-            f"{gone} of {there} files of {self.root.path} are gone at once: taken to be offline until the next scan"
-        )
+        self.summary.problems.append(f"{lost} of {there} files of {self.root.path} are gone at once: {why}")
         return True
 
     # --- the summary ----------------------------------------------------------------------------------------------

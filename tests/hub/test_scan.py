@@ -558,6 +558,40 @@ def test_a_sudden_disappearance_is_believed_at_the_second_look(catalog: Catalog,
     assert only(catalog, "7").state == "ready"
 
 
+def test_much_that_moved_or_was_asked_about_is_no_sudden_disappearance(catalog: Catalog, drive: Path, rescan: Scan) -> None:
+    for number in range(8):
+        safetensors(drive / "old" / f"{number}.safetensors", fill=number)
+        safetensors(drive / "more" / f"{number + 10}.safetensors", fill=number)
+        safetensors(drive / "rest" / f"{number + 20}.safetensors", fill=number)
+    rescan()
+    ids = {model.name: model.id for model in catalog.models()}
+    (drive / "old").rename(drive / "new")
+    (drive / "more").rename(drive / "new2")
+    assert counts(rescan()) == (24, 16, 8, 0, 0, 0)
+    assert {model.name: model.id for model in catalog.models()} == ids
+    shutil.rmtree(drive / "new")
+    assert rescan(drive / "new").missing == 8
+
+
+def test_another_drive_at_the_same_place_is_not_taken_for_the_first(catalog: Catalog, drive: Path, rescan: Scan) -> None:
+    first = subprocess.run(["mount", "-t", "tmpfs", "modelhub-one", drive], check=False)
+    if first.returncode:
+        pytest.skip("only root may mount file systems")
+    try:
+        safetensors(drive / "a.safetensors")
+        rescan()
+        annotate(catalog, only(catalog, "a"))
+        subprocess.run(["umount", drive], check=True)
+        assert rescan().offline == [str(drive)]
+        safetensors(drive / "stray.safetensors")  # someone wrote into the bare mount point
+        for _ in range(3):
+            assert rescan().offline == [str(drive)]
+        assert only(catalog, "a").state == "offline"
+        assert is_annotated(catalog, only(catalog, "a"))
+    finally:
+        subprocess.run(["umount", drive], check=False, stderr=subprocess.DEVNULL)
+
+
 def test_a_directory_that_cannot_be_listed_loses_nothing(
     catalog: Catalog, drive: Path, pool: ParsePool, rescan: Scan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,11 @@ class Catalog(Written, Digested):
         with self.database.read() as reader:
             return places.known_files(reader, root.key, start, brief)
 
+    def present_files(self, root: Root) -> int:
+        """How many files of a root were there at the last look."""
+        with self.database.read() as reader:
+            return int(reader.value("SELECT count(*) FROM file WHERE root=? AND missing=0", (root.key,)))
+
     def tally(self, root: Root, start: bytes = b"") -> tuple[int, int, int, int, int]:
         """At and below ``start`` of a root: checkpoints there, missing, invalid; bytes of those there; unknown files."""
         from modelhub.catalog import places
