@@ -108,7 +108,7 @@ def remove(*paths: Path) -> Callable[[], None]:
 
 
 def small_safetensors(path: Path, seed: int, tensors: int = 100) -> None:
-    """A valid file of ``tensors`` tiny tensors under names as long as real ones."""
+    """A valid file of ``tensors`` tiny tensors under names as long as real ones. Another ``seed`` gives another header."""
     import json
     import struct
 

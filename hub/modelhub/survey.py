@@ -89,13 +89,7 @@ def survey(draft: Draft) -> Found:
         else:
             try:
                 records, metadata = _collect(draft.format.read(checkpoint), findings)
-                summary = _columns_summary(records, draft.sizes) if isinstance(records, Columns) else None
-                if summary is None:
-                    records = records.tensors() if isinstance(records, Columns) else records
-                    summary = check_tensors(records, draft.sizes)
-                # Tensors that are stored only (an optimizer's state) are none of the model's, and stand in the table all the same.
-                some = summary.tensors or (not isinstance(records, Columns) and records)
-                blob = pack(records, draft.files, summary.gaps) if some else b""
+                summary, blob = _summed_up(records, draft)
                 _check_metadata(metadata)
                 return _finish(draft, checkpoint, metadata, summary, blob)
             except FileProblem as error:
@@ -108,6 +102,41 @@ def survey(draft: Draft) -> Found:
         return _found(draft, checkpoint, state=state, reason=reason, findings=tuple(findings))
     finally:
         checkpoint.close()
+
+
+def _summed_up(records: Sequence[Tensor] | Columns, draft: Draft) -> tuple[Summary, bytes]:
+    """The sums over the records, checked, and the packed table."""
+    global _last
+    if not isinstance(records, Columns):
+        # Tensors that are stored only (an optimizer's state) are none of the model's, and stand in the table all the same.
+        return check_tensors(records, draft.sizes), pack(records, draft.files) if records else b""
+    if draft.files == (records.file,) and _last and _last.fits(records, draft.sizes[records.file]):
+        return _last.summary, _last.blob
+    summary = _columns_summary(records, draft.sizes)
+    if summary is None:
+        tensors = records.tensors()
+        return check_tensors(tensors, draft.sizes), pack(tensors, draft.files) if tensors else b""
+    blob = pack(records, draft.files, summary.gaps) if summary.tensors else b""
+    if summary.tensors and draft.files == (records.file,):
+        _last = _Last(records, summary, blob)
+    return summary, blob
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The table before. A reader that yields the very same columns again (it knows the header already) need not have them checked again."""
+
+    columns: Columns
+    summary: Summary
+    blob: bytes
+
+    def fits(self, columns: Columns, size: int) -> bool:
+        mine = self.columns
+        same = all(a is b and type(a) is tuple for a, b in zip(mine[1:], columns[1:], strict=True))
+        return same and mine.offsets[-1] + mine.nbytes[-1] <= size
+
+
+_last: _Last | None = None
 
 
 def _checkpoint(draft: Draft) -> Checkpoint:

@@ -43,6 +43,19 @@ class Header(NamedTuple):
     stored: dict[str, str]
 
 
+class _Parsed(NamedTuple):
+    columns: Columns
+    stored: dict[str, str]
+    nbytes: int
+
+
+_PARSED: dict[bytes, _Parsed] = {}
+"""The last headers, by their bytes: the checkpoints of one training run, and fine-tunes of one model, have the same to the byte."""
+REMEMBERED = 8
+MAX_REMEMBERED = 1 << 20
+"""How many headers are remembered, and how long one may be at the most."""
+
+
 def header_length(file: File) -> int:
     """The ``n`` that the file starts with. `InvalidFile` where it cannot be one, `IncompleteFile` where the file ends before."""
     head = file.head
@@ -66,6 +79,19 @@ def parse(file: File) -> Header:
     """The table of one file. `InvalidFile`, `IncompleteFile` or `UnsupportedFile` say what is wrong, where."""
     length = header_length(file)
     raw = file.read(8, length)
+    before = _PARSED.get(raw)
+    if before is not None and 8 + length + before.nbytes == file.size:
+        return Header(before.columns._replace(file=file.path), before.stored)
+    header, nbytes = _parse(file, raw, length)
+    if length <= MAX_REMEMBERED:
+        if len(_PARSED) >= REMEMBERED:
+            del _PARSED[next(iter(_PARSED))]
+        _PARSED[raw] = _Parsed(header.columns, header.stored, nbytes)
+    return header
+
+
+def _parse(file: File, raw: bytes, length: int) -> tuple[Header, int]:
+    """The table, and how many bytes the tensors take."""
     try:
         entries = orjson.loads(raw)
     except ValueError as error:
@@ -91,7 +117,7 @@ def parse(file: File) -> Header:
         columns, position = _sorted(file, columns, data_start)
     if data_start + position != file.size:
         raise _end_problem(file, data_start, position)
-    return Header(columns, stored)
+    return Header(columns, stored), position
 
 
 def _columns(path: str, data_start: int, entries: dict[str, Any]) -> tuple[Columns, int]:
@@ -118,8 +144,9 @@ def _columns(path: str, data_start: int, entries: dict[str, Any]) -> tuple[Colum
         raise ValueError
     if 0 in nbytes and any(map(_overflows, shapes)):
         raise ValueError
-    offsets = list(map(add, starts, repeat(data_start)))
-    return Columns(path, list(entries), kinds, shapes, offsets, nbytes), (ends[-1] if starts == (0, *ends[:-1]) else -1)
+    offsets = tuple(map(add, starts, repeat(data_start)))
+    columns = Columns(path, tuple(entries), tuple(kinds), tuple(map(tuple, shapes)), offsets, tuple(nbytes))
+    return columns, (ends[-1] if starts == (0, *ends[:-1]) else -1)
 
 
 def _stored(file: File, value: Any) -> dict[str, str]:
