@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from modelhub import Extent, Format, Inline, Patch, Put, StartFile, Table, Tail, Tensor, dtypes, ops
 from modelhub.engine import Handles, read_tensor, tensor_chunks, write_checkpoint
 from modelhub.engine import write as writing
@@ -96,7 +95,7 @@ def test_a_broken_stream_says_where(tmp_path: Path) -> None:
     path = tmp_path / "broken"
     path.write_bytes(packed[: len(packed) // 2])
     node = ops.inflate(Extent(str(path), 0, len(packed) // 2), nbytes=1_024_000)
-    with pytest.raises(InvalidFile, match="ends after|broken near"):
+    with pytest.raises(InvalidFile, match=r"ends after|broken near"):
         read_tensor(Tensor("t", "U8", (1_024_000,), node))
 
 
@@ -112,7 +111,7 @@ def test_place_puts_boxes_together_and_refuses_overlaps() -> None:
     parts = [Inline(np.ascontiguousarray(whole[a : a + m, b : b + n]).tobytes()) for (a, m), (b, n) in boxes]
     node = ops.place(parts, boxes, "I16", (4, 6))
     assert read_tensor(Tensor("t", "I16", (4, 6), node)).tobytes() == whole.tobytes()
-    with pytest.raises(ValueError, match="overlap|cover"):
+    with pytest.raises(ValueError, match=r"overlap|cover"):
         ops.place(parts, [boxes[0], boxes[1], [[0, 3], [2, 4]]], "I16", (4, 6))
 
 
