@@ -91,9 +91,7 @@ def _text(value: Any) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    return (
-        "" if _NAME.match(name) else "with a name hard to type: lower-case letters, digits, then . _ + - as well"
-    )
+    return "" if _NAME.match(name) else "with a name hard to type: lower-case letters, digits, then . _ + - as well"
 
 
 def _strings(attribute: str, value: Any) -> str:
