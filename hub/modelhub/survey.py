@@ -114,6 +114,8 @@ def _summed_up(records: Sequence[Tensor] | Columns, draft: Draft) -> tuple[Summa
         return _last.summary, _last.blob
     summary = _columns_summary(records, draft.sizes)
     if summary is None:
+        if records.explain:
+            records.explain()
         tensors = records.tensors()
         return check_tensors(tensors, draft.sizes), pack(tensors, draft.files) if tensors else b""
     blob = pack(records, draft.files, summary.gaps) if summary.tensors else b""
@@ -132,7 +134,7 @@ class _Last:
 
     def fits(self, columns: Columns, size: int) -> bool:
         mine = self.columns
-        same = all(a is b and type(a) is tuple for a, b in zip(mine[1:], columns[1:], strict=True))
+        same = all(a is b and type(a) is tuple for a, b in zip(mine[1:6], columns[1:6], strict=True))
         return same and mine.offsets[-1] + mine.nbytes[-1] <= size
 
 
@@ -309,10 +311,10 @@ def check_tensors(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summar
 def _columns_summary(columns: Columns, sizes: Mapping[str, int]) -> Summary | None:
     """The sums over extents in the order of their file, none shared, which nearly every table is. None where it is another, or where
     anything is wrong: `check_tensors` then says what. Column by column, so that each step is one call into C."""
-    where, names, kinds, shapes, offsets, nbytes = columns
+    where, names, kinds, shapes, offsets, nbytes, _ = columns
     if not names:
         return Summary()
-    if len({*map(len, columns[1:])}) != 1 or where not in sizes or len({*names}) != len(names):
+    if len({*map(len, columns[1:6])}) != 1 or where not in sizes or len({*names}) != len(names):
         return None
     counts = dict.fromkeys(kinds, 0)
     units = [dtypes.find(kind) for kind in counts]

@@ -69,7 +69,10 @@ class Tensor(NamedTuple):
 
 class Columns(NamedTuple):
     """Many tensors of one file that are plain extents, column by column: what a reader may yield in their place where a drive holds tens of
-    thousands of its files. All columns are equally long; ``shapes`` holds lists or tuples; ``offsets`` count from the file's start."""
+    thousands of its files. All columns are equally long; ``shapes`` holds lists or tuples; ``offsets`` count from the file's start.
+
+    The core measures every shape against its bytes, so a reader need not; ``explain`` is called where something is wrong, to raise it in the
+    words of the format."""
 
     file: str
     names: Sequence[str]
@@ -77,12 +80,13 @@ class Columns(NamedTuple):
     shapes: Sequence[Sequence[int]]
     offsets: Sequence[int]
     nbytes: Sequence[int]
+    explain: Callable[[], None] | None = None
 
     def tensors(self) -> list[Tensor]:
         """The same as records."""
         return [
             Tensor(name, dtype, tuple(shape), Extent(self.file, offset, nbytes))
-            for name, dtype, shape, offset, nbytes in zip(*self[1:], strict=True)
+            for name, dtype, shape, offset, nbytes in zip(*self[1:6], strict=True)
         ]
 
 
