@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from modelhub import Put, Recipe, Table, plugins
+from modelhub import Patch, Put, Recipe, Table, plugins
 from modelhub.convert import ConvertReport, carry_out, convert
 from modelhub.detect import inspect_path
-from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError, VerificationError
+from modelhub.errors import ConversionError, MissingCapability, OutputExists, PluginError, UsageError, VerificationError
 from modelhub.model import Model, from_found
 from modelhub.plan import ConvertOptions, make_plan
 from modelhub.scratch import PREFIX, Scratch, sweep
@@ -156,10 +156,8 @@ def _renamed(table: Table, options: object) -> Iterator[object]:
     return plugins.get().formats["safetensors"].create(replace(table, tensors=tensors), options)  # type: ignore[misc,return-value]
 
 
-def test_an_encoded_tensor_is_read_back_too(weights: Path, tmp_path: Path) -> None:
-    def corrupt(table: Table, options: object) -> Iterator[object]:
-        from modelhub import Patch
-
+def test_a_writer_cannot_patch_a_tensor(weights: Path, tmp_path: Path) -> None:
+    def scribble(table: Table, options: object) -> Iterator[object]:
         writer = plugins.get().formats["safetensors"].create(table, options)  # type: ignore[misc]
         answer = None
         places = []
@@ -174,8 +172,26 @@ def test_an_encoded_tensor_is_read_back_too(weights: Path, tmp_path: Path) -> No
         yield Patch(places[-1].offset, lambda: b"\x01\x02")
 
     plan = make_plan(look(weights), "safetensors:bf16", str(tmp_path / "o.safetensors"), ConvertOptions(), plugins.get())
-    with pytest.raises(VerificationError, match="other bytes than were written"):
-        carry_out(replace(plan, format=replace(plan.format, create=corrupt)), plugins.get())
+    with pytest.raises(PluginError, match="which are a tensor's"):
+        carry_out(replace(plan, format=replace(plan.format, create=scribble)), plugins.get())
+
+
+@pytest.mark.parametrize("to", ["safetensors", "safetensors:bf16", "pytorch"])
+def test_a_disk_that_gives_back_other_bytes_is_caught(weights: Path, tmp_path: Path, to: str) -> None:
+    """One flipped bit in one write: what a failing disk or memory does."""
+    honest = os.pwrite
+
+    def failing(fd: int, data: memoryview, offset: int) -> int:
+        if len(data) > 5000:
+            data = memoryview(bytes([data[0] ^ 1]) + bytes(data[1:]))
+        return honest(fd, data, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", failing)
+        with pytest.raises(VerificationError, match="reads back with other bytes"):
+            run(weights, to, tmp_path / "o.bin")
+    assert not (tmp_path / "o.bin").exists()
+    assert not scratch_in(tmp_path)
 
 
 def test_a_source_that_changes_meanwhile_is_noticed(weights: Path, tmp_path: Path) -> None:

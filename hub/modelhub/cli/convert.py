@@ -130,7 +130,7 @@ def run(
     if not as_json:
         _print_route(plan)
         sys.stdout.flush()
-    with Progress("converting", total=plan.size * (2 if options.verify else 1)) as progress:
+    with Progress("converting", total=plan.size) as progress:
         report = carry_out(plan, session.plugins, lambda stage, n: progress.advance(n, stage))
     session.record(report)
     if as_json:

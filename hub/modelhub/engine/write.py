@@ -18,32 +18,32 @@ from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
 from modelhub.engine.cast import encoded_chunks, piece_of
+from modelhub.engine.copy import copy_range, pwrite_all, shares_blocks, write_array
 from modelhub.engine.errors import ErrorSums
-from modelhub.engine.values import CHUNK, Handles, tensor_chunks
+from modelhub.engine.values import Handles, tensor_chunks
 from modelhub.errors import ConversionError, ModelhubError, PluginError
 from modelhub.table import Table
-from modelhub.types import CopyFile, Extent, Format, Node, Patch, Placed, Put, StartFile, Tail, Tensor, WriteOptions
+from modelhub.types import CopyFile, Extent, Format, Node, Patch, Placed, Put, StartFile, Tail, Tensor, Value, WriteOptions
 
 if TYPE_CHECKING:
     pass
 
 PIECE = 64 << 20
 """A tensor larger than this is filled in by several tasks."""
-KERNEL_STEP = 16 << 20
-"""Bytes of one ``copy_file_range``: short enough to be interrupted and to show progress."""
 FLUSH_EVERY = 256 << 20
 """Write-back is started while copying goes on, so that the last fsync has little left to do."""
-NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EBADF}
 
 
 @dataclass(slots=True)
 class Written:
-    """What stands on the disk now: ``files`` in the order they were begun, relative to the output's directory; of each encoded tensor the
-    error sums, and the CRC-32 of its pieces by (file, offset, nbytes), for a read-back that need not encode again."""
+    """What stands on the disk now: ``files`` in the order they were begun, relative to the output's directory; error sums by the
+    names of encoded tensors; with ``check``, the pieces (file, offset, nbytes) of each tensor that were read back and found as they should be. ``values``: what
+    the writer put under each name."""
 
     files: list[str] = field(default_factory=list)
     errors: dict[str, ErrorSums] = field(default_factory=dict)
-    checksums: dict[str, list[tuple[str, int, int, int]]] = field(default_factory=dict)
+    checked: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
     nbytes: int = 0
 
 
@@ -64,8 +64,10 @@ def write_checkpoint(
     progress: Progress | None = None,
     handles: Handles | None = None,
     sync: bool = True,
+    check: bool = False,
 ) -> Written:
-    """Write ``table`` as ``format`` to ``output`` (a file, or a directory where the format is one), fsynced.
+    """Write ``table`` as ``format`` to ``output`` (a file, or a directory where the format is one), fsynced; with ``check``, every chunk of
+    a tensor is read back from it and compared.
 
     ``progress`` is called with numbers of bytes, from several threads. Nothing is renamed or verified here. Raises ConversionError where
     the disk is full or a tensor cannot be had; what was written until then is left for the caller to throw away.
@@ -77,7 +79,7 @@ def write_checkpoint(
     own = handles is None
     handles = handles or Handles(scratch=directory)
     options = options or WriteOptions(name=os.path.splitext(os.path.basename(output))[0])
-    work = _Work(directory, os.path.basename(output), handles, threads or os.cpu_count() or 1, progress)
+    work = _Work(directory, os.path.basename(output), handles, threads or os.cpu_count() or 1, progress, check)
     try:
         _drive(format, table, options, work)
         work.finish(sync)
@@ -131,6 +133,7 @@ class _OutFile:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self.end = 0
         self.late: list[Patch | Tail] = []
+        self.puts: list[tuple[int, int]] = []
         self._pending = bytearray()
 
     def append(self, data: bytes) -> None:
@@ -151,15 +154,27 @@ class _OutFile:
         self.flush()
         offset = self.end
         self.end += nbytes
+        self.puts.append((offset, nbytes))
         return offset
+
+    def patch(self, piece: Patch) -> None:
+        """Overwrite bytes that are no tensor's, before the end."""
+        data = piece.data()
+        stop = piece.offset + len(data)
+        inside = piece.offset >= 0 and stop <= self.end
+        if not inside or any(piece.offset < start + nbytes and start < stop for start, nbytes in self.puts):
+            raise PluginError(f"a writer patches bytes {piece.offset} to {stop}, which are a tensor's or beyond the end")
+        pwrite_all(self.fd, memoryview(data), piece.offset)
 
 
 class _Work:
     """The threads, the files, and the tasks of one output."""
 
-    def __init__(self, directory: str, name: str, handles: Handles, threads: int, progress: Progress | None) -> None:
+    def __init__(self, directory: str, name: str, handles: Handles, threads: int, progress: Progress | None, check: bool) -> None:
         self.directory, self.name, self.handles, self.progress = directory, name, handles, progress
         self.written = Written()
+        self.check = check
+        self.kernel = shares_blocks(directory)
         self.stop = threading.Event()
         self._files: list[_OutFile] = []
         self._tasks: list[Future[Any]] = []
@@ -200,6 +215,7 @@ class _Work:
                 f"tensor {tensor.name}: {tensor.dtype} {list(tensor.shape)} takes {nbytes} bytes, {tensor.value.nbytes} stored"
             )
         offset = file.reserve(nbytes, piece.align)
+        self.written.values[tensor.name] = tensor.value
         if piece.checksum not in ("", "crc32"):
             raise PluginError(f"checksum {piece.checksum!r} is not known; use crc32")
         if not nbytes:
@@ -233,31 +249,32 @@ class _Work:
     def _fill(self, tensor: Tensor, file: _OutFile, offset: int, checksum: bool) -> int:
         """Write one tensor's bytes at ``offset``; its CRC-32 where asked for."""
         crc = 0
+        nbytes = dtypes.get(tensor.dtype).nbytes(tensor.shape)
+        cast, source = cast_source(tensor)
+        what = f"tensor {tensor.name}"
+        sums = ErrorSums() if cast else None
         try:
             if isinstance(tensor.value, Extent) and not checksum:
-                fd = self.handles.fd(tensor.value.file)
-                for n in copy_range(fd, tensor.value.offset, file.fd, offset, tensor.value.nbytes, tensor.value.file):
+                fd, extent = self.handles.fd(tensor.value.file), tensor.value
+                steps = copy_range(fd, extent.offset, file.fd, offset, nbytes, extent.file, kernel=self.kernel, check=self.check)
+                for n in steps:
                     self._did(n, file)
-                return 0
-            cast, source = cast_source(tensor)
-            sums = ErrorSums() if cast else None
-            chunks = encoded_chunks(source, tensor.dtype, self.handles, sums) if cast else tensor_chunks(tensor, self.handles)
-            at = offset
-            for chunk in chunks:
-                data = chunk.data
-                if checksum or cast:
-                    crc = zlib.crc32(data, crc)
-                pwrite_all(file.fd, data, at)
-                at += len(data)
-                self._did(len(data), file)
-            if at - offset != dtypes.get(tensor.dtype).nbytes(tensor.shape):
-                raise ConversionError(
-                    f"tensor {tensor.name}: {at - offset} bytes came of {dtypes.get(tensor.dtype).nbytes(tensor.shape)}"
-                )
-            if sums is not None:
-                with self._lock:
+            else:
+                chunks = encoded_chunks(source, tensor.dtype, self.handles, sums) if cast else tensor_chunks(tensor, self.handles)
+                at = offset
+                for chunk in chunks:
+                    if checksum:
+                        crc = zlib.crc32(chunk.data, crc)
+                    write_array(file.fd, chunk, at, what, self.check)
+                    at += len(chunk)
+                    self._did(len(chunk), file)
+                if at - offset != nbytes:
+                    raise ConversionError(f"{what}: {at - offset} bytes came of {nbytes}")
+            with self._lock:
+                if sums is not None:
                     self.written.errors.setdefault(tensor.name, ErrorSums()).add(sums)
-                    self.written.checksums.setdefault(tensor.name, []).append((file.path, offset, at - offset, crc))
+                if self.check:
+                    self.written.checked.setdefault(tensor.name, []).append((file.path, offset, nbytes))
         except Stopped:
             raise
         except BaseException:
@@ -294,7 +311,7 @@ class _Work:
             file.flush()
             for late in file.late:
                 if isinstance(late, Patch):
-                    pwrite_all(file.fd, memoryview(late.data()), late.offset)
+                    file.patch(late)
                 else:
                     file.append(late.data())
             file.flush()
@@ -328,38 +345,3 @@ def cast_source(tensor: Tensor) -> tuple[Node | None, Tensor]:
     if isinstance(value, Node) and value.op == "cast":
         return value, Tensor(tensor.name, value.args["source"], tensor.shape, value.inputs[0])
     return None, tensor
-
-
-def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset``."""
-    view = data.cast("B") if data.format != "B" or data.ndim != 1 else data
-    while view:
-        n = os.pwrite(fd, view, offset)
-        view, offset = view[n:], offset + n
-
-
-def copy_range(source: int, start: int, target: int, offset: int, nbytes: int, what: str) -> Iterator[int]:
-    """Copy bytes between open files, inside the kernel where it can; yields the bytes of each step."""
-    kernel = True
-    while nbytes:
-        if kernel:
-            try:
-                n = os.copy_file_range(source, target, min(nbytes, KERNEL_STEP), start, offset)
-            except OSError as error:
-                if error.errno not in NO_KERNEL_COPY:
-                    raise
-                kernel = False
-                continue
-            if n == 0:  # the end of the file, or a file system that only pretends: a read tells which
-                kernel = False
-                continue
-        else:
-            data = os.pread(source, min(nbytes, CHUNK), start)
-            if not data:
-                raise ModelhubError(
-                    f"{what} ends at {start}, {nbytes} more bytes were expected: it was truncated while being read"
-                )
-            pwrite_all(target, memoryview(data), offset)
-            n = len(data)
-        start, offset, nbytes = start + n, offset + n, nbytes - n
-        yield n
