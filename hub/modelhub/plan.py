@@ -132,6 +132,7 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
         if program and program.memory_estimate
         else sum(tensor_nbytes(t) for t in _unique(derived, target))
     )
+    _check_suffix(path, target, plugins)
     _check_place(path, model, target, options)
     return Plan(
         model, target, recipe, path, derived, route, size, free_space(os.path.dirname(path)), tuple(losses), options, program
@@ -240,6 +241,17 @@ def _place(model: Model, target: Format, recipe: Recipe | None, output: str | No
     if target.extension and (output.endswith("/") or os.path.isdir(output)):
         return os.path.join(os.path.abspath(output), name + target.extension)
     return os.path.abspath(output)
+
+
+def _check_suffix(path: str, target: Format, plugins: Plugins) -> None:
+    """A name that says one format for a file of another would be read back, by us and by others, as what it says."""
+    name = os.path.basename(path)
+    if not target.extension or name.lower().endswith((target.extension, *target.suffixes)):
+        return
+    suffix = os.path.splitext(name)[1].lower()
+    others = [format.name for format in plugins.formats.values() if suffix and suffix in (format.extension, *format.suffixes)]
+    says = f"is a name for {others[0]}" if others else f"is no name for {target.name}"
+    raise UsageError(f"{name} {says}, and {target.name} is asked for", f"call it {os.path.splitext(name)[0]}{target.extension}")
 
 
 def _check_place(path: str, model: Model, target: Format, options: ConvertOptions) -> None:

@@ -80,6 +80,16 @@ def test_an_unknown_target_is_wrong_usage_and_lists_what_there_is(weights: Path,
     assert "safetensors" in caught.value.hint or "bf16" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "to"), [("x.pt", "safetensors"), ("x.safetensors", "pytorch"), ("x", "safetensors"), ("x.zip", "pytorch")]
+)
+def test_a_name_that_says_another_format_is_wrong_usage(weights: Path, tmp_path: Path, name: str, to: str) -> None:
+    with pytest.raises(UsageError, match=r"is a name for|is no name for") as caught:
+        run(weights, to, tmp_path / name)
+    assert caught.value.hint.startswith("call it x.")
+    assert not (tmp_path / name).exists()
+
+
 def test_an_output_is_never_overwritten_unless_forced(weights: Path) -> None:
     target = weights.with_name("out.safetensors")
     target.write_text("precious")
@@ -180,6 +190,7 @@ def test_a_writer_cannot_patch_a_tensor(weights: Path, tmp_path: Path) -> None:
 def test_a_disk_that_gives_back_other_bytes_is_caught(weights: Path, tmp_path: Path, to: str) -> None:
     """One flipped bit in one write: what a failing disk or memory does."""
     honest = os.pwrite
+    target = tmp_path / ("o.pt" if to == "pytorch" else "o.safetensors")
 
     def failing(fd: int, data: memoryview, offset: int) -> int:
         if len(data) > 5000:
@@ -189,8 +200,8 @@ def test_a_disk_that_gives_back_other_bytes_is_caught(weights: Path, tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "pwrite", failing)
         with pytest.raises(VerificationError, match="reads back with other bytes"):
-            run(weights, to, tmp_path / "o.bin")
-    assert not (tmp_path / "o.bin").exists()
+            run(weights, to, target)
+    assert not target.exists()
     assert not scratch_in(tmp_path)
 
 

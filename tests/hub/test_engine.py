@@ -172,12 +172,15 @@ def plain(table: Table, options: object) -> Iterator[object]:
 PLAIN = Format(name="plain", title="Plain", extension=".plain", create=plain)
 
 
-@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("kernel", ["copies", "refuses", "is not asked"])
 def test_copies_encodes_patches_and_checksums(
-    numbers: tuple[str, np.ndarray], tmp_path: Path, kernel: bool, monkeypatch: pytest.MonkeyPatch
+    numbers: tuple[str, np.ndarray], tmp_path: Path, kernel: str, check: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, values = numbers
-    if not kernel:
+    # As on a file system that shares blocks; where this one does not, the kernel copies all the same.
+    monkeypatch.setattr(writing, "shares_blocks", lambda path: kernel != "is not asked")
+    if kernel == "refuses":
 
         def refuse(*args: object) -> int:
             raise OSError(18, "another device")
@@ -196,7 +199,7 @@ def test_copies_encodes_patches_and_checksums(
     seen: list[int] = []
     for format in (FRAMES, PLAIN):
         target = tmp_path / f"out{format.extension}"
-        written = write_checkpoint(format, table, str(target), progress=seen.append)
+        written = write_checkpoint(format, table, str(target), progress=seen.append, check=check)
         data = target.read_bytes()
         wanted = [values.tobytes(), None, np.ascontiguousarray(values.reshape(1000, 1000).T).tobytes(), b""]
         at = 0
@@ -209,6 +212,7 @@ def test_copies_encodes_patches_and_checksums(
                 at += -at % 64
             assert bytes_ is None or data[at : at + nbytes] == bytes_
             at += nbytes
+        assert sum(nbytes for _, _, nbytes in written.checked.get("copied", ())) == (4_000_000 if check else 0)
         assert written.errors["cast"].count == 1_000_000
         assert 40 < written.errors["cast"].snr < 60
         assert written.errors["cast"].maximum <= np.abs(values).max() * 2**-8
