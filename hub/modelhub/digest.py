@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import TracebackType
 
 from modelhub.engine.values import Handles, tensor_chunks
 from modelhub.errors import ModelhubError
@@ -60,13 +62,38 @@ def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
     return FileDigest(path, state.digest(), after)
 
 
-def digest_files(paths: Sequence[str], threads: int | None = None, progress: Progress | None = None) -> list[FileDigest]:
-    """Hash several files, on all cores; the results stand in the order of ``paths``."""
-    workers = min(len(paths), threads or os.cpu_count() or 1)
-    if workers <= 1:
-        return [digest_file(path, progress) for path in paths]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda path: digest_file(path, progress), paths))
+class Hashing:
+    """Files hashed ahead, on all cores, whatever order their digests are asked for in. A context manager; leaving it stops what still runs."""
+
+    def __init__(self, threads: int | None = None, progress: Progress | None = None) -> None:
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="modelhub-hash")
+        self._running: dict[str, Future[FileDigest]] = {}
+        self._progress = progress
+        self._stop = threading.Event()
+
+    def ahead(self, paths: Iterable[str]) -> None:
+        """Start hashing ``paths``, as many at a time as there are cores."""
+        for path in paths:
+            if path not in self._running:
+                self._running[path] = self._pool.submit(digest_file, path, self._tell)
+
+    def digest(self, path: str) -> FileDigest:
+        """The digest of ``path``; waits for it. ModelhubError where it cannot be read, or changed meanwhile."""
+        self.ahead((path,))
+        return self._running[path].result()
+
+    def _tell(self, nbytes: int) -> None:
+        if self._stop.is_set():
+            raise ModelhubError("hashing was stopped")
+        if self._progress:
+            self._progress(nbytes)
+
+    def __enter__(self) -> Hashing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def digest_tensor(tensor: Tensor, handles: Handles, progress: Progress | None = None) -> bytes:

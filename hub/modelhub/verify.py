@@ -18,6 +18,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
+from modelhub.digest import Hashing
 from modelhub.distribution import install_hint
 from modelhub.errors import ModelhubError, PluginError, UsageError
 from modelhub.files import Checkpoint
@@ -83,9 +84,11 @@ def verify(
     level: str | None = None,
     against: Model | str | None = None,
     catalog: Catalog | None = None,
+    hashing: Hashing | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Check one model. ``against``: another model, or the path of a file as ``sha256sum`` writes it; it adds the comparison to the levels."""
+    """Check one model. ``against``: another model, or the path of a file as ``sha256sum`` writes it; it adds the comparison to the levels.
+    ``hashing``: where files are hashed ahead; by default they are when they are needed."""
     started = time.monotonic()
     levels = levels_of(level)
     report = VerifyReport(model, level or ("structure, safety" if against is None else "structure, safety, against"))
@@ -97,14 +100,32 @@ def verify(
         report.findings += _run_checks(found, plugins, pool, levels)
         if "values" in levels:
             report.findings += check_values(table, _counting(report, progress))
-    if "digest" in levels:
-        report.findings += check_digests(model, catalog, report, progress)
-    if isinstance(against, str):
-        report.findings += check_sums(model, against, report, progress)
-    elif against is not None:
+    if hashing is None:
+        with Hashing(progress=progress) as own:
+            _hash(model, levels, against, catalog, report, own)
+    else:
+        _hash(model, levels, against, catalog, report, hashing)
+    if isinstance(against, Model):
         report.findings += check_equal(table, against, _counting(report, progress))
     report.seconds = time.monotonic() - started
     return report
+
+
+def _hash(
+    model: Model,
+    levels: Sequence[str],
+    against: Model | str | None,
+    catalog: Catalog | None,
+    report: VerifyReport,
+    hashing: Hashing,
+) -> None:
+    """The checks that read whole files."""
+    if "digest" in levels or isinstance(against, str):
+        hashing.ahead(model.file_paths)
+    if "digest" in levels:
+        report.findings += check_digests(model, catalog, report, hashing)
+    if isinstance(against, str):
+        report.findings += check_sums(model, against, report, hashing)
 
 
 def _counting(report: VerifyReport, progress: Progress | None) -> Progress:
@@ -243,11 +264,10 @@ def _values_of(tensor: Any, handles: Any, progress: Progress | None) -> list[Fin
 # --- digests ------------------------------------------------------------------------------------------------------
 
 
-def check_digests(model: Model, catalog: Catalog | None, report: VerifyReport, progress: Progress | None) -> Iterable[Finding]:
+def check_digests(model: Model, catalog: Catalog | None, report: VerifyReport, hashing: Hashing) -> Iterable[Finding]:
     """SHA-256 of every file against what an earlier read recorded; what is new is recorded."""
-    from modelhub.digest import digest_files
-
-    for digest in digest_files(model.file_paths, progress=_counting(report, progress)):
+    for digest in map(hashing.digest, model.file_paths):
+        report.bytes += digest.stat.st_size
         before = catalog.file_digest(digest.path) if catalog else None
         if before is None:
             recorded = catalog.set_file_digest(digest.path, digest.sha256, digest.stat) if catalog else False
@@ -264,12 +284,11 @@ def check_digests(model: Model, catalog: Catalog | None, report: VerifyReport, p
             yield Finding("digest", "error", message, file=digest.path)
 
 
-def check_sums(model: Model, path: str, report: VerifyReport, progress: Progress | None) -> Iterable[Finding]:
-    """Every file of the model against a list as ``sha256sum`` writes it, by the path's longest matching end."""
-    from modelhub.digest import digest_files
-
+def check_sums(model: Model, path: str, report: VerifyReport, hashing: Hashing) -> Iterable[Finding]:
+    """Every file of the model against a list as ``sha256sum`` writes it, by its path from the list's directory, or its name alone."""
     sums = read_sums(path)
-    for digest in digest_files(model.file_paths, progress=_counting(report, progress)):
+    for digest in map(hashing.digest, model.file_paths):
+        report.bytes += digest.stat.st_size
         name = os.fsencode(os.path.relpath(digest.path, os.path.dirname(os.path.abspath(path))))
         base = os.fsencode(os.path.basename(digest.path))
         wanted = sums.get(name) or sums.get(base)

@@ -144,6 +144,11 @@ class ParsePool:
         while self._slots:
             self._slots.pop().worker.kill()
 
+    def start(self) -> None:
+        """Have one worker ready: before threads begin, after which starting one is slow (no fork)."""
+        if not self._slots:
+            self._new_slot()
+
     # --- what it can do -------------------------------------------------------------------------------------------
 
     def inspect(self, tasks: Iterable[Task]) -> Iterator[Result]:

@@ -65,13 +65,18 @@ class Progress:
         left = text.seconds((total - done) * spent / done) + " left" if done else ""
         return f"{min(done * 100 // total, 100):3d}%  {text.size(done)} of {text.size(total)}  {rate}  {left}".rstrip()
 
-    def close(self) -> None:
-        """Wipe the line, and draw no more."""
+    def clear(self) -> None:
+        """Wipe the line, so that something else can be written; it is drawn again when there is more to tell."""
         with self._lock:
             if self._drawn:
                 sys.stderr.write("\r\x1b[K")
                 sys.stderr.flush()
-            self._shown = self._drawn = False
+            self._drawn = False
+
+    def close(self) -> None:
+        """Wipe the line, and draw no more."""
+        self.clear()
+        self._shown = False
 
     def __enter__(self) -> Progress:
         return self

@@ -41,30 +41,44 @@ def command(models: tuple[str, ...], level: str | None, against: str | None, as_
     """structure: extents, bounds, declared sizes. safety: what opening it elsewhere would execute. digest: SHA-256 against what was recorded.
     values: NaN and infinity. runnable: the format's own runtime opens it. Ends with status 1 where something is wrong."""
     from modelhub.cli.progress import Progress
-    from modelhub.verify import is_sums, verify
+    from modelhub.digest import Hashing
+    from modelhub.verify import is_sums, levels_of, verify
 
+    whole = "digest" in levels_of(level)
     reports: list[VerifyReport | dict[str, Any]] = []
-    with Session() as session:
+    with Session() as session, Progress("verifying") as progress, Hashing(progress=progress.advance) as hashing:
         other: Model | str | None = None
         if against is not None:
             other = against if is_sums(against) else session.model(against)
+        session.pool.start()
+        wanted: list[tuple[str, Model | ModelhubError]] = []
         for reference in models:
             try:
                 model = session.model(reference)
-                total = model.size if level in ("digest", "values", "all") or against else 0
-                with Progress(f"verifying {text.escape(model.name)}", total=total) as progress:
-                    report = verify(
-                        model,
-                        plugins=session.plugins,
-                        pool=session.pool,
-                        level=level,
-                        against=other,
-                        catalog=session.catalog if model.id else None,
-                        progress=progress.advance,
-                    )
+                wanted.append((reference, model))
+                if whole or isinstance(other, str):
+                    hashing.ahead(model.file_paths)
+                progress.total += model.size if whole or level == "values" or against else 0
+            except ModelhubError as error:
+                wanted.append((reference, error))
+        for reference, found in wanted:
+            try:
+                if isinstance(found, ModelhubError):
+                    raise found
+                report = verify(
+                    found,
+                    plugins=session.plugins,
+                    pool=session.pool,
+                    level=level,
+                    against=other,
+                    catalog=session.catalog if found.id else None,
+                    hashing=hashing,
+                    progress=progress.advance,
+                )
                 reports.append(report)
                 answer.status = max(answer.status, 0 if report.ok else 1)
                 if not as_json:
+                    progress.clear()
                     _print(report)
             except ModelhubError as error:
                 if len(models) == 1:
@@ -82,6 +96,7 @@ def command(models: tuple[str, ...], level: str | None, against: str | None, as_
                     }
                 )
                 if not as_json:
+                    progress.clear()
                     sys.stdout.write(text.style("failed", text.RED) + text.escape(f"  {reference}") + "\n")
                     print_finding("error", error.code, str(error), "", "", LEAD)
     if as_json:
