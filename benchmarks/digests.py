@@ -1,4 +1,5 @@
-"""``verify --level digest`` of a large page-cached file, beyond start-up, against ``openssl dgst -sha256``; and of two files on two cores.
+"""``verify --level digest`` of a large page-cached file, beyond start-up, against ``openssl dgst -sha256``; and of two files on
+two cores.
 
 python benchmarks/digests.py [GIGABYTES]
 """
@@ -45,7 +46,8 @@ def main() -> None:
         results = compare(f"SHA-256 of {gigabytes} GB, page-cached", sides, runs=5, env=env)
         one, two, start, openssl = (median(results[side.name]) for side in sides)
         print(
-            f"  beyond start-up: {(one - start) / openssl:.2f} times openssl; two files {(two - start) / openssl:.2f} times one of openssl's"
+            f"  beyond start-up: {(one - start) / openssl:.2f} times openssl; two files {(two - start) / openssl:.2f} "
+            "times one of openssl's"
         )
 
 

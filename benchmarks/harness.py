@@ -67,8 +67,10 @@ def compare(
         mine = results[side.name]
         ratios = sorted(a.wall / b.wall for a, b in zip(mine, base, strict=True))
         print(
-            f"  {side.name:42} {statistics.median(r.wall for r in mine):8.3f} s  cpu {statistics.median(r.cpu for r in mine):7.3f} s"
-            f"  peak {max(r.rss for r in mine) / 1e6:7.0f} MB  ratio {statistics.median(ratios):5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            f"  {side.name:42} {statistics.median(r.wall for r in mine):8.3f} s  cpu "
+            f"{statistics.median(r.cpu for r in mine):7.3f} s"
+            f"  peak {max(r.rss for r in mine) / 1e6:7.0f} MB  ratio {statistics.median(ratios):5.2f} ({ratios[0]:.2f} to "
+            f"{ratios[-1]:.2f})"
         )
     return results
 

@@ -2,8 +2,8 @@
 
     python benchmarks/indexing.py [FILES] [UNCHANGED]
 
-The first scan (empty catalog) against a loop of ``safetensors.safe_open`` that reads names and shapes; a rescan of unchanged files,
-beyond start-up, against ``find -printf``. Headers are in the page cache for both sides.
+The first scan (empty catalog) against a loop of ``safetensors.safe_open`` that reads names and shapes; a rescan of unchanged
+files, beyond start-up, against ``find -printf``. Headers are in the page cache for both sides.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [CHECKPOINTS] [LARGE]
 
-``modelhub --help`` and ``modelhub ls`` on CHECKPOINTS checkpoints against ``hf version`` in the same environment; then a catalog of LARGE
-checkpoints of 100 tensors each: its size, and ``ls --where`` beyond start-up.
+``modelhub --help`` and ``modelhub ls`` on CHECKPOINTS checkpoints against ``hf version`` in the same environment; then a
+catalog of LARGE checkpoints of 100 tensors each: its size, and ``ls --where`` beyond start-up.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Re-runs the commands that stand in ``console`` blocks of the guide and the README, on the sample drive, and writes what they print.
+"""Re-runs the commands that stand in ``console`` blocks of the guide and the README, on the sample drive, and writes what they
+print.
 
     python docs/generate_guide.py
 
-``tests/test_guide.py`` does the same and compares, so that no block can go stale. Each document has a directory of its own to run in, with
-the sample drive as ``models``, and a home of its own; what differs from run to run (ids, times, free space) is made alike.
+``tests/test_guide.py`` does the same and compares, so that no block can go stale. Each document has a directory of its own to
+run in, with the sample drive as ``models``, and a home of its own; what differs from run to run (ids, times, free space) is
+made alike.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def hook_names() -> list[str]:
 def render() -> str:
     parts = [
         "# Reference",
-        "Generated from the code by `python docs/generate_reference.py`: do not edit. How to use all this is in [plugins.md](plugins.md).",
+        "Generated from the code by `python docs/generate_reference.py`: do not edit. How to use all this is in "
+        "[plugins.md](plugins.md).",
         *_hooks(),
         *_records(),
         *_helpers(),

@@ -1,4 +1,5 @@
-"""A first drive: scan a folder of checkpoints, list it, convert a PyTorch checkpoint to safetensors, verify it against its source.
+"""A first drive: scan a folder of checkpoints, list it, convert a PyTorch checkpoint to safetensors, verify it against its
+source.
 
     python examples/first_drive.py             # gathers a sample drive first
     python examples/first_drive.py /mnt/models # your own folder: only read; what is written goes to a temporary directory
@@ -80,7 +81,8 @@ def tour(drive: Path, home: Path, out: Path) -> None:
 
 
 def pick(models: list[dict[str, object]], drive: Path) -> str | None:
-    """The path of a checkpoint to convert: PyTorch where there is one, of a size that is done in seconds, and that a dry run accepts."""
+    """The path of a checkpoint to convert: PyTorch where there is one, of a size that is done in seconds, and that a dry run
+    accepts."""
 
     def order(model: dict[str, object]) -> tuple[bool, bool, int]:
         size = int(str(model["size"]))

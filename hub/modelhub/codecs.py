@@ -167,8 +167,8 @@ def _decode_table(kind: SmallFloat) -> NDArray[np.float32]:
 
 @cache
 def _encode_table(kind: SmallFloat) -> NDArray[np.uint8]:
-    """The code of each 16-bit upper half of a float32 whose last bit is sticky. Overflow: infinity where the layout has one, NaN for FNUZ, else
-    the largest value, as PyTorch's casts do (2.13)."""
+    """The code of each 16-bit upper half of a float32 whose last bit is sticky. Overflow: infinity where the layout has one,
+    NaN for FNUZ, else the largest value, as PyTorch's casts do (2.13)."""
     import numpy as np
 
     halves = np.arange(1 << 16, dtype=np.uint32)

@@ -1,4 +1,5 @@
-"""Two tensors side by side: equal to the byte, or how far apart. Used by ``diff``, by a conversion's read-back, and by ``verify --against``."""
+"""Two tensors side by side: equal to the byte, or how far apart. Used by ``diff``, by a conversion's read-back, and by ``verify
+--against``."""
 
 from __future__ import annotations
 

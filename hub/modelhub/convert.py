@@ -31,7 +31,8 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What was done. ``files`` are absolute, ``size`` their bytes; ``stages`` the seconds of each stage; ``tensors`` the output's."""
+    """What was done. ``files`` are absolute, ``size`` their bytes; ``stages`` the seconds of each stage; ``tensors`` the
+    output's."""
 
     plan: Plan
     output: str
@@ -234,6 +235,7 @@ def _lies_where_it_was_checked(have: Tensor, extent: Extent, written: Written) -
         at += nbytes
     if at != extent.offset + extent.nbytes:
         raise VerificationError(
-            f"tensor {have.name} is read back from bytes {extent.offset} to {extent.offset + extent.nbytes}, it was written elsewhere",
+            f"tensor {have.name} is read back from bytes {extent.offset} to {extent.offset + extent.nbytes}, it was "
+            "written elsewhere",
             "please report this",
         )

@@ -1,7 +1,7 @@
 """SHA-256 of files and of tensors.
 
-A file's digest is that of its bytes, taken only while its stat stands still. A tensor's digest is SHA-256 over its dtype, shape and
-little-endian C-order bytes, 16 bytes kept: equal for equal weights, whatever the container.
+A file's digest is that of its bytes, taken only while its stat stands still. A tensor's digest is SHA-256 over its dtype, shape
+and little-endian C-order bytes, 16 bytes kept: equal for equal weights, whatever the container.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
 
 
 class Hashing:
-    """Files hashed ahead, on all cores, whatever order their digests are asked for in. A context manager; leaving it stops what still runs."""
+    """Files hashed ahead, on all cores, whatever order their digests are asked for in. A context manager; leaving it stops what
+    still runs."""
 
     def __init__(self, threads: int | None = None, progress: Progress | None = None) -> None:
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="modelhub-hash")

@@ -1,7 +1,7 @@
 """The same weights in several places, whatever the container: tensors with equal digests.
 
-Only tensors whose dtype and shape occur in two places are read at all, and what was read once is remembered with the content. Links to
-one file are one place. Constants and tiny tensors say nothing of an origin and do not count.
+Only tensors whose dtype and shape occur in two places are read at all, and what was read once is remembered with the content.
+Links to one file are one place. Constants and tiny tensors say nothing of an origin and do not count.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class DupeGroup:
-    """Places that hold the same: the whole ``file``, all ``weights``, or ``some tensors``. ``bytes_to_gain``: what all but one of them take."""
+    """Places that hold the same: the whole ``file``, all ``weights``, or ``some tensors``. ``bytes_to_gain``: what all but one
+    of them take."""
 
     same: str
     copies: tuple[Copy, ...]

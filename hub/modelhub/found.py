@@ -23,10 +23,11 @@ class Claim:
 class Found:
     """A checkpoint as its bytes describe it.
 
-    ``path``: absolute; the primary file, or the directory of a directory's claim. ``files``: absolute, primary first. ``state``: ready,
-    incomplete, invalid or unsupported, with ``reason``. ``size``: bytes over the files. ``modified_ns``: the latest mtime.
-    ``parameters`` and ``dtypes`` count logical elements, ties once. ``table``: the packed tensors (`modelhub.table.pack`), b"" where there are none.
-    ``header_digest``: SHA-256 over the heads and tails of the files, 32 bytes: tells new content at an old place, nothing more.
+    ``path``: absolute; the primary file, or the directory of a directory's claim. ``files``: absolute, primary first.
+    ``state``: ready, incomplete, invalid or unsupported, with ``reason``. ``size``: bytes over the files. ``modified_ns``: the
+    latest mtime. ``parameters`` and ``dtypes`` count logical elements, ties once. ``table``: the packed tensors
+    (`modelhub.table.pack`), b"" where there are none. ``header_digest``: SHA-256 over the heads and tails of the files, 32
+    bytes: tells new content at an old place, nothing more.
     """
 
     path: str

@@ -44,9 +44,11 @@ def read_config(path: str | None = None) -> Mapping[str, Any]:
 
 
 def catalog_url(flag: str | None = None) -> str:
-    """The catalog's place: ``flag``, else ``$MODELHUB_CATALOG``, else ``catalog`` in ``config.toml``, else ``catalog.db`` in the home.
+    """The catalog's place: ``flag``, else ``$MODELHUB_CATALOG``, else ``catalog`` in ``config.toml``, else ``catalog.db`` in
+    the home.
 
-    A database URL comes back as it is; anything else is an absolute path. A relative path in ``config.toml`` is relative to the home.
+    A database URL comes back as it is; anything else is an absolute path. A relative path in ``config.toml`` is relative to the
+    home.
     """
     given = flag or os.environ.get("MODELHUB_CATALOG")
     base = os.getcwd() if given else home()

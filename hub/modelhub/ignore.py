@@ -38,9 +38,9 @@ def is_hidden_directory(name: bytes) -> bool:
 
 
 def exclusion(patterns: Sequence[str]) -> Excluded | None:
-    """What ``patterns`` exclude, None for nothing. As in ``.gitignore``: a pattern without a slash fits a name at any depth, one with a slash
-    the path from the root; ``*`` stops at slashes, ``**`` does not; a slash at the end means directories only; ``!`` takes back; the last
-    that fits decides."""
+    """What ``patterns`` exclude, None for nothing. As in ``.gitignore``: a pattern without a slash fits a name at any depth,
+    one with a slash the path from the root; ``*`` stops at slashes, ``**`` does not; a slash at the end means directories only;
+    ``!`` takes back; the last that fits decides."""
     rules = []
     for line in patterns:
         pattern = line.strip()

@@ -1,4 +1,5 @@
-"""`Model`: one checkpoint as people and ``--json`` see it, from the catalog or from one look at a path. Reads no file, writes nothing."""
+"""`Model`: one checkpoint as people and ``--json`` see it, from the catalog or from one look at a path. Reads no file, writes
+nothing."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 class Model(NamedTuple):
     """A checkpoint. Paths are text as `os.fsdecode` gives it; `to_json` escapes what is not UTF-8.
 
-    ``path`` is relative to ``root``, absolute where ``root`` is None. ``files`` likewise, the primary one first. ``size`` is in bytes over all
-    files, ``modified_ns`` the latest mtime. ``digest`` is "sha256:..." once every file has been read, else None. ``state`` is what people are
-    told: offline and missing come before what is stored. ``version`` counts the contents that this place has had.
-    ``catalog`` and ``found`` say where the rest comes from: one of them is None.
+    ``path`` is relative to ``root``, absolute where ``root`` is None. ``files`` likewise, the primary one first. ``size`` is in
+    bytes over all files, ``modified_ns`` the latest mtime. ``digest`` is "sha256:..." once every file has been read, else None.
+    ``state`` is what people are told: offline and missing come before what is stored. ``version`` counts the contents that this
+    place has had. ``catalog`` and ``found`` say where the rest comes from: one of them is None.
     """
 
     id: str | None

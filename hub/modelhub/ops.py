@@ -89,14 +89,15 @@ def reshape(value: Value, dtype: str, shape: Sequence[int]) -> Node:
 
 
 def strided(value: Value, dtype: str, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> Node:
-    """Elements gathered from a run of ``dtype`` elements: element ``(i, j, ...)`` is number ``offset + i*strides[0] + j*strides[1] + ...``.
-    ``strides`` and ``offset`` count elements, none negative; the last element reached must lie inside the run."""
+    """Elements gathered from a run of ``dtype`` elements: element ``(i, j, ...)`` is number ``offset + i*strides[0] +
+    j*strides[1] + ...``. ``strides`` and ``offset`` count elements, none negative; the last element reached must lie inside the
+    run."""
     return node("strided", value, dtype=dtype, shape=list(shape), strides=list(strides), offset=offset)
 
 
 def place(parts: Sequence[Value], boxes: Sequence[Sequence[Sequence[int]]], dtype: str, shape: Sequence[int]) -> Node:
-    """A whole put together from boxes: ``boxes[k]`` is one ``[start, length]`` a dimension for ``parts[k]``, whose bytes are the box's
-    elements in C order. The boxes must cover the whole exactly once."""
+    """A whole put together from boxes: ``boxes[k]`` is one ``[start, length]`` a dimension for ``parts[k]``, whose bytes are
+    the box's elements in C order. The boxes must cover the whole exactly once."""
     return node("place", *parts, dtype=dtype, shape=list(shape), boxes=[[list(side) for side in box] for box in boxes])
 
 
@@ -122,7 +123,8 @@ def cast(value: Value, source: str, shape: Sequence[int], dtype: str) -> Node:
 
 
 def to_json(value: Value) -> Any:
-    """A value as plain JSON data: ``["file", offset, nbytes]``, ``{"inline": hex}`` or ``{"op", "version", "args", "inputs", ...}``."""
+    """A value as plain JSON data: ``["file", offset, nbytes]``, ``{"inline": hex}`` or ``{"op", "version", "args", "inputs",
+    ...}``."""
     match value:
         case Extent():
             return [value.file, value.offset, value.nbytes]

@@ -23,7 +23,8 @@ from modelhub.types import Conversion, Format, Metadata, Program, Recipe, Tensor
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """What the user asked for besides source, target and place. ``threads``: None for one a core. ``max_shard_size`` in bytes, 0: one file."""
+    """What the user asked for besides source, target and place. ``threads``: None for one a core. ``max_shard_size`` in bytes,
+    0: one file."""
 
     force: bool = False
     threads: int | None = None
@@ -37,7 +38,8 @@ class ConvertOptions:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A conversion, decided. ``table``: the output's tensors (dtypes as stored there), each with the expression that yields it.
-    ``size``: bytes the output's tensors will take; ``free``: bytes free where it goes. ``losses``: what the output cannot say, in words."""
+    ``size``: bytes the output's tensors will take; ``free``: bytes free where it goes. ``losses``: what the output cannot say,
+    in words."""
 
     source: Model
     format: Format

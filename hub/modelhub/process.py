@@ -1,7 +1,8 @@
 """One worker process: started by fork or spawn, limited, watched, and never left behind. What work it does is `modelhub.workers`.
 
-A process that has one thread is forked, which costs a millisecond; one that has more is not safe to fork, and a fresh interpreter is
-spawned. Either way the worker talks over one socket, shares one page of memory that names the file in hand, and dies with its parent.
+A process that has one thread is forked, which costs a millisecond; one that has more is not safe to fork, and a fresh
+interpreter is spawned. Either way the worker talks over one socket, shares one page of memory that names the file in hand, and
+dies with its parent.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from modelhub.errors import ModelhubError, PluginError
 _AREA = 16 * 1024
 _HEADER = struct.Struct("<QI")  # how many marks were made; the length of the text that follows, 0 when nothing is in hand
 _GRACE = 2.0
-"""Seconds that a killed process gets to disappear. One that hangs in the kernel (a dead mount) is left to it, and reaped later."""
+"""Seconds that a killed process gets to disappear. One that hangs in the kernel (a dead mount) is left to it, and reaped
+later."""
 
 _parent_ends: weakref.WeakSet[Connection] = weakref.WeakSet()
 _unreaped: list[int] = []
@@ -300,8 +302,8 @@ def _limit_memory(memory: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Be killed when the parent dies, however it dies. The kernel ties this to the thread that started us: only the main thread is
-    known to live as long as its process. Otherwise the end of the socket is what tells us, at the next message."""
+    """Be killed when the parent dies, however it dies. The kernel ties this to the thread that started us: only the main thread
+    is known to live as long as its process. Otherwise the end of the socket is what tells us, at the next message."""
     if "ctypes" in sys.modules:
         import ctypes
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def record(catalog: Catalog, report: ConvertReport, plugins: Plugins) -> Model | None:
-    """Record the output of ``report``; the Model it became. None, and nothing recorded, where neither the source nor the output's place is
-    known to the catalog: a path that was never scanned leaves no trace."""
+    """Record the output of ``report``; the Model it became. None, and nothing recorded, where neither the source nor the
+    output's place is known to the catalog: a path that was never scanned leaves no trace."""
     from modelhub.catalog.content import Provenance
 
     plan = report.plan

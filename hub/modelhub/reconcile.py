@@ -1,6 +1,7 @@
 """Bringing one part of a root up to date: what a walk saw, against what the catalog knows.
 
-Decides which directories are looked at, has that done, and hands what comes back to the catalog in batches, while the workers go on.
+Decides which directories are looked at, has that done, and hands what comes back to the catalog in batches, while the workers
+go on.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Reconciliation:
         index.find_moves(reader, gone)
 
     def _widen(self, gone: Sequence[FileRow]) -> None:
-        """What belongs to what changed is looked at as well: the other files of its checkpoint, the directory whose checkpoint it is part of."""
+        """What belongs to what changed is looked at as well: the other files of its checkpoint, the directory whose checkpoint
+        it is part of."""
         index, seen = self.index, self.seen
         by_key = {row.key: path for path, row in index.known.items()} if index.owners else {}
         places: dict[bytes, set[bytes]] = defaultdict(set)

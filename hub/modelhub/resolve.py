@@ -1,4 +1,5 @@
-"""What a MODEL on the command line means: a path, an id, ``name@alias``, ``name:version``, a name, an alias, or the start of an id."""
+"""What a MODEL on the command line means: a path, an id, ``name@alias``, ``name:version``, a name, an alias, or the start of an
+id."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ class Inspector(Protocol):
 
 
 def resolve(catalog: Catalog | None, reference: str, *, pool: Inspector | None = None) -> Model:
-    """The model that ``reference`` means. `AmbiguousModel` names the candidates where it could be several, `ModelNotFound` what it
-    may have meant where it is none.
+    """The model that ``reference`` means. `AmbiguousModel` names the candidates where it could be several, `ModelNotFound` what
+    it may have meant where it is none.
 
-    A path that the catalog knows as it is now gives the catalog's record; any other path is looked at, by ``pool`` or a pool made for it.
+    A path that the catalog knows as it is now gives the catalog's record; any other path is looked at, by ``pool`` or a pool
+    made for it.
     """
     if os.path.lexists(reference):
         return _path(catalog, os.path.abspath(reference), pool)

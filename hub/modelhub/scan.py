@@ -41,9 +41,10 @@ class Pool(Protocol):
 class ScanSummary:
     """What is there after a scan, and what it took. Counts are of checkpoints in what was scanned, except ``unknown``: files.
 
-    ``found``: there now. ``unchanged``: of these, those that were there before just so; ``changed``: those with new content, place or
-    state; the rest are new. ``missing``: known, and gone. ``invalid``: found, and broken. ``bytes``: over what was found. ``offline``: roots that are not
-    there, or that look as if they were not; ``problems``: what could not be read, in words.
+    ``found``: there now. ``unchanged``: of these, those that were there before just so; ``changed``: those with new content,
+    place or state; the rest are new. ``missing``: known, and gone. ``invalid``: found, and broken. ``bytes``: over what was
+    found. ``offline``: roots that are not there, or that look as if they were not; ``problems``: what could not be read, in
+    words.
     """
 
     roots: list[str] = field(default_factory=list)
@@ -73,12 +74,14 @@ def scan(
     observer: Observer | None = None,
     plugins: str | None = None,
 ) -> ScanSummary:
-    """Scan ``paths`` (every root, where there are none). A directory becomes a root, unless it lies in one: then that part of the root is
-    scanned. A file is looked at alone: its directory becomes a root of which only this file counts, until it is scanned as a whole.
+    """Scan ``paths`` (every root, where there are none). A directory becomes a root, unless it lies in one: then that part of
+    the root is scanned. A file is looked at alone: its directory becomes a root of which only this file counts, until it is
+    scanned as a whole.
 
-    ``pool`` parses; without one, a `ParsePool` is made where something is to be parsed. ``exclude``: patterns as in ``.modelhubignore``.
-    ``observer`` is told what was indexed, changed or missing. ``plugins`` identifies the plugins (by default those installed):
-    when they change, files that none knew are looked at again. ModelNotFound where a path is neither there nor known.
+    ``pool`` parses; without one, a `ParsePool` is made where something is to be parsed. ``exclude``: patterns as in
+    ``.modelhubignore``. ``observer`` is told what was indexed, changed or missing. ``plugins`` identifies the plugins (by
+    default those installed): when they change, files that none knew are looked at again. ModelNotFound where a path is neither
+    there nor known.
     """
     started = time.monotonic()
     summary = ScanSummary()
@@ -214,7 +217,8 @@ class _Scan:
     # --- is the root there? ---------------------------------------------------------------------------------------
 
     def _is_there(self, table: list[Mount]) -> bool:
-        """Whether what is mounted at the root is what was scanned before: the same device and directory, or at least not an empty one."""
+        """Whether what is mounted at the root is what was scanned before: the same device and directory, or at least not an
+        empty one."""
         root = self.root
         try:
             info = os.stat(self.place)
@@ -299,7 +303,8 @@ class _Scan:
         return os.path.basename(os.path.dirname(path)) == b"blobs" and os.path.exists(os.path.join(self.place, path))
 
     def _suspicious(self, seen: Walk, gone: Sequence[bytes]) -> bool:
-        """Whether so much is gone that the root is rather taken to be offline: this once; or as long as something else is mounted there."""
+        """Whether so much is gone that the root is rather taken to be offline: this once; or as long as something else is
+        mounted there."""
         self.updates.setdefault("suspect", None)
         if not gone or (len(gone) < SUDDEN and not self.other_mount):
             return False

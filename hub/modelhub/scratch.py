@@ -42,8 +42,8 @@ class Scratch:
         os.close(self._lock)
 
     def publish(self, names: Sequence[str], *, replace: bool) -> None:
-        """Give the files (or directories) of ``output`` their real names in ``parent``, in this order: an index comes last. All are fsynced
-        already. OutputExists where a name is taken and ``replace`` is not set; then none of them has moved."""
+        """Give the files (or directories) of ``output`` their real names in ``parent``, in this order: an index comes last. All
+        are fsynced already. OutputExists where a name is taken and ``replace`` is not set; then none of them has moved."""
         if not replace:
             for name in names:
                 target = os.path.join(self.parent, name)

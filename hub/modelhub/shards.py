@@ -119,9 +119,9 @@ def indexed_group(index: File) -> ShardGroup:
 def group_of(file: File) -> ShardGroup | None:
     """The group of the file at hand, whether it is a shard or an index; None where it stands alone.
 
-    Names and index together: an index may name files of any name, and a shard that its index forgot is a shard still; but an index
-    that names none of a split's shards (a leftover of another split) is not theirs. An index that cannot be read belongs to the group
-    that the names tell, without a ``weight_map``: reading the checkpoint will say what is wrong with it.
+    Names and index together: an index may name files of any name, and a shard that its index forgot is a shard still; but an
+    index that names none of a split's shards (a leftover of another split) is not theirs. An index that cannot be read belongs
+    to the group that the names tell, without a ``weight_map``: reading the checkpoint will say what is wrong with it.
     """
     if is_index(file.name):
         indexed = indexed_group(file)

@@ -1,8 +1,8 @@
 """Model stores whose files have no names of their own: blobs named by digest, and what names them.
 
-Two layouts are understood by their directories alone. ``blobs`` beside ``manifests`` (Ollama; the manifests are those of OCI images): each
-manifest is a model, its weights are a blob. ``blobs`` beside ``snapshots`` (the Hugging Face cache): links from snapshots to
-blobs are files like others, only their directory's name, a commit, says nothing to people.
+Two layouts are understood by their directories alone. ``blobs`` beside ``manifests`` (Ollama; the manifests are those of OCI
+images): each manifest is a model, its weights are a blob. ``blobs`` beside ``snapshots`` (the Hugging Face cache): links from
+snapshots to blobs are files like others, only their directory's name, a commit, says nothing to people.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _SNAPSHOT = re.compile(r"(?:^|/)(?:models|datasets|spaces)--([^/]+)/snapshots/[^
 
 
 def blobs_of(manifest: str, blobs: str) -> list[str]:
-    """The names of the blobs in ``blobs`` that hold the weights which the file ``manifest`` names; empty where it is no manifest."""
+    """The names of the blobs in ``blobs`` that hold the weights which the file ``manifest`` names; empty where it is no
+    manifest."""
     try:
         with open(manifest, "rb") as file:
             data = json.loads(file.read(MAX_MANIFEST))
@@ -33,7 +34,8 @@ def blobs_of(manifest: str, blobs: str) -> list[str]:
 
 
 def manifest_name(relative: str) -> str:
-    """What its users call the model of a manifest, given the manifest's path below ``manifests``: host and owner where they are not the usual."""
+    """What its users call the model of a manifest, given the manifest's path below ``manifests``: host and owner where they are
+    not the usual."""
     host, _, rest = relative.partition("/")
     parts = (rest or host).split("/")
     if parts[0] == "library" and len(parts) > 1:

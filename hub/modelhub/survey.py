@@ -126,7 +126,8 @@ def _summed_up(records: Sequence[Tensor] | Columns, draft: Draft) -> tuple[Summa
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The table before. A reader that yields the very same columns again (it knows the header already) need not have them checked again."""
+    """The table before. A reader that yields the very same columns again (it knows the header already) need not have them
+    checked again."""
 
     columns: Columns
     summary: Summary
@@ -253,8 +254,8 @@ def _found(draft: Draft, checkpoint: Checkpoint, **fields: Any) -> Found:
 
 @dataclass(slots=True)
 class Summary:
-    """Sums over a table. ``short`` says which tensor the file ends before, "" where none. ``gaps``, where every extent is as long as
-    its dtype and shape ask: the bytes between each and the one before."""
+    """Sums over a table. ``short`` says which tensor the file ends before, "" where none. ``gaps``, where every extent is as
+    long as its dtype and shape ask: the bytes between each and the one before."""
 
     parameters: int = 0
     dtypes: dict[str, int] = field(default_factory=dict)
@@ -309,8 +310,8 @@ def check_tensors(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summar
 
 
 def _columns_summary(columns: Columns, sizes: Mapping[str, int]) -> Summary | None:
-    """The sums over extents in the order of their file, none shared, which nearly every table is. None where it is another, or where
-    anything is wrong: `check_tensors` then says what. Column by column, so that each step is one call into C."""
+    """The sums over extents in the order of their file, none shared, which nearly every table is. None where it is another, or
+    where anything is wrong: `check_tensors` then says what. Column by column, so that each step is one call into C."""
     where, names, kinds, shapes, offsets, nbytes, _ = columns
     if not names:
         return Summary()

@@ -112,8 +112,9 @@ def tensor_nbytes(tensor: Tensor) -> int:
 
 
 def pack(tensors: Sequence[Tensor] | Columns, files: Sequence[str], gaps: Sequence[int] = ()) -> bytes:
-    """The blob of ``tensors``, whose extents lie in ``files``. KeyError names a file that is not among them. ``gaps``: the bytes between
-    each of `Columns` and the one before, from a caller that has seen that their lengths follow from dtypes and shapes."""
+    """The blob of ``tensors``, whose extents lie in ``files``. KeyError names a file that is not among them. ``gaps``: the
+    bytes between each of `Columns` and the one before, from a caller that has seen that their lengths follow from dtypes and
+    shapes."""
     if not isinstance(tensors, Columns):
         return _encode(_columns(tensors, files))
     if not gaps or [tensors.file] != list(files):

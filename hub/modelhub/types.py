@@ -68,11 +68,12 @@ class Tensor(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Many tensors of one file that are plain extents, column by column: what a reader may yield in their place where a drive holds tens of
-    thousands of its files. All columns are equally long; ``shapes`` holds lists or tuples; ``offsets`` count from the file's start.
+    """Many tensors of one file that are plain extents, column by column: what a reader may yield in their place where a drive
+    holds tens of thousands of its files. All columns are equally long; ``shapes`` holds lists or tuples; ``offsets`` count from
+    the file's start.
 
-    The core measures every shape against its bytes, so a reader need not; ``explain`` is called where something is wrong, to raise it in the
-    words of the format."""
+    The core measures every shape against its bytes, so a reader need not; ``explain`` is called where something is wrong, to
+    raise it in the words of the format."""
 
     file: str
     names: Sequence[str]
@@ -236,12 +237,12 @@ class Format:
     ``detect(file)`` and ``detect_directory(listing)`` answer with a `Detection`, a `Rejected`, or None for "not mine". The core
     asks ``detect`` about files whose name ends in one of ``suffixes`` or whose head starts with one of ``magics``
     (with neither declared: about every file).
-    ``read(checkpoint)`` yields `Tensor` (or `Columns` of them), and where it has more to say `Metadata` and `Finding`; headers only, never weights.
-    ``create(table, options)`` is a generator: it yields `Piece` in the order of the file and gets a `Placed` back for each `Put`.
-    ``dtypes``: what it can store. ``sharing``: what two tensors may have in common in this container: ``none``, ``exact`` (ties)
-    or ``any`` (views); the core stores a tie once where the format cannot hold it, and notes it in ``Metadata.stored``.
-    ``extension`` ends the name of an output ("" where the output is a directory). ``unavailable`` maps a capability (read, create)
-    to what is missing, e.g. "pip install 'modelhub-registry[onnx]'".
+    ``read(checkpoint)`` yields `Tensor` (or `Columns` of them), and where it has more to say `Metadata` and `Finding`; headers
+    only, never weights. ``create(table, options)`` is a generator: it yields `Piece` in the order of the file and gets a
+    `Placed` back for each `Put`. ``dtypes``: what it can store. ``sharing``: what two tensors may have in common in this
+    container: ``none``, ``exact`` (ties) or ``any`` (views); the core stores a tie once where the format cannot hold it, and
+    notes it in ``Metadata.stored``. ``extension`` ends the name of an output ("" where the output is a directory).
+    ``unavailable`` maps a capability (read, create) to what is missing, e.g. "pip install 'modelhub-registry[onnx]'".
     """
 
     name: str
@@ -263,9 +264,10 @@ class Format:
 class Codec:
     """Decodes one dtype to floats and, where it can, encodes it.
 
-    ``decode(data, elements)``: a contiguous ``uint8`` array of whole blocks -> a float32 (or, where float32 would lose, float64) array of
-    ``elements`` items. ``encode(values)``: a float32 or float64 array -> the ``uint8`` array of its blocks, rounded to nearest, ties to
-    even. ``maximum`` is the largest finite magnitude (None: unbounded), against which the engine counts overflows.
+    ``decode(data, elements)``: a contiguous ``uint8`` array of whole blocks -> a float32 (or, where float32 would lose,
+    float64) array of ``elements`` items. ``encode(values)``: a float32 or float64 array -> the ``uint8`` array of its blocks,
+    rounded to nearest, ties to even. ``maximum`` is the largest finite magnitude (None: unbounded), against which the engine
+    counts overflows.
     """
 
     dtype: str

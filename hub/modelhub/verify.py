@@ -1,8 +1,9 @@
 """Levels of checking a checkpoint, each with findings in words.
 
-``structure``: it is parsed afresh, extents and sizes are checked, the format's own checks run. ``safety``: what opening it elsewhere would execute.
-``digest``: SHA-256 against what an earlier read recorded, or against a list. ``values``: every weight is read: NaN, infinity. ``runnable``:
-the format's own runtime opens it. Without a level: structure and safety, which read no weights.
+``structure``: it is parsed afresh, extents and sizes are checked, the format's own checks run. ``safety``: what opening it
+elsewhere would execute. ``digest``: SHA-256 against what an earlier read recorded, or against a list. ``values``: every weight
+is read: NaN, infinity. ``runnable``: the format's own runtime opens it. Without a level: structure and safety, which read no
+weights.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ Progress = Callable[[int], None]
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What was checked and what was found. ``ok``: no finding is an error or unsafe. ``bytes``: how much of the weights was read."""
+    """What was checked and what was found. ``ok``: no finding is an error or unsafe. ``bytes``: how much of the weights was
+    read."""
 
     model: Model
     level: str
@@ -87,8 +89,8 @@ def verify(
     hashing: Hashing | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Check one model. ``against``: another model, or the path of a file as ``sha256sum`` writes it; it adds the comparison to the levels.
-    ``hashing``: where files are hashed ahead; by default they are when they are needed."""
+    """Check one model. ``against``: another model, or the path of a file as ``sha256sum`` writes it; it adds the comparison to
+    the levels. ``hashing``: where files are hashed ahead; by default they are when they are needed."""
     started = time.monotonic()
     levels = levels_of(level)
     report = VerifyReport(model, level or ("structure, safety" if against is None else "structure, safety, against"))
@@ -285,7 +287,8 @@ def check_digests(model: Model, catalog: Catalog | None, report: VerifyReport, h
 
 
 def check_sums(model: Model, path: str, report: VerifyReport, hashing: Hashing) -> Iterable[Finding]:
-    """Every file of the model against a list as ``sha256sum`` writes it, by its path from the list's directory, or its name alone."""
+    """Every file of the model against a list as ``sha256sum`` writes it, by its path from the list's directory, or its name
+    alone."""
     sums = read_sums(path)
     for digest in map(hashing.digest, model.file_paths):
         report.bytes += digest.stat.st_size

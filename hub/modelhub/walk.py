@@ -19,7 +19,8 @@ Problem = tuple[bytes, OSError]
 
 @dataclass(slots=True)
 class Directory:
-    """A directory in which something is new, changed or gone. ``files``: name -> stat of its regular files. ``dirty``: names to look at."""
+    """A directory in which something is new, changed or gone. ``files``: name -> stat of its regular files. ``dirty``: names to
+    look at."""
 
     path: bytes
     files: dict[bytes, Stat]
@@ -29,8 +30,8 @@ class Directory:
 
 @dataclass(slots=True)
 class Walk:
-    """What a pass saw. Paths are relative to the root. ``rest``: rows of files that were not met, which may be gone. ``failed``: directories and files
-    that could not be looked at, so that nothing is known of them and what is below them."""
+    """What a pass saw. Paths are relative to the root. ``rest``: rows of files that were not met, which may be gone.
+    ``failed``: directories and files that could not be looked at, so that nothing is known of them and what is below them."""
 
     dirty: dict[bytes, Directory] = field(default_factory=dict)
     rest: dict[bytes, Brief] = field(default_factory=dict)
@@ -58,8 +59,8 @@ def walk(
 ) -> Walk:
     """Go through ``root`` from its directory ``start`` on. ``known``: the catalog's files by path; it is not changed.
 
-    ``again`` decides about files that are marked in the catalog. ``inodes=False`` where inode numbers change by themselves. ``only``: names, for
-    a root of which only some files were asked for.
+    ``again`` decides about files that are marked in the catalog. ``inodes=False`` where inode numbers change by themselves.
+    ``only``: names, for a root of which only some files were asked for.
     """
     result = Walk(rest=dict(known))
     seen: list[bytes] = []

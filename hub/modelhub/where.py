@@ -1,4 +1,5 @@
-"""``--where`` expressions and free text, as SQL conditions on the catalog. Asks the database nothing; `modelhub.catalog.query` runs them.
+"""``--where`` expressions and free text, as SQL conditions on the catalog. Asks the database nothing; `modelhub.catalog.query`
+runs them.
 
 An expression is ``field op value``. The conditions speak of ``c`` (checkpoint) and ``r`` (its root), with ``?`` for values.
 """
@@ -55,8 +56,8 @@ _DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d))?Z?)?")
 
 
 class Condition(NamedTuple):
-    """``sql`` holds for a checkpoint, given ``values``. With ``tensor``, it holds for ``n``, the names of its tensors, and one of these contains
-    ``tensor``."""
+    """``sql`` holds for a checkpoint, given ``values``. With ``tensor``, it holds for ``n``, the names of its tensors, and one
+    of these contains ``tensor``."""
 
     sql: str
     values: tuple[object, ...] = ()
@@ -219,7 +220,8 @@ _DIGITS = re.compile("[0-9]+")
 
 
 def _related(table: str, more: str, column: str, op: str, value: str, values: tuple[object, ...] = ()) -> Condition:
-    """There is a row of ``table`` for which it holds; for ``!=``, there is none for which ``=`` does. ``tag.key=*``: any value."""
+    """There is a row of ``table`` for which it holds; for ``!=``, there is none for which ``=`` does. ``tag.key=*``: any
+    value."""
     inner = Condition("1=1") if value == "*" and op in ("=", "!=") else _text(column, "=" if op == "!=" else op, value)
     exists = f"EXISTS (SELECT 1 FROM {table} x WHERE x.checkpoint=c.key AND {more}{inner.sql})"
     return Condition(f"{'NOT ' if op == '!=' else ''}{exists}", values + inner.values)

@@ -1,9 +1,9 @@
 """Worker processes that run plugin code on untrusted bytes, with limits on memory and time.
 
-A worker takes batches of names, does detection and reading (`modelhub.detect`), and sends back the `Found` records of the batch in
-one message. Before it lets plugin code near a file it writes the file's name into memory that it shares with its parent; so when a
-worker crashes, or stands still for too long and is killed, the culprit is known: that file is indexed as invalid with a finding,
-and the rest of the batch is done by a new worker. This module knows nothing of formats or the catalog.
+A worker takes batches of names, does detection and reading (`modelhub.detect`), and sends back the `Found` records of the batch
+in one message. Before it lets plugin code near a file it writes the file's name into memory that it shares with its parent; so
+when a worker crashes, or stands still for too long and is killed, the culprit is known: that file is indexed as invalid with a
+finding, and the rest of the batch is done by a new worker. This module knows nothing of formats or the catalog.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class _Slot:
 class ParsePool:
     """A pool of parsing workers. A context manager: on leaving, and whatever happens, no process stays behind.
 
-    ``memory``: bytes that a worker may take beyond what it starts with. ``seconds``: how long a worker may stand still on one file
-    (default: see `parse_seconds`). Not to be shared by threads.
+    ``memory``: bytes that a worker may take beyond what it starts with. ``seconds``: how long a worker may stand still on one
+    file (default: see `parse_seconds`). Not to be shared by threads.
     """
 
     def __init__(self, processes: int | None = None, memory: int = 2 << 30, seconds: float | None = None) -> None:
@@ -184,13 +184,14 @@ class ParsePool:
                 self._slots.remove(slot)
 
     def inspect_path(self, path: str) -> Found:
-        """The checkpoint at ``path`` (see `modelhub.detect.inspect_path`), read in a worker. A crash or hang there is a `PluginError`
-        that names the culprit."""
+        """The checkpoint at ``path`` (see `modelhub.detect.inspect_path`), read in a worker. A crash or hang there is a
+        `PluginError` that names the culprit."""
         found: Found = self.call(inspect_path_here, os.path.abspath(path))
         return found
 
     def call(self, function: Callable[..., T], *args: Any, seconds: float | None = None) -> T:
-        """Run ``function(*args)`` in a worker under the pool's limits (``seconds`` replaces the pool's), and return what it returns.
+        """Run ``function(*args)`` in a worker under the pool's limits (``seconds`` replaces the pool's), and return what it
+        returns.
 
         The function is one of a module, and all that goes in and out can be pickled. What it raises is raised here where it is a
         `ModelhubError`, else as a `PluginError`; a crash or a hang is a `PluginError` too."""
@@ -379,7 +380,8 @@ def serve_inspect(
     keep_next: Collection[int],
     mark: Mark,
 ) -> list[tuple[list[tuple[Any, ...]], list[str], list[Finding]]]:
-    """What a worker does with a batch. ``keep`` holds the listings of directories that come in parts from one batch to the next."""
+    """What a worker does with a batch. ``keep`` holds the listings of directories that come in parts from one batch to the
+    next."""
     from modelhub import plugins
 
     formats = plugins.get().formats

@@ -1,7 +1,7 @@
 """`StoredZip`: lays out zips of stored members, their data aligned, for formats whose container is a zip.
 
-It writes nothing itself: it gives the bytes, patches and tail that a ``Format.create`` generator yields. CRCs are asked for as late
-as possible, so that tensors are written in parallel. Section numbers are those of PKWARE's APPNOTE 6.3.10.
+It writes nothing itself: it gives the bytes, patches and tail that a ``Format.create`` generator yields. CRCs are asked for as
+late as possible, so that tensors are written in parallel. Section numbers are those of PKWARE's APPNOTE 6.3.10.
 """
 
 from __future__ import annotations

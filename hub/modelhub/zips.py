@@ -1,4 +1,5 @@
-"""Zip archives as tables of extents, for every format whose container is a zip. `StoredZip` writes them, and is defined next door.
+"""Zip archives as tables of extents, for every format whose container is a zip. `StoredZip` writes them, and is defined next
+door.
 
 `zip_members` is a parser of its own, because readers of zip files disagree with each other: which of two equal names counts,
 whether a name's case does, whether the local header or the central directory is right. Where two readers could see different

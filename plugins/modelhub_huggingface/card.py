@@ -1,7 +1,7 @@
 """The model card: what the YAML front matter of ``README.md`` says of licence, base model and tags.
 
-Not a YAML parser. Front matter that people and the Hub write is ``key: text``, ``key: [a, b]`` and ``key:`` over ``- item`` lines; anything else
-is skipped, and nothing in it can fail.
+Not a YAML parser. Front matter that people and the Hub write is ``key: text``, ``key: [a, b]`` and ``key:`` over ``- item``
+lines; anything else is skipped, and nothing in it can fail.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What ``config.json`` says of a model, under the names that the catalog searches. Nothing in it is trusted to have its type.
 
-A thousand configurations call the same thing by a dozen names (transformers ``attribute_map`` of each ``configuration_*.py``); the
-lists below are in order of preference. Multimodal ones keep the language model's in a nested configuration.
+A thousand configurations call the same thing by a dozen names (transformers ``attribute_map`` of each ``configuration_*.py``);
+the lists below are in order of preference. Multimodal ones keep the language model's in a nested configuration.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which files of a directory make up a Hugging Face checkpoint: the weights of one container, and what belongs to them.
 
-Told by names (transformers ``utils/__init__.py``: ``SAFE_WEIGHTS_NAME`` and its neighbours; sentence-transformers ``modules.json``); the
-configuration is looked at only where the weights' names are unusual. Weights in another container are left to other formats.
+Told by names (transformers ``utils/__init__.py``: ``SAFE_WEIGHTS_NAME`` and its neighbours; sentence-transformers
+``modules.json``); the configuration is looked at only where the weights' names are unusual. Weights in another container are
+left to other formats.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def detect_directory(listing: Listing) -> Detection | Rejected | None:
 
 
 def cache_name(path: str) -> tuple[str, str]:
-    """(name, revision) of a snapshot in a Hugging Face cache, ``models--ORG--NAME/snapshots/REVISION``: what its owner calls it. Two
-    empty texts anywhere else."""
+    """(name, revision) of a snapshot in a Hugging Face cache, ``models--ORG--NAME/snapshots/REVISION``: what its owner calls
+    it. Two empty texts anywhere else."""
     parts = path.rstrip("/").split("/")
     if len(parts) > 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         return parts[-3].removeprefix("models--").replace("--", "/"), parts[-1]

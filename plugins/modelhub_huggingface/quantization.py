@@ -1,7 +1,7 @@
 """How a checkpoint was quantized, from ``quantization_config`` and its older relatives: what people call it, and its settings.
 
-The label only: the packed words are listed as they are stored. (transformers ``utils/quantization_config.py`` names the methods and
-their fields; ``quantize_config.json`` is AutoGPTQ's and ``quant_config.json`` AutoAWQ's file of before.)
+The label only: the packed words are listed as they are stored. (transformers ``utils/quantization_config.py`` names the methods
+and their fields; ``quantize_config.json`` is AutoGPTQ's and ``quant_config.json`` AutoAWQ's file of before.)
 """
 
 from __future__ import annotations

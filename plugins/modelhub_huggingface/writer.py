@@ -1,7 +1,8 @@
-"""Lays out a Hugging Face directory: the weights as safetensors, and the source's configuration, tokenizer and documents beside them.
+"""Lays out a Hugging Face directory: the weights as safetensors, and the source's configuration, tokenizer and documents beside
+them.
 
-The configuration is the source's own. Only its dtype is changed, and only where a recipe changed the weights': ``from_pretrained``
-loads into the dtype that the configuration names.
+The configuration is the source's own. Only its dtype is changed, and only where a recipe changed the weights':
+``from_pretrained`` loads into the dtype that the configuration names.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 def create(table: Table, options: WriteOptions) -> Writer:
-    """``model.safetensors`` or shards with an index, ``config.json`` and whatever stood beside it. `ModelhubError` where the source has no
-    configuration: one cannot be made up from tensors."""
+    """``model.safetensors`` or shards with an index, ``config.json`` and whatever stood beside it. `ModelhubError` where the
+    source has no configuration: one cannot be made up from tensors."""
     directory = _source_directory(table)
     yield from write_as("safetensors", table, replace(options, name="model"))
     for name in _documents(directory, table):

@@ -1,6 +1,7 @@
 """PyTorch for modelhub: reads ``torch.save`` files of every age and TorchScript archives, and writes them, without torch.
 
-Pickles are followed, never unpickled: `modelhub_pytorch.pickle_vm`. Other plugins whose directories hold such files use `read_files`.
+Pickles are followed, never unpickled: `modelhub_pytorch.pickle_vm`. Other plugins whose directories hold such files use
+`read_files`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which globals a checkpoint may name, and the record of those it should not.
 
-An allow-list: what ``torch.load(weights_only=True)`` accepts by itself (torch 2.13, ``_weights_only_unpickler.py``), and plain containers,
-numbers and NumPy arrays, which training loops save. Everything else is reported by name. (module, name) are compared as a pair,
-never joined by a dot: ``("torch", "serialization.os.system")`` is not ``torch.serialization``'s anything.
+An allow-list: what ``torch.load(weights_only=True)`` accepts by itself (torch 2.13, ``_weights_only_unpickler.py``), and plain
+containers, numbers and NumPy arrays, which training loops save. Everything else is reported by name. (module, name) are
+compared as a pair, never joined by a dot: ``("torch", "serialization.os.system")`` is not ``torch.serialization``'s anything.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ _TORCHSCRIPT = {
 
 
 def is_allowed(module: str, name: str, torchscript: bool = False) -> bool:
-    """Whether a checkpoint may name this global. A TorchScript archive also names the classes that its own code defines, and is never
-    read by Python's pickle."""
+    """Whether a checkpoint may name this global. A TorchScript archive also names the classes that its own code defines, and is
+    never read by Python's pickle."""
     if name in _ALLOWED.get("builtins" if module == "__builtin__" else module, ()) or (
         module == "__builtin__" and name in _PYTHON2
     ):

@@ -1,8 +1,8 @@
 """PyTorch's zip format, and TorchScript's: one file's pickles, and where its storages lie.
 
-Layout (caffe2/serialize/inline_container.h, torch/serialization.py ``_save``): ``ROOT/data.pkl``, ``ROOT/data/KEY`` for each storage,
-``ROOT/byteorder``, ``ROOT/version``; TorchScript adds ``ROOT/constants.pkl``, ``ROOT/constants/KEY`` and ``ROOT/code/``. ROOT is
-the first member's, whatever the file is called.
+Layout (caffe2/serialize/inline_container.h, torch/serialization.py ``_save``): ``ROOT/data.pkl``, ``ROOT/data/KEY`` for each
+storage, ``ROOT/byteorder``, ``ROOT/version``; TorchScript adds ``ROOT/constants.pkl``, ``ROOT/constants/KEY`` and
+``ROOT/code/``. ROOT is the first member's, whatever the file is called.
 """
 
 from __future__ import annotations

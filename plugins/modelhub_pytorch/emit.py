@@ -1,4 +1,5 @@
-"""Writes the pickle of a state dict, opcode by opcode: what ``torch.load(weights_only=True)`` reads as an ``OrderedDict`` of tensors.
+"""Writes the pickle of a state dict, opcode by opcode: what ``torch.load(weights_only=True)`` reads as an ``OrderedDict`` of
+tensors.
 
 Protocol 2, like ``torch.save``. Only what a state dict needs: text, numbers, tuples, dicts, and the calls that rebuild tensors.
 """
@@ -14,8 +15,8 @@ _BATCH = 1000
 
 
 class Entry(NamedTuple):
-    """One tensor: elements 0 to the end of the storage ``key``, C order. ``storage``: torch's class for it; ``dtype``: torch's name where the
-    storage is untyped, else "". ``numel`` counts what the storage class counts: elements, or bytes."""
+    """One tensor: elements 0 to the end of the storage ``key``, C order. ``storage``: torch's class for it; ``dtype``: torch's
+    name where the storage is untyped, else "". ``numel`` counts what the storage class counts: elements, or bytes."""
 
     name: str
     key: str
@@ -101,7 +102,8 @@ class _Emitter:
         self.put(b")R")
 
     def tensor(self, entry: Entry) -> None:
-        """``_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())``, or v3 with a dtype where the storage is untyped."""
+        """``_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())``, or v3 with a dtype where the storage is
+        untyped."""
         self.name("torch._utils", "_rebuild_tensor_v3" if entry.dtype else "_rebuild_tensor_v2")
         self.put(b"((")
         self.shared("storage")

@@ -1,4 +1,5 @@
-"""The tensors inside a pickle's object, by dotted names; which of them are the model's weights; and the plain values worth showing.
+"""The tensors inside a pickle's object, by dotted names; which of them are the model's weights; and the plain values worth
+showing.
 
 A checkpoint is often a dict around a state dict: the entry that holds the weights gives the logical table, its names unprefixed.
 Other weights (an EMA copy) keep their path; optimiser state and the like are stored tensors only. Nothing recurses: a pickle may

@@ -1,8 +1,9 @@
 """PyTorch's format of before 1.6: five pickles one behind the other, then the storages.
 
-Layout (torch/serialization.py, ``_legacy_save``): the magic number, the protocol version 1001, ``sys_info``, the object, the list of storage
-keys, each a pickle; then for each key an int64 count of elements and the elements. Count and elements are little-endian
-on every machine (torch/csrc/serialization.cpp, ``THPStorage_writeFileRaw``), so ``sys_info`` says nothing of them, and torch ignores it.
+Layout (torch/serialization.py, ``_legacy_save``): the magic number, the protocol version 1001, ``sys_info``, the object, the
+list of storage keys, each a pickle; then for each key an int64 count of elements and the elements. Count and elements are
+little-endian on every machine (torch/csrc/serialization.cpp, ``THPStorage_writeFileRaw``), so ``sys_info`` says nothing of
+them, and torch ignores it.
 """
 
 from __future__ import annotations

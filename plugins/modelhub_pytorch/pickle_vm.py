@@ -37,7 +37,8 @@ class Exhausted(Exception):
 class Machine:
     """Reads one pickle out of ``data``. ``more``: bytes of the file that follow ``data``, 0 where it is all there is.
 
-    ``resolve(module, name)`` gives the `Global`; ``persistent(id)`` what a persistent id stands for. What is not innocent goes to ``report``.
+    ``resolve(module, name)`` gives the `Global`; ``persistent(id)`` what a persistent id stands for. What is not innocent goes
+    to ``report``.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class Machine:
         return InvalidFile(f"{self.what} is not a readable pickle: {why} at byte {position}")
 
     def load(self, start: int = 0) -> tuple[Any, int]:
-        """(the object, the position after its STOP). `InvalidFile` where the pickle is broken, `Exhausted` where ``data`` ends early."""
+        """(the object, the position after its STOP). `InvalidFile` where the pickle is broken, `Exhausted` where ``data`` ends
+        early."""
         try:
             return self._loop(start)
         except (IndexError, struct.error) as error:

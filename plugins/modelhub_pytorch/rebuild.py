@@ -1,7 +1,7 @@
 """What calls in a pickle would have made: tensors, storages, plain containers. The functions themselves are never called.
 
-Each method of `World` stands for one function of ``torch/_utils.py`` (torch 2.13) and takes its arguments as the pickle gives them:
-every one is checked before it is used. Values are turned into extents later, by `modelhub_pytorch.values`.
+Each method of `World` stands for one function of ``torch/_utils.py`` (torch 2.13) and takes its arguments as the pickle gives
+them: every one is checked before it is used. Values are turned into extents later, by `modelhub_pytorch.values`.
 """
 
 from __future__ import annotations
@@ -300,7 +300,8 @@ class World:
 
 
 def _mark(tensor: TensorRef, metadata: Any) -> None:
-    """Bits of ``metadata``: values that are to be conjugated or negated when they are read (torch/_utils.py, ``set_tensor_metadata``)."""
+    """Bits of ``metadata``: values that are to be conjugated or negated when they are read (torch/_utils.py,
+    ``set_tensor_metadata``)."""
     if type(metadata) is dict:
         marks = [name for bit, name in (("conj", "conjugate"), ("neg", "negative")) if metadata.get(bit)]
         if marks and not tensor.unsupported:

@@ -9,8 +9,8 @@ Builder = Callable[[tuple[Any, ...]], Any]
 
 
 class Global:
-    """A module's attribute that a pickle names. It is not looked up. ``build`` makes our own record of a call to it (a tensor from
-    its parts), None where a call stays a `Call`. ``allowed``: on the allow-list."""
+    """A module's attribute that a pickle names. It is not looked up. ``build`` makes our own record of a call to it (a tensor
+    from its parts), None where a call stays a `Call`. ``allowed``: on the allow-list."""
 
     __slots__ = ("allowed", "build", "module", "name")
 
@@ -50,8 +50,8 @@ class Opaque:
 
 
 class Storage:
-    """A storage that a pickle refers to: ``numel`` elements of ``dtype`` (one of ours; "" for untyped bytes) under ``key``, of which a
-    legacy view takes those from ``view`` on."""
+    """A storage that a pickle refers to: ``numel`` elements of ``dtype`` (one of ours; "" for untyped bytes) under ``key``, of
+    which a legacy view takes those from ``view`` on."""
 
     __slots__ = ("area", "dtype", "itemsize", "key", "location", "numel", "view", "whole")
 
@@ -67,8 +67,8 @@ class Storage:
 
 
 class TensorRef:
-    """A tensor over a `Storage`; ``offset`` and ``strides`` count elements. ``quantizer``: (scale, zero point) or (scales, zero points,
-    axis). ``parts``: what a tensor subclass wraps."""
+    """A tensor over a `Storage`; ``offset`` and ``strides`` count elements. ``quantizer``: (scale, zero point) or (scales, zero
+    points, axis). ``parts``: what a tensor subclass wraps."""
 
     __slots__ = ("dtype", "offset", "parts", "quantizer", "shape", "storage", "strides", "unsupported")
 

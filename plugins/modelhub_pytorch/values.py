@@ -66,7 +66,8 @@ class Values:
             end += (count - 1) * stride
         if elements and end > available:
             raise InvalidFile(
-                f"{self.file}: tensor {name!r:.200} reaches element {end - 1} of storage {storage.key!r:.80}, which has {available}: "
+                f"{self.file}: tensor {name!r:.200} reaches element {end - 1} of storage {storage.key!r:.80}, which has "
+                f"{available}: "
                 f"shape {list(ref.shape)}, strides {list(ref.strides)}, offset {ref.offset}"
             )
         return whole, size, elements, end

@@ -1,7 +1,7 @@
 """Lays out PyTorch's zip format: a pickle and small records from here, the tensors' bytes from the engine.
 
-What comes out is what ``torch.save`` of torch 2.13 writes for a flat state dict: the same records, data aligned to 64 bytes, tied tensors
-in one storage. Every member has its CRC, so that ``unzip -t`` and Python's ``zipfile`` find the file sound too.
+What comes out is what ``torch.save`` of torch 2.13 writes for a flat state dict: the same records, data aligned to 64 bytes,
+tied tensors in one storage. Every member has its CRC, so that ``unzip -t`` and Python's ``zipfile`` find the file sound too.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ DTYPES = (*_TYPED, *_UNTYPED)
 
 
 def create(table: Table, options: WriteOptions) -> Writer:
-    """One file, or where ``options.max_shard_size`` asks for several ``pytorch_model-0000i-of-0000n.bin`` (or the output's own name) and
-    their index, as transformers reads them. `ModelhubError` where a dtype cannot be stored."""
+    """One file, or where ``options.max_shard_size`` asks for several ``pytorch_model-0000i-of-0000n.bin`` (or the output's own
+    name) and their index, as transformers reads them. `ModelhubError` where a dtype cannot be stored."""
     tensors = [tensor for tensor in table.logical if tensor.value is not None]
     seen: set[str] = set()
     for tensor in tensors:

@@ -51,7 +51,8 @@ class _Parsed(NamedTuple):
 
 
 _PARSED: dict[bytes, _Parsed] = {}
-"""The last headers, by their bytes: the checkpoints of one training run, and fine-tunes of one model, have the same to the byte."""
+"""The last headers, by their bytes: the checkpoints of one training run, and fine-tunes of one model, have the same to the
+byte."""
 REMEMBERED = 8
 MAX_REMEMBERED = 1 << 20
 """How many headers are remembered, and how long one may be at the most."""
@@ -126,8 +127,8 @@ def _parse(file: File, raw: bytes, length: int) -> tuple[Header, int]:
 
 def _columns(path: str, data_start: int, entries: dict[str, Any]) -> tuple[Columns, int]:
     """The tensors, and where the last one ends (-1 where they do not stand in the order of their bytes, one behind the other).
-    KeyError, TypeError or ValueError where an entry is no entry; whether its shape fits its bytes is measured by the core. Column by
-    column, because then each step is one call into C."""
+    KeyError, TypeError or ValueError where an entry is no entry; whether its shape fits its bytes is measured by the core.
+    Column by column, because then each step is one call into C."""
     if not entries:
         return Columns(path, (), (), (), (), ()), 0
     infos = entries.values()

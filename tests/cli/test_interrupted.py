@@ -1,4 +1,5 @@
-"""Conversions that are cut short: Ctrl-C, kill -9, a disk that fills. Nothing under the real name, nothing left after the next run."""
+"""Conversions that are cut short: Ctrl-C, kill -9, a disk that fills. Nothing under the real name, nothing left after the next
+run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Bad PyTorch files, each built as bytes: what each is for is its function's name and docstring. Nothing here is ever unpickled."""
+"""Bad PyTorch files, each built as bytes: what each is for is its function's name and docstring. Nothing here is ever
+unpickled."""
 
 from __future__ import annotations
 

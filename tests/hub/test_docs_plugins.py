@@ -75,7 +75,8 @@ def test_the_format_in_the_docstring_reads_a_file(make_plugin, tmp_path: Path) -
 
 def test_the_guide_from_its_first_block_to_its_last(tmp_path: Path) -> None:
     """Python and TOML blocks that begin with a file's name are written (a later block of that name goes on where the earlier one
-    ended), other Python blocks are run, and the commands of console blocks are run and their output compared (``...``: anything)."""
+    ended), other Python blocks are run, and the commands of console blocks are run and their output compared (``...``:
+    anything)."""
     ran: list[str] = []
     started: set[str] = set()
     for language, text in BLOCK.findall(GUIDE):

@@ -1,5 +1,5 @@
-"""A third party's plugin from wheel to use: built, installed, then scanned, shown, converted and verified with the ``modelhub`` command.
-And the plugins that misbehave, as ``modelhub plugins`` shows them."""
+"""A third party's plugin from wheel to use: built, installed, then scanned, shown, converted and verified with the ``modelhub``
+command. And the plugins that misbehave, as ``modelhub plugins`` shows them."""
 
 from __future__ import annotations
 

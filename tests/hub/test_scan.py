@@ -112,7 +112,8 @@ def test_an_unchanged_root_is_rescanned_without_plugins_workers_or_sqlalchemy(dr
         "import sys; from modelhub.catalog import Catalog; from modelhub.scan import scan\n"
         f"with Catalog.open() as catalog: summary = scan(catalog, [{str(drive)!r}])\n"
         "assert summary.unchanged == 1, summary\n"
-        "print(*[name for name in ('sqlalchemy', 'alembic', 'pluggy', 'numpy', 'modelhub.workers', 'modelhub.plugins') if name in sys.modules])"
+        "print(*[name for name in ('sqlalchemy', 'alembic', 'pluggy', 'numpy', 'modelhub.workers', 'modelhub.plugins') if "
+        "name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

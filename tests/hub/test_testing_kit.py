@@ -123,7 +123,8 @@ FAULTS = {
     "hangs-on-broken-bytes": (
         "test_truncated_anywhere",
         "    for member in zip_members(checkpoint.primary, fold_case=False):",
-        "    while checkpoint.primary.tail[-22:-18] != b'PK\\x05\\x06': pass\n    for member in zip_members(checkpoint.primary, fold_case=False):",
+        "    while checkpoint.primary.tail[-22:-18] != b'PK\\x05\\x06': pass\n    for member in "
+        "zip_members(checkpoint.primary, fold_case=False):",
         "bound every loop by the size of the file",
     ),
     "broken-is-unknown": ("test_truncated_anywhere", 'file.head.startswith(b"PK") else', 'file.tail[-22:-20] == b"PK" else None and', "Rejected"),

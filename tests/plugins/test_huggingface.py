@@ -216,7 +216,8 @@ def test_without_weights_there_is_no_checkpoint(copy: Any) -> None:
 def test_a_readers_notes(copy: Any) -> None:
     directory = copy("bert")
     (directory / "README.md").write_text(
-        "---\nlicense: apache-2.0\nbase_model: google/bert\ntags:\n- a\n- 'b c'\nlanguage: [en, \"de\"]\nwidget:\n- text: hello\n---\n# Card\nlicense: mit\n"
+        "---\nlicense: apache-2.0\nbase_model: google/bert\ntags:\n- a\n- 'b c'\nlanguage: [en, \"de\"]\nwidget:\n- text: "
+        "hello\n---\n# Card\nlicense: mit\n"
     )
     (directory / "LICENSE").write_text("Apache")
     found = look(directory)

@@ -1,4 +1,5 @@
-"""Random state dicts, written by real torch in both layouts: read, written and read again, equal bit for bit. And random damage."""
+"""Random state dicts, written by real torch in both layouts: read, written and read again, equal bit for bit. And random
+damage."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ OURS = {
 
 @pytest.mark.parametrize("name", [name for name, (_, state, _) in BAD.items() if state == "invalid"])
 def test_what_is_invalid_to_us_is_so_for_a_reason(tmp_path: Path, name: str) -> None:
-    """The library refuses it too, but for the rules that only we hold: no name twice, '{' first, objects for entries, sane shapes."""
+    """The library refuses it too, but for the rules that only we hold: no name twice, '{' first, objects for entries, sane
+    shapes."""
     path = written(tmp_path / "bad.safetensors", BAD[name][0])
     try:
         with safe_open(path, framework="numpy"):

@@ -1,6 +1,7 @@
 """The rows of one transaction: which checkpoint each finding is, what is new about it, and the statements that record it.
 
-See `modelhub.catalog.index` for what makes a checkpoint the same one. Works on the indexer's rows in memory, and brings them up to date.
+See `modelhub.catalog.index` for what makes a checkpoint the same one. Works on the indexer's rows in memory, and brings them up
+to date.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Batch:
     # --- files ----------------------------------------------------------------------------------------------------
 
     def file(self, path: bytes, again: int, header: bytes | None, keep: bool, content: int | None) -> int:
-        """The key of a file's row, made or brought up to date. ``keep``: its content is what it was, whatever its mtime says. ``content``: the
-        content that was moved here."""
+        """The key of a file's row, made or brought up to date. ``keep``: its content is what it was, whatever its mtime says.
+        ``content``: the content that was moved here."""
         indexer = self.indexer
         row, stat = indexer.known.get(path), indexer.stats.get(path)
         if stat is None:
@@ -281,7 +282,8 @@ _SET = ",".join(f"{column}=?" for column in _CHECKPOINT.split(","))
 # In the order in which they run. "(table: columns)" inserts.
 _STATEMENTS: Mapping[str, str] = {
     "version": "INSERT INTO version (checkpoint,number,format,precision,parameters,size,header,sha256,tensor_table,modified_at,indexed_at,replaced_at) "
-    "SELECT key,version,format,precision,parameters,size,header,sha256,tensor_table,modified_at,indexed_at,? FROM checkpoint WHERE key=?",
+    "SELECT key,version,format,precision,parameters,size,header,sha256,tensor_table,modified_at,indexed_at,? "
+    "FROM checkpoint WHERE key=?",
     "content": "(content: key,size,header)",
     "file": "(file: key,root,path,size,mtime,inode,device,missing,again,content)",
     "file_update": "UPDATE file SET size=?,mtime=?,inode=?,device=?,missing=?,again=?,content=? WHERE key=?",

@@ -52,7 +52,8 @@ def _digest_row(database: Database, path: str) -> Row | None:
     with database.read() as reader:
         for key, *_ in file_rows(reader, path):
             row = reader.row(
-                "SELECT t.sha256,t.digested,t.size,t.digested_mtime,t.digested_inode FROM content t JOIN file f ON f.content=t.key WHERE f.key=?",
+                "SELECT t.sha256,t.digested,t.size,t.digested_mtime,t.digested_inode FROM content t "
+                "JOIN file f ON f.content=t.key WHERE f.key=?",
                 (key,),
             )
             if row and row[0] is not None:
@@ -86,7 +87,8 @@ def set_file_digest(database: Database, path: str, digest: bytes, stat: os.stat_
 
 
 def _split(writer: Writer, file: int, content: int, size: int) -> int:
-    """The bytes are not what they were, although nothing said so: another content. What was known of the old one stays with it."""
+    """The bytes are not what they were, although nothing said so: another content. What was known of the old one stays with
+    it."""
     new = writer.next_key("content")
     writer.insert("content", "key,size,header", [(new, size, writer.value("SELECT header FROM content WHERE key=?", (content,)))])
     writer.run("UPDATE file SET content=? WHERE key=?", (new, file))
@@ -95,7 +97,8 @@ def _split(writer: Writer, file: int, content: int, size: int) -> int:
 
 def _set_checkpoint_digest(writer: Writer, checkpoint: int) -> None:
     rows = writer.rows(
-        "SELECT f.path,f.mtime,f.inode,t.sha256,t.digested_mtime,t.digested_inode,c.path,c.alone FROM checkpoint_file x JOIN file f ON f.key=x.file "
+        "SELECT f.path,f.mtime,f.inode,t.sha256,t.digested_mtime,t.digested_inode,c.path,c.alone "
+        "FROM checkpoint_file x JOIN file f ON f.key=x.file "
         "JOIN checkpoint c ON c.key=x.checkpoint LEFT JOIN content t ON t.key=f.content WHERE x.checkpoint=?",
         (checkpoint,),
     )
@@ -121,7 +124,8 @@ def _contents_keys(reader: Reader, keys: Sequence[int]) -> dict[int, tuple[bytes
     contents: dict[int, list[Any]] = defaultdict(list)
     versions = {}
     for key, content, version in reader.rows_in(
-        "SELECT x.checkpoint,f.content,c.version FROM checkpoint_file x JOIN file f ON f.key=x.file JOIN checkpoint c ON c.key=x.checkpoint "
+        "SELECT x.checkpoint,f.content,c.version FROM checkpoint_file x JOIN file f ON f.key=x.file "
+        "JOIN checkpoint c ON c.key=x.checkpoint "
         "WHERE x.checkpoint IN (??) ORDER BY x.checkpoint,x.position",
         keys,
     ):
@@ -196,7 +200,8 @@ def record_output(database: Database, output: Model, sources: Sequence[Model], h
 
 def lineage(reader: Reader, model: Model) -> list[dict[str, Any]]:
     rows = reader.rows(
-        "SELECT p.id,l.parent_path,l.parent_sha256,l.kind,l.plugin,l.plugin_version,l.recipe,l.options,l.errors,l.created FROM lineage l "
+        "SELECT p.id,l.parent_path,l.parent_sha256,l.kind,l.plugin,l.plugin_version,l.recipe,l.options,l.errors,l.created "
+        "FROM lineage l "
         "LEFT JOIN checkpoint p ON p.key=l.parent WHERE l.checkpoint=? AND l.version=? ORDER BY l.key",
         (model.key, model.version),
     )

@@ -1,8 +1,8 @@
 """Connections to the catalog: where it may lie, how it is opened, how reads and writes take turns. Knows no table.
 
-Every statement is SQL text with ``?`` for its values, and runs on SQLite and PostgreSQL alike. Writes go through SQLAlchemy's engine.
-Reads of a SQLite catalog go through the driver alone, because importing SQLAlchemy takes longer than a whole ``modelhub ls`` should;
-that is the only difference, and `Database(..., light=False)` takes it away.
+Every statement is SQL text with ``?`` for its values, and runs on SQLite and PostgreSQL alike. Writes go through SQLAlchemy's
+engine. Reads of a SQLite catalog go through the driver alone, because importing SQLAlchemy takes longer than a whole ``modelhub
+ls`` should; that is the only difference, and `Database(..., light=False)` takes it away.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class Writer(_CoreReader):
 
 
 class Database:
-    """One catalog, open. ``url``: an absolute path or a database URL. Use `modelhub.catalog.Catalog.open`, which also migrates."""
+    """One catalog, open. ``url``: an absolute path or a database URL. Use `modelhub.catalog.Catalog.open`, which also
+    migrates."""
 
     def __init__(self, url: str, *, light: bool = True) -> None:
         self.url = url
@@ -162,8 +163,8 @@ class Database:
             core.commit()
 
     def touch(self, sql: str, values: Values) -> None:
-        """One UPDATE that nothing depends on. Like reads, it does not import SQLAlchemy for a SQLite catalog: a scan that finds nothing new
-        ends with one."""
+        """One UPDATE that nothing depends on. Like reads, it does not import SQLAlchemy for a SQLite catalog: a scan that finds
+        nothing new ends with one."""
         if not self._light:
             with self.write() as writer:
                 writer.run(sql, values)
@@ -249,7 +250,8 @@ def refuse_network(path: str) -> None:
     mount = mount_of(path)
     if mount is not None and mount.network:
         raise CatalogError(
-            f"the catalog {path} would lie on a network file system ({mount.type} at {mount.point}), where SQLite's locks and shared memory do not "
+            f"the catalog {path} would lie on a network file system ({mount.type} at {mount.point}), where SQLite's locks "
+            "and shared memory do not "
             "work and two hosts can destroy it",
             "set MODELHUB_HOME or MODELHUB_CATALOG to a local disk, or to a postgresql:// URL to share one catalog between hosts",
         )

@@ -42,7 +42,8 @@ class Written:
         """The model's aliases; those that pin a replaced content end in " (stale)"."""
         with self.database.read() as reader:
             rows = reader.rows(
-                "SELECT a.name,a.version<>c.version FROM alias a JOIN checkpoint c ON c.key=a.checkpoint WHERE c.key=? ORDER BY a.name",
+                "SELECT a.name,a.version<>c.version FROM alias a JOIN checkpoint c ON c.key=a.checkpoint "
+                "WHERE c.key=? ORDER BY a.name",
                 (model.key,),
             )
         return tuple(f"{name} (stale)" if stale else name for name, stale in rows)
@@ -83,7 +84,8 @@ class Written:
             return registry.export(reader)
 
     def import_registry(self, data: Mapping[str, Any]) -> tuple[int, list[str]]:
-        """Take in what `export_registry` gave: models are known again by id, digest, or place. How many were, and the names of those that were not."""
+        """Take in what `export_registry` gave: models are known again by id, digest, or place. How many were, and the names of
+        those that were not."""
         from modelhub.catalog import registry
 
         with self.database.write() as writer:
@@ -96,8 +98,8 @@ class Digested:
     database: Database
 
     def file_digest(self, path: str) -> bytes | None:
-        """The SHA-256 (32 bytes) that an earlier read of ``path`` (absolute) gave, if the file still has the size, mtime and inode it had
-        then. Looks at the file's stat. None where nothing is recorded, or it does not count any more."""
+        """The SHA-256 (32 bytes) that an earlier read of ``path`` (absolute) gave, if the file still has the size, mtime and
+        inode it had then. Looks at the file's stat. None where nothing is recorded, or it does not count any more."""
         from modelhub.catalog import content
 
         return content.file_digest(self.database, path)
@@ -109,8 +111,9 @@ class Digested:
         return content.recorded_digest(self.database, path)
 
     def set_file_digest(self, path: str, sha256: bytes, stat: os.stat_result) -> bool:
-        """Record the SHA-256 of ``path`` (absolute), read while it had ``stat``. A checkpoint gets its own digest when its last file has one.
-        False, and nothing recorded, where the catalog knows no such file, or one with another stat: scan first."""
+        """Record the SHA-256 of ``path`` (absolute), read while it had ``stat``. A checkpoint gets its own digest when its last
+        file has one. False, and nothing recorded, where the catalog knows no such file, or one with another stat: scan
+        first."""
         from modelhub.catalog import content
 
         return content.set_file_digest(self.database, path, sha256, stat, time.time_ns())
@@ -129,8 +132,8 @@ class Digested:
         return {model.id: found[model.key] for model in models if model.id and model.key in found}
 
     def set_tensor_digests(self, model: Model, digests: bytes) -> bool:
-        """Record them. Bound to the content of the files: other places of the same content have them too, and replaced content has none.
-        False where the content is not what ``model`` says any more."""
+        """Record them. Bound to the content of the files: other places of the same content have them too, and replaced content
+        has none. False where the content is not what ``model`` says any more."""
         from modelhub.catalog import content
 
         return content.set_tensor_digests(self.database, model, digests)
@@ -151,8 +154,8 @@ class Digested:
         content.record_output(self.database, output, sources, provenance, time.time_ns())
 
     def lineage(self, model: Model) -> list[dict[str, Any]]:
-        """One entry for each source of the model's present content: ``{parent, path, digest, kind, plugin, plugin_version, recipe, options,
-        errors, created}``; parent is an id or None."""
+        """One entry for each source of the model's present content: ``{parent, path, digest, kind, plugin, plugin_version,
+        recipe, options, errors, created}``; parent is an id or None."""
         from modelhub.catalog import content
 
         with self.database.read() as reader:

@@ -1,9 +1,9 @@
 """Takes what a scan saw into the catalog: which checkpoint each finding is, what is new about it, which rows that makes.
 
-Identity: a checkpoint that was seen at the same place is the same one, and with other content it starts a new version; a checkpoint
-that is gone from its place and turns up elsewhere with equal device, inode, sizes, mtimes and header is the same one, moved; a file that
-becomes part of a directory's checkpoint, or is left over from one, hands its identity on. Everything else is new. Keeps what a scan needs
-to know in memory and has it written in batches (`modelhub.catalog.batch`); opens no file.
+Identity: a checkpoint that was seen at the same place is the same one, and with other content it starts a new version; a
+checkpoint that is gone from its place and turns up elsewhere with equal device, inode, sizes, mtimes and header is the same
+one, moved; a file that becomes part of a directory's checkpoint, or is left over from one, hands its identity on. Everything
+else is new. Keeps what a scan needs to know in memory and has it written in batches (`modelhub.catalog.batch`); opens no file.
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ class Indexer:
     def _load(self, reader: Reader, condition: str) -> None:
         files: dict[int, list[int]] = defaultdict(list)
         for key, file in reader.rows(
-            f"SELECT x.checkpoint,x.file FROM checkpoint_file x JOIN checkpoint c ON c.key=x.checkpoint WHERE {condition} ORDER BY x.checkpoint,x.position"
+            "SELECT x.checkpoint,x.file FROM checkpoint_file x JOIN checkpoint c ON c.key=x.checkpoint "
+            f"WHERE {condition} ORDER BY x.checkpoint,x.position"
         ):
             files[key].append(file)
             self.owners[file].add(key)
         for row in reader.rows(
-            f"SELECT c.key,c.id,c.root,c.path,c.version,c.header,c.size,c.format,c.state,c.missing FROM checkpoint c WHERE {condition} ORDER BY c.indexed_at"
+            "SELECT c.key,c.id,c.root,c.path,c.version,c.header,c.size,c.format,c.state,c.missing "
+            f"FROM checkpoint c WHERE {condition} ORDER BY c.indexed_at"
         ):
             old = Old._make((*row, tuple(files.get(row[0], ()))))
             self.old[old.key] = old
@@ -79,8 +81,9 @@ class Indexer:
                 self.at[old.path] = old
 
     def find_moves(self, reader: Reader, gone: Iterable[FileRow]) -> None:
-        """Learn which new files are old ones elsewhere: moved here (for the checkpoints' identity), or the same file under two names
-        (for its content). ``gone``: rows whose file is not at its place any more. Stats of the new and changed files are in `stats`."""
+        """Learn which new files are old ones elsewhere: moved here (for the checkpoints' identity), or the same file under two
+        names (for its content). ``gone``: rows whose file is not at its place any more. Stats of the new and changed files are
+        in `stats`."""
         away: dict[Stat, list[int]] = defaultdict(list)
         here, wanted = set(), {}
         left = list(gone)
@@ -99,7 +102,8 @@ class Indexer:
                 self.contents[row.key] = row.content
         here.update(row.key for row in left)
         others = reader.rows_in(
-            "SELECT f.key,f.size,f.mtime,f.inode,f.device,f.missing,f.content,f.path,r.path FROM file f LEFT JOIN root r ON r.key=f.root "
+            "SELECT f.key,f.size,f.mtime,f.inode,f.device,f.missing,f.content,f.path,r.path FROM file f "
+            "LEFT JOIN root r ON r.key=f.root "
             "WHERE f.inode IN (??) AND f.content IS NOT NULL",
             list(wanted),
         )
@@ -193,7 +197,8 @@ class Indexer:
 
 
 def _still(path: bytes, stat: Stat) -> bool:
-    """Whether the file at ``path`` is still the one of ``stat``. Where that cannot be told, it is: nothing is gone for a failing drive."""
+    """Whether the file at ``path`` is still the one of ``stat``. Where that cannot be told, it is: nothing is gone for a
+    failing drive."""
     try:
         info = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,5 @@
-"""Roots, and what lies where: which root a path belongs to, which models and files are at a path, taking one in, forgetting some."""
+"""Roots, and what lies where: which root a path belongs to, which models and files are at a path, taking one in, forgetting
+some."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def known_files(reader: Reader, root: int, start: bytes, brief: bool) -> tuple[l
 def tally(reader: Reader, root: int, start: bytes) -> tuple[int, int, int, int, int]:
     below, values = _below(root, start)
     there, missing, invalid, size = reader.rows(
-        "SELECT count(*)-coalesce(sum(missing),0),coalesce(sum(missing),0),coalesce(sum(CASE WHEN missing=0 AND state='invalid' THEN 1 ELSE 0 END),0),"
+        "SELECT count(*)-coalesce(sum(missing),0),coalesce(sum(missing),0),coalesce(sum(CASE WHEN missing=0 "
+        "AND state='invalid' THEN 1 ELSE 0 END),0),"
         f"coalesce(sum(CASE WHEN missing=0 THEN size ELSE 0 END),0) FROM checkpoint WHERE root=?{below}",
         values,
     )[0]
@@ -110,7 +112,8 @@ def _below(root: int, start: bytes) -> tuple[str, list[object]]:
 
 
 def locate(reader: Reader, path: str) -> tuple[int | None, bytes, bytes]:
-    """(key of the root, its path, ``path`` in it) for an absolute path; (None, b"", the path) outside every root. The root that is nearest."""
+    """(key of the root, its path, ``path`` in it) for an absolute path; (None, b"", the path) outside every root. The root that
+    is nearest."""
     place = os.fsencode(path)
     best: tuple[int | None, bytes, bytes] = (None, b"", place)
     for key, root in reader.rows("SELECT key,path FROM root"):
@@ -155,7 +158,8 @@ def models_at(catalog: Catalog, reader: Reader, path: str) -> list[Model]:
 def stats(reader: Reader, model: Model) -> list[tuple[bytes, int, int, int, int]]:
     """(absolute path, size, mtime, inode, missing) of each file of a model, as the catalog knows it."""
     rows = reader.rows(
-        "SELECT r.path,f.path,f.size,f.mtime,f.inode,f.missing FROM checkpoint_file x JOIN file f ON f.key=x.file LEFT JOIN root r ON r.key=f.root "
+        "SELECT r.path,f.path,f.size,f.mtime,f.inode,f.missing FROM checkpoint_file x "
+        "JOIN file f ON f.key=x.file LEFT JOIN root r ON r.key=f.root "
         "WHERE x.checkpoint=? ORDER BY x.position",
         (model.key,),
     )

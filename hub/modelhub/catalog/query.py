@@ -176,7 +176,8 @@ def totals(reader: Reader, text: str, expressions: Sequence[str]) -> list[dict[s
     """Checkpoints, parameters and bytes by format and precision, the largest first."""
     clause, values = conditions(reader, text, expressions)
     rows = reader.rows(
-        f"SELECT c.format,c.precision,count(*),sum(c.parameters),sum(c.size){_FROM}{clause} GROUP BY c.format,c.precision ORDER BY sum(c.size) DESC,1,2",
+        f"SELECT c.format,c.precision,count(*),sum(c.parameters),sum(c.size){_FROM}{clause} "
+        "GROUP BY c.format,c.precision ORDER BY sum(c.size) DESC,1,2",
         values,
     )
     # PostgreSQL sums to a decimal.

@@ -30,7 +30,8 @@ def set_alias(writer: Writer, name: str, checkpoint: int, version: int) -> None:
 
 def aliases(reader: Reader) -> list[dict[str, Any]]:
     rows = reader.rows(
-        "SELECT a.name,c.id,c.name,a.version,a.version<>c.version OR c.missing<>0 FROM alias a JOIN checkpoint c ON c.key=a.checkpoint ORDER BY a.name"
+        "SELECT a.name,c.id,c.name,a.version,a.version<>c.version OR c.missing<>0 FROM alias a "
+        "JOIN checkpoint c ON c.key=a.checkpoint ORDER BY a.name"
     )
     return [
         {"alias": alias, "id": id, "name": name, "version": version, "stale": bool(stale)}

@@ -1,4 +1,5 @@
-"""What scanning and the catalog tell each other: files as they are and as they are known, checkpoints as they are known. Records only."""
+"""What scanning and the catalog tell each other: files as they are and as they are known, checkpoints as they are known.
+Records only."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The catalog's tables, for SQLAlchemy: what a fresh catalog is made from, and what the migrations must add up to.
 
 Types are those that SQLite and PostgreSQL share: paths and digests are bytes, times are nanoseconds since 1970 in UTC, structured
-values are JSON text. Numeric keys are given out by the writer (`modelhub.catalog.database.Writer.next_key`), so that a batch of rows can
-refer to one another before it is written. No queries here.
+values are JSON text. Numeric keys are given out by the writer (`modelhub.catalog.database.Writer.next_key`), so that a batch of
+rows can refer to one another before it is written. No queries here.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ def _of(
     )
 
 
-# A directory that is scanned. `search`: its path, casefolded. `names`: JSON array of file names where only those were asked for, else null.
-# `device`, `inode`, `fstype`, `source` tell whether what is mounted there is what was scanned. `suspect`: since when most of it is gone.
-# `plugins`: a digest of the plugins that looked at its unknown files. `generation` counts writes to its files and checkpoints.
+# A directory that is scanned. `search`: its path, casefolded. `names`: JSON array of file names where only those were asked
+# for, else null. `device`, `inode`, `fstype`, `source` tell whether what is mounted there is what was scanned. `suspect`: since
+# when most of it is gone. `plugins`: a digest of the plugins that looked at its unknown files. `generation` counts writes to
+# its files and checkpoints.
 root = Table(
     "root",
     metadata,
@@ -68,8 +69,8 @@ root = Table(
     Column("scanned", BigInteger),
 )
 
-# Bytes that were seen, wherever they lie. `header` is null for one of several files of a checkpoint. `sha256` was made at `digested`, when the
-# file had `digested_mtime` and `digested_inode`; it counts as long as a file still has them.
+# Bytes that were seen, wherever they lie. `header` is null for one of several files of a checkpoint. `sha256` was made at
+# `digested`, when the file had `digested_mtime` and `digested_inode`; it counts as long as a file still has them.
 content = Table(
     "content",
     metadata,
@@ -108,8 +109,8 @@ file = Table(
 Index("ix_file_inode", file.c.inode)
 Index("ix_file_content", file.c.content)
 
-# The names of a table's tensors. Few tables differ in them, so that a search is quick. `patterns`: with their numbers as `#`, one a line and each
-# once; `packed`: the names themselves, one a line, by zlib.
+# The names of a table's tensors. Few tables differ in them, so that a search is quick. `patterns`: with their numbers as `#`,
+# one a line and each once; `packed`: the names themselves, one a line, by zlib.
 tensor_names = Table(
     "tensor_names",
     metadata,
@@ -198,7 +199,8 @@ finding = Table(
 )
 Index("ix_finding_checkpoint", finding.c.checkpoint)
 
-# 16 bytes for each stored tensor, in the table's order, for any checkpoint whose files have these contents. `contents`: SHA-256 over their keys.
+# 16 bytes for each stored tensor, in the table's order, for any checkpoint whose files have these contents. `contents`: SHA-256
+# over their keys.
 tensor_digests = Table(
     "tensor_digests",
     metadata,
@@ -243,7 +245,8 @@ Index("ix_tag_name", tag.c.name, tag.c.value)
 note = Table("note", metadata, _key(), _of("checkpoint"), _column("text", Text), _column("created", BigInteger))
 Index("ix_note_checkpoint", note.c.checkpoint)
 
-# How an output came to be. `parent` is null for a source outside the catalog, or one that was removed; what it was stays written here.
+# How an output came to be. `parent` is null for a source outside the catalog, or one that was removed; what it was stays
+# written here.
 lineage = Table(
     "lineage",
     metadata,

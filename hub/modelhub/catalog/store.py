@@ -1,4 +1,5 @@
-"""`Catalog`: the catalog as the rest of modelhub sees it. Opens and migrates it; its methods are short reads and writes, one transaction each.
+"""`Catalog`: the catalog as the rest of modelhub sees it. Opens and migrates it; its methods are short reads and writes, one
+transaction each.
 
 The work is done by the modules beside this one: `query` reads models, `index` takes scans in, `registry` keeps what people wrote,
 `content` keeps digests and lineage.
@@ -49,8 +50,8 @@ class Catalog(Written, Digested):
 
     @classmethod
     def open(cls, url: str | None = None, *, light: bool = True) -> Catalog:
-        """Open the catalog at ``url`` (a path or a database URL; by default `modelhub.home.catalog_url`), made or migrated as need be.
-        ``light=False``: read through SQLAlchemy as well."""
+        """Open the catalog at ``url`` (a path or a database URL; by default `modelhub.home.catalog_url`), made or migrated as
+        need be. ``light=False``: read through SQLAlchemy as well."""
         from modelhub.home import catalog_url
 
         database = Database(catalog_url(url), light=light)
@@ -74,7 +75,8 @@ class Catalog(Written, Digested):
 
         with self.database.read() as reader:
             rows = reader.rows(
-                "SELECT key,path,names,offline,fstype,source,device,inode,suspect,plugins,generation,added,scanned FROM root ORDER BY path"
+                "SELECT key,path,names,offline,fstype,source,device,inode,suspect,plugins,generation,added,scanned "
+                "FROM root ORDER BY path"
             )
         return [
             Root(key, os.fsdecode(path), None if names is None else tuple(orjson.loads(names)), bool(offline), *rest)
@@ -82,8 +84,8 @@ class Catalog(Written, Digested):
         ]
 
     def add_root(self, path: str, names: Sequence[str] | None = None) -> Root:
-        """Make ``path`` (absolute) a root, or find the root that it is. ``names``: only these files of it; added to those it has. A root with
-        names becomes a whole one when it is added without. Roots inside ``path`` become part of it."""
+        """Make ``path`` (absolute) a root, or find the root that it is. ``names``: only these files of it; added to those it
+        has. A root with names becomes a whole one when it is added without. Roots inside ``path`` become part of it."""
         from modelhub.catalog import places
 
         with self.database.write() as writer:
@@ -91,7 +93,8 @@ class Catalog(Written, Digested):
         return next(root for root in self.roots() if root.path == path)
 
     def remove_root(self, path: str) -> int:
-        """Forget the root at ``path`` and every checkpoint in it, with what people wrote about them; the files stay. How many those were."""
+        """Forget the root at ``path`` and every checkpoint in it, with what people wrote about them; the files stay. How many
+        those were."""
         from modelhub.catalog import places
 
         with self.database.write() as writer:
@@ -104,8 +107,8 @@ class Catalog(Written, Digested):
         self.database.touch(sql, [*(columns[name] for name in names), key])
 
     def known_files(self, root: Root, start: bytes = b"", *, brief: bool = False) -> tuple[list[Row], int]:
-        """The files of a root at and below ``start``, as rows in the order of `modelhub.catalog.rows.FileRow` (``brief``: of `Brief`);
-        and the root's generation."""
+        """The files of a root at and below ``start``, as rows in the order of `modelhub.catalog.rows.FileRow` (``brief``: of
+        `Brief`); and the root's generation."""
         from modelhub.catalog import places
 
         with self.database.read() as reader:
@@ -126,8 +129,8 @@ class Catalog(Written, Digested):
     # --- models ---------------------------------------------------------------------------------------------------
 
     def models(self, text: str = "", where: Sequence[str] = (), sort: str = "name", limit: int | None = None) -> list[Model]:
-        """The models in which ``text`` occurs (name, path, architecture, tags) and for which all ``where`` expressions hold. ``sort``: a
-        field; ``-FIELD`` for descending."""
+        """The models in which ``text`` occurs (name, path, architecture, tags) and for which all ``where`` expressions hold.
+        ``sort``: a field; ``-FIELD`` for descending."""
         from modelhub.catalog import query
 
         with self.database.read() as reader:
@@ -136,8 +139,8 @@ class Catalog(Written, Digested):
     def select(
         self, fields: Sequence[str], text: str = "", where: Sequence[str] = (), sort: str = "name", limit: int | None = None
     ) -> list[Row]:
-        """The same, as rows of ``fields`` only (those of `modelhub.where.SORT`, and digest, dtypes, key): for long listings. Paths and digests
-        are bytes, ``modified`` is in nanoseconds, ``dtypes`` is JSON."""
+        """The same, as rows of ``fields`` only (those of `modelhub.where.SORT`, and digest, dtypes, key): for long listings.
+        Paths and digests are bytes, ``modified`` is in nanoseconds, ``dtypes`` is JSON."""
         from modelhub.catalog import query
 
         with self.database.read() as reader:
@@ -260,7 +263,8 @@ class Catalog(Written, Digested):
         return tuple(Finding(*row) for row in rows)
 
     def set_findings(self, model: Model, level: str, findings: Iterable[Finding]) -> None:
-        """Record what a verification of ``level`` found, in place of what the one before did. Nothing where the content was replaced meanwhile."""
+        """Record what a verification of ``level`` found, in place of what the one before did. Nothing where the content was
+        replaced meanwhile."""
         now = time.time_ns()
         with self.database.write() as writer:
             if writer.value("SELECT version FROM checkpoint WHERE key=?", (model.key,)) != model.version:
@@ -283,12 +287,14 @@ class Catalog(Written, Digested):
             writer.insert("finding", "key,checkpoint,level,name,severity,message,tensor,file,recorded", rows)
 
     def versions(self, model: Model) -> list[dict[str, Any]]:
-        """What stood at the model's place before, the newest first: ``{version, format, precision, parameters, size, digest, modified, replaced}``."""
+        """What stood at the model's place before, the newest first: ``{version, format, precision, parameters, size, digest,
+        modified, replaced}``."""
         from modelhub.model import iso
 
         with self.database.read() as reader:
             rows = reader.rows(
-                "SELECT number,format,precision,parameters,size,sha256,modified_at,replaced_at FROM version WHERE checkpoint=? ORDER BY number DESC",
+                "SELECT number,format,precision,parameters,size,sha256,modified_at,replaced_at FROM version "
+                "WHERE checkpoint=? ORDER BY number DESC",
                 (model.key,),
             )
         return [

@@ -1,4 +1,5 @@
-"""Brings a catalog to the schema that this program knows: makes a fresh one, migrates an older one after a backup, refuses a newer one.
+"""Brings a catalog to the schema that this program knows: makes a fresh one, migrates an older one after a backup, refuses a
+newer one.
 
 The ordinary path is one query that compares the stored revision with `HEAD`; Alembic is imported only where they differ.
 """
@@ -101,7 +102,8 @@ def _make_file(database: Database) -> None:
 
 
 def _create(database: Database) -> None:
-    """A fresh catalog needs no history: its tables as they are now. Another process may be at the same; one of us finds it done."""
+    """A fresh catalog needs no history: its tables as they are now. Another process may be at the same; one of us finds it
+    done."""
     from modelhub.catalog.schema import metadata
 
     if database.path:

@@ -1,4 +1,5 @@
-"""The command line: ``main`` is what the ``modelhub`` command runs. One file per command; none is imported before it is asked for."""
+"""The command line: ``main`` is what the ``modelhub`` command runs. One file per command; none is imported before it is asked
+for."""
 
 from __future__ import annotations
 

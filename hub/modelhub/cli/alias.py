@@ -24,8 +24,8 @@ COLUMNS = (
 @click.option("--remove", is_flag=True, help="Forget the alias NAME.")
 @json_option
 def command(name: str | None, model: str | None, remove: bool, as_json: bool) -> int:
-    """An alias pins the content that MODEL has now; it is stale when that is replaced. Giving it again moves it. Without arguments the aliases
-    are listed."""
+    """An alias pins the content that MODEL has now; it is stale when that is replaced. Giving it again moves it. Without
+    arguments the aliases are listed."""
     with Session() as session:
         if remove:
             if name is None or model is not None:

@@ -44,7 +44,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "completion": "Print the shell's completion script.",
     },
 }
-"""Section -> command -> its one line of help. ``modelhub.cli.NAME`` holds the command (``NAME_`` where NAME is a Python keyword)."""
+"""Section -> command -> its one line of help. ``modelhub.cli.NAME`` holds the command (``NAME_`` where NAME is a Python
+keyword)."""
 
 COMPLETE = "_MODELHUB_COMPLETE"
 """The variable by which a shell's completion script asks for completions."""

@@ -1,4 +1,5 @@
-"""``modelhub completion``: the shell's completion script. What it completes is asked of ``modelhub`` itself: see `modelhub.cli.common`."""
+"""``modelhub completion``: the shell's completion script. What it completes is asked of ``modelhub`` itself: see
+`modelhub.cli.common`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``modelhub convert``: write a model in another format or precision. `modelhub.plan` decides, `modelhub.convert` does; this asks and tells."""
+"""``modelhub convert``: write a model in another format or precision. `modelhub.plan` decides, `modelhub.convert` does; this
+asks and tells."""
 
 from __future__ import annotations
 
@@ -96,8 +97,8 @@ def output_options(function: Any) -> Any:
 )
 @output_options
 def command(model: str, to: str, as_json: bool, dry_run: bool, output: str | None, **options: Any) -> int:
-    """The source is never touched, and nothing is overwritten without --force. What was written is read back and compared with its source
-    before it gets its name."""
+    """The source is never touched, and nothing is overwritten without --force. What was written is read back and compared with
+    its source before it gets its name."""
     with Session() as session:
         return run(session, model, to, output, convert_options(**options), dry_run, as_json)
 
@@ -175,14 +176,16 @@ def _print_report(report: ConvertReport) -> None:
     files = f" in {text.plural(len(report.files), 'file')}" if len(report.files) > 1 else ""
     speed = f", {text.size(int(report.size / report.seconds))}/s" if report.size > 50_000_000 and report.seconds else ""
     text.line(
-        f"   {text.plural(len(report.tensors), 'tensor')}, {text.size(report.size)}{files} in {text.seconds(report.seconds)}{speed}"
+        f"   {text.plural(len(report.tensors), 'tensor')}, {text.size(report.size)}{files} in "
+        f"{text.seconds(report.seconds)}{speed}"
     )
     measured = [tensor for tensor in report.tensors if tensor.get("rmse") is not None]
     if measured:
         worst = min(measured, key=lambda tensor: tensor["snr"] if tensor.get("snr") is not None else float("inf"))
         if worst.get("snr") is not None:
             text.line(
-                f"   {text.plural(len(measured), 'tensor')} re-encoded; the worst is {worst['name']}: {worst['snr']:.1f} dB signal to noise"
+                f"   {text.plural(len(measured), 'tensor')} re-encoded; the worst is {worst['name']}: {worst['snr']:.1f} "
+                "dB signal to noise"
             )
     if report.overflows:
         name, number = max(report.overflows.items(), key=lambda item: item[1])

@@ -29,8 +29,8 @@ class Diagnosis(NamedTuple):
 @define("doctor", examples=["modelhub doctor", "modelhub doctor --json"])
 @json_option
 def command(as_json: bool) -> int:
-    """Looks at the home, the catalog, the roots and their file systems, the limits on watching, plugins and extras. Ends with status 1 where
-    something does not work."""
+    """Looks at the home, the catalog, the roots and their file systems, the limits on watching, plugins and extras. Ends with
+    status 1 where something does not work."""
     found: list[Diagnosis] = []
     with Session() as session:
         for examine in (

@@ -20,8 +20,8 @@ SHOWN = 3
 )
 @json_option
 def command(where: tuple[str, ...], as_json: bool) -> int:
-    """Weights are compared by the digests of their tensors, so a .bin and a .safetensors can be copies of each other. Constants and tiny
-    tensors do not count, and neither do links. What was read once is remembered."""
+    """Weights are compared by the digests of their tensors, so a .bin and a .safetensors can be copies of each other. Constants
+    and tiny tensors do not count, and neither do links. What was read once is remembered."""
     from modelhub.cli.progress import Progress
     from modelhub.dupes import find_dupes
 

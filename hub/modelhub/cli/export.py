@@ -10,7 +10,8 @@ from modelhub.cli.common import Session, json_option
 @define("export", examples=["modelhub export > registry.json"])
 @json_option
 def command(as_json: bool) -> int:
-    """What people wrote, with the id, digest and place of each model, so that 'modelhub import' knows it again elsewhere. Always JSON."""
+    """What people wrote, with the id, digest and place of each model, so that 'modelhub import' knows it again elsewhere.
+    Always JSON."""
     with Session() as session:
         text.print_json(session.catalog.export_registry())
     return 0

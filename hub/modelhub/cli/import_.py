@@ -18,8 +18,8 @@ LARGEST = 1 << 30
 @click.argument("file", type=click.File("rb"))
 @json_option
 def command(file: BinaryIO, as_json: bool) -> int:
-    """Reads what 'modelhub export' wrote. Models are known again by id, else by digest, else by place; those that are not are named, and the
-    status is 1."""
+    """Reads what 'modelhub export' wrote. Models are known again by id, else by digest, else by place; those that are not are
+    named, and the status is 1."""
     import orjson
 
     try:

@@ -79,8 +79,8 @@ def command(
     search: str, where: tuple[str, ...], sort: str, limit: int | None, totals: bool, as_csv: bool, as_json: bool, quiet: bool
 ) -> int:
     """TEXT is looked for in names, paths, architectures and tags. Fields of --where: name, path, format, container, architecture,
-    precision, state, size, parameters, tensors, modified, dtype, tensor (a tensor's name), alias, tag.KEY and others; '*' matches all.
-    Units: GB = 10^9 and GiB = 2^30 for sizes, B = 10^9 for parameters."""
+    precision, state, size, parameters, tensors, modified, dtype, tensor (a tensor's name), alias, tag.KEY and others; '*'
+    matches all. Units: GB = 10^9 and GiB = 2^30 for sizes, B = 10^9 for parameters."""
     if sum((as_json, as_csv, quiet)) > 1:
         raise click.UsageError("--json, --csv and -q exclude each other")
     if totals and quiet:

@@ -21,8 +21,8 @@ COLUMNS = (
 @json_option
 @quiet_option("names")
 def command(as_json: bool, quiet: bool) -> int:
-    """A plugin that fails is listed with the reason, and the others go on. Names in $MODELHUB_DISABLE (separated by commas) are not
-    even imported."""
+    """A plugin that fails is listed with the reason, and the others go on. Names in $MODELHUB_DISABLE (separated by commas) are
+    not even imported."""
     from modelhub import plugins
 
     reports = plugins.get().reports

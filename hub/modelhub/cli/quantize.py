@@ -50,7 +50,8 @@ def command(model: str, recipe: str, as_json: bool, dry_run: bool, output: str |
 
 
 def target_format(model: Model, recipe: str, output: str | None, plugins: Plugins) -> str:
-    """The format that ``recipe`` is for: the one that ``output`` is named for, the model's own or its container's, else the first that has it."""
+    """The format that ``recipe`` is for: the one that ``output`` is named for, the model's own or its container's, else the
+    first that has it."""
     found = [item for item in plugins.recipes if item.name == recipe]
     if not found:
         raise UsageError(

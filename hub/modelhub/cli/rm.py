@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Deletion:
-    """What deleting files would do. ``frees``: bytes that no other name of the same file keeps. ``kept``: files that other models use,
-    and the model that does."""
+    """What deleting files would do. ``frees``: bytes that no other name of the same file keeps. ``kept``: files that other
+    models use, and the model that does."""
 
     files: tuple[str, ...]
     frees: int
@@ -50,8 +50,8 @@ class Deletion:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 def command(models: tuple[str, ...], delete_files: bool, dry_run: bool, yes: bool, as_json: bool) -> int:
-    """Forgets the model with its aliases, tags and notes. Its files stay, and the next scan finds them anew, unless --delete-files is given:
-    then the files are shown, with the space that this frees, and deleted once you agree."""
+    """Forgets the model with its aliases, tags and notes. Its files stay, and the next scan finds them anew, unless
+    --delete-files is given: then the files are shown, with the space that this frees, and deleted once you agree."""
     with Session() as session:
         found = [session.model(reference) for reference in models]
         found = list({model.id or model.absolute_path: model for model in found}.values())

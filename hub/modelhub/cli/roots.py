@@ -26,8 +26,8 @@ COLUMNS = (
 @json_option
 @quiet_option("paths")
 def command(action: str, paths: tuple[str, ...], as_json: bool, quiet: bool) -> int:
-    """'add' makes a directory a root without scanning it yet ('scan' does both); 'rm' forgets a root and the models in it, with their aliases,
-    tags and notes. No file is touched."""
+    """'add' makes a directory a root without scanning it yet ('scan' does both); 'rm' forgets a root and the models in it, with
+    their aliases, tags and notes. No file is touched."""
     if (action == "ls") == bool(paths):
         raise UsageError(f"roots {action} takes {'no PATH' if action == 'ls' else 'a PATH'}", "see 'modelhub roots --help'")
     with Session() as session:

@@ -24,7 +24,8 @@ SHOWN = 5
 @click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(exists=True))
 @json_option
 def command(paths: tuple[str, ...], as_json: bool) -> int:
-    """PATH, a directory or a file, becomes a root; without any, all roots are scanned again. Files that have not changed are not opened."""
+    """PATH, a directory or a file, becomes a root; without any, all roots are scanned again. Files that have not changed are
+    not opened."""
     from modelhub.cli.progress import Progress
     from modelhub.scan import scan
 

@@ -128,7 +128,8 @@ def _brief(value: Any) -> str:
 
 
 def tensor_json(tensor: Tensor, model: Model) -> dict[str, Any]:
-    """A tensor as ``show --tensors --json`` prints it. One that is not a plain run of bytes has a ``value`` (its expression) instead of a place."""
+    """A tensor as ``show --tensors --json`` prints it. One that is not a plain run of bytes has a ``value`` (its expression)
+    instead of a place."""
     from modelhub import ops
     from modelhub.model import printable
     from modelhub.table import tensor_nbytes

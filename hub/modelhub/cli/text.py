@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Control characters, line separators, bidi marks and overrides, invisible characters, tags, lone surrogates. Zero-width joiners stay: emoji
-# and several scripts need them.
+# Control characters, line separators, bidi marks and overrides, invisible characters, tags, lone surrogates. Zero-width joiners
+# stay: emoji and several scripts need them.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
@@ -122,8 +122,9 @@ def number(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table. ``key``: of the rows; ``align``: < or >; ``shrink``: the least width it may be cut to (0: never cut);
-    ``middle``: cut in the middle, as for paths; ``drop``: leave it out, the highest first, where a narrow terminal needs the room."""
+    """One column of a table. ``key``: of the rows; ``align``: < or >; ``shrink``: the least width it may be cut to (0: never
+    cut); ``middle``: cut in the middle, as for paths; ``drop``: leave it out, the highest first, where a narrow terminal needs
+    the room."""
 
     key: str
     title: str

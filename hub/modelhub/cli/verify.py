@@ -38,8 +38,9 @@ LEAD = " " * 8
 @click.option("--against", metavar="SOURCE", help="A SHA256SUMS file, or another MODEL whose tensors must be equal.")
 @json_option
 def command(models: tuple[str, ...], level: str | None, against: str | None, as_json: bool) -> int:
-    """structure: extents, bounds, declared sizes. safety: what opening it elsewhere would execute. digest: SHA-256 against what was recorded.
-    values: NaN and infinity. runnable: the format's own runtime opens it. Ends with status 1 where something is wrong."""
+    """structure: extents, bounds, declared sizes. safety: what opening it elsewhere would execute. digest: SHA-256 against what
+    was recorded. values: NaN and infinity. runnable: the format's own runtime opens it. Ends with status 1 where something is
+    wrong."""
     from modelhub.cli.progress import Progress
     from modelhub.digest import Hashing
     from modelhub.verify import is_sums, levels_of, verify

@@ -1,7 +1,7 @@
 """Encoding a tensor to another dtype, chunk by chunk, and measuring the error as it goes.
 
-``ops.cast`` is the node that a recipe puts on top of a tensor's value. It is an op like any other (so that expressions show it and a
-cluster can run it), and the writer recognises it on top, to measure and to split it among threads.
+``ops.cast`` is the node that a recipe puts on top of a tensor's value. It is an op like any other (so that expressions show it
+and a cluster can run it), and the writer recognises it on top, to measure and to split it among threads.
 """
 
 from __future__ import annotations

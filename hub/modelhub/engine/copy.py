@@ -1,10 +1,11 @@
-"""Moving bytes between open files: ``copy_file_range`` where the file system can share blocks, else through a buffer that fits the cache.
+"""Moving bytes between open files: ``copy_file_range`` where the file system can share blocks, else through a buffer that fits
+the cache.
 
-Elsewhere (ext4, say) the kernel's own copy goes page by page through a pipe, and takes more time than a read and a write of 256 KiB
-(benchmarks/README.md).
+Elsewhere (ext4, say) the kernel's own copy goes page by page through a pipe, and takes more time than a read and a write of 256
+KiB (benchmarks/README.md).
 
-With ``check``, what was written is read back and compared with what was to be written, chunk by chunk, while both are still in the
-processor's cache: that costs a third of comparing the files afterwards.
+With ``check``, what was written is read back and compared with what was to be written, chunk by chunk, while both are still in
+the processor's cache: that costs a third of comparing the files afterwards.
 """
 
 from __future__ import annotations

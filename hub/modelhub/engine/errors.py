@@ -20,8 +20,8 @@ class ErrorSums:
     overflow: int = 0
 
     def take(self, values: Any, other: Any, limit: float | None = None) -> None:
-        """Add a chunk: ``values`` the source's elements, ``other`` what a reader of the output sees. Elements that are infinite or NaN on
-        either side do not count, except as overflow where the source's was finite."""
+        """Add a chunk: ``values`` the source's elements, ``other`` what a reader of the output sees. Elements that are infinite
+        or NaN on either side do not count, except as overflow where the source's was finite."""
         import numpy as np
 
         a, b = values.reshape(-1), other.reshape(-1)

@@ -1,7 +1,7 @@
 """Reading a tensor's value: extents by ``pread``, expressions by asking their ops for rows.
 
-A `Source` is one value opened for reading. It belongs to one thread at a time (ops keep a position in it); the file handles under it are
-shared. Nothing here knows a file format.
+A `Source` is one value opened for reading. It belongs to one thread at a time (ops keep a position in it); the file handles
+under it are shared. Nothing here knows a file format.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Carries out what a format's ``create`` lays out: copies extents kernel-side, streams expressions, encodes, checksums; in parallel.
+"""Carries out what a format's ``create`` lays out: copies extents kernel-side, streams expressions, encodes, checksums; in
+parallel.
 
-The generator runs in the calling thread and is answered at once: a tensor's size follows from its dtype and shape, so the next one's
-place is known before the bytes of this one have moved. Threads then fill the places in.
+The generator runs in the calling thread and is answered at once: a tensor's size follows from its dtype and shape, so the next
+one's place is known before the bytes of this one have moved. Threads then fill the places in.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ FLUSH_EVERY = 256 << 20
 @dataclass(slots=True)
 class Written:
     """What stands on the disk now: ``files`` in the order they were begun, relative to the output's directory; error sums by the
-    names of encoded tensors; with ``check``, the pieces (file, offset, nbytes) of each tensor that were read back and found as they should be. ``values``: what
-    the writer put under each name."""
+    names of encoded tensors; with ``check``, the pieces (file, offset, nbytes) of each tensor that were read back and found as
+    they should be. ``values``: what the writer put under each name."""
 
     files: list[str] = field(default_factory=list)
     errors: dict[str, ErrorSums] = field(default_factory=dict)
@@ -66,11 +67,12 @@ def write_checkpoint(
     sync: bool = True,
     check: bool = False,
 ) -> Written:
-    """Write ``table`` as ``format`` to ``output`` (a file, or a directory where the format is one), fsynced; with ``check``, every chunk of
-    a tensor is read back from it and compared.
+    """Write ``table`` as ``format`` to ``output`` (a file, or a directory where the format is one), fsynced; with ``check``,
+    every chunk of a tensor is read back from it and compared.
 
-    ``progress`` is called with numbers of bytes, from several threads. Nothing is renamed or verified here. Raises ConversionError where
-    the disk is full or a tensor cannot be had; what was written until then is left for the caller to throw away.
+    ``progress`` is called with numbers of bytes, from several threads. Nothing is renamed or verified here. Raises
+    ConversionError where the disk is full or a tensor cannot be had; what was written until then is left for the caller to
+    throw away.
     """
     if format.create is None:
         raise ConversionError(f"{format.title} can be read but not written", format.unavailable.get("create", ""))

@@ -1,4 +1,5 @@
-"""The conformance kit: one class that the tests of any format plugin subclass. It needs pytest and NumPy, and nothing of the core does.
+"""The conformance kit: one class that the tests of any format plugin subclass. It needs pytest and NumPy, and nothing of the
+core does.
 
     from modelhub.testing import FormatConformance
 
@@ -8,8 +9,8 @@
         def write(self, path, tensors):  # the outside truth: a real library, not your own code
             np.savez(path, **tensors)
 
-What is tested follows from what the `Format` declares, not from the author's choice: every dtype in ``dtypes``, writing where it has
-``create``, ties where ``sharing`` allows them.
+What is tested follows from what the `Format` declares, not from the author's choice: every dtype in ``dtypes``, writing where
+it has ``create``, ties where ``sharing`` allows them.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ __all__ = ["FormatConformance"]
 class FormatConformance(Reading, MalformedFiles, Writing):
     """Subclass it as ``class TestYours(FormatConformance)``.
 
-    Set ``format`` to your format's name and define ``write(self, path, tensors)``: make a real file (or directory, where your format is
-    one) at ``path`` from a dict of NumPy arrays, with a library that is not your plugin. Where that library cannot write a dtype
-    that you declare, name those it can in ``library_dtypes``. Define ``read(self, path)``, which returns such a dict, to have that
-    library open what your plugin wrote.
+    Set ``format`` to your format's name and define ``write(self, path, tensors)``: make a real file (or directory, where your
+    format is one) at ``path`` from a dict of NumPy arrays, with a library that is not your plugin. Where that library cannot
+    write a dtype that you declare, name those it can in ``library_dtypes``. Define ``read(self, path)``, which returns such a
+    dict, to have that library open what your plugin wrote.
     """

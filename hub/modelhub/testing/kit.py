@@ -134,7 +134,8 @@ class Kit:
             ) from error
         claims = ", ".join(f"{claim.format} {claim.confidence}" for claim in found.claims)
         assert found.format == self.format, (
-            f"{path.name} went to {found.format} (confidences: {claims}). A detect() that looked at the content may say 90 and more"
+            f"{path.name} went to {found.format} (confidences: {claims}). A detect() that looked at the content may say "
+            "90 and more"
         )
         return found
 
@@ -177,7 +178,8 @@ def no_plugin_failure(inspection: Inspection, what: str) -> None:
     findings = [item for found in inspection.found for item in found.findings] + inspection.problems
     for finding in findings:
         assert finding.check != "plugin", (
-            f"{what}: {finding.message}. On broken input raise modelhub.InvalidFile, IncompleteFile or UnsupportedFile, nothing else"
+            f"{what}: {finding.message}. On broken input raise modelhub.InvalidFile, IncompleteFile or UnsupportedFile, "
+            "nothing else"
         )
 
 

@@ -1,4 +1,5 @@
-"""The conformance kit, second part: whatever is done to a file, the plugin says what is wrong with it, soon, and nothing worse."""
+"""The conformance kit, second part: whatever is done to a file, the plugin says what is wrong with it, soon, and nothing
+worse."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class MalformedFiles(Kit):
                 mine = self._mine(inspection, path)
                 if mine is None:
                     assert cut < max(64, whole // 2), (
-                        f"{what} is taken for a file of no known format: detect() should answer Rejected, or claim it and let read() fail"
+                        f"{what} is taken for a file of no known format: detect() should answer Rejected, or claim it and "
+                        "let read() fail"
                     )
                     continue
                 sound = mine.state != "ready" or all(self._same(mine, data, path, file))

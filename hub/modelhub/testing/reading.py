@@ -43,7 +43,8 @@ class Reading(Kit):
         if subject.create and subject.detect:
             assert subject.extension, "a format with create needs an extension: what the name of its output ends in"
             assert not subject.suffixes or subject.extension.endswith(subject.suffixes), (
-                f"outputs end in {subject.extension!r}, which is none of the suffixes {subject.suffixes!r}: they would not be recognised"
+                f"outputs end in {subject.extension!r}, which is none of the suffixes {subject.suffixes!r}: they would "
+                "not be recognised"
             )
         for name in self.library_dtypes or ():
             assert name in subject.dtypes, f"library_dtypes names {name!r}, which Format.dtypes does not"

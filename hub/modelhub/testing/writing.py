@@ -1,4 +1,5 @@
-"""The conformance kit, third part, for formats with ``create``: what is written is read back, by the plugin and by the library."""
+"""The conformance kit, third part, for formats with ``create``: what is written is read back, by the plugin and by the
+library."""
 
 from __future__ import annotations
 
