@@ -1,0 +1,126 @@
+"""The catalog on a real PostgreSQL server, through the installed command: what a team shares instead of a file."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import Modelhub
+
+
+def programs() -> Path | None:
+    """Where ``initdb`` and ``postgres`` are, or None."""
+    found = shutil.which("initdb")
+    places = [Path(found).resolve().parent] if found else []
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next(
+        (place for place in places if all((place / name).exists() for name in ("initdb", "postgres", "pg_isready"))), None
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of our own, on a free port of the loopback interface."""
+    place = programs()
+    if place is None:
+        pytest.skip("no PostgreSQL server is installed here (Debian: postgresql)")
+    data = tmp_path_factory.mktemp("postgresql")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    as_user: dict[str, object] = {}
+    if os.getuid() == 0:  # the server refuses to run as root
+        nobody = pwd.getpwnam("nobody")
+        for folder in (data, *data.parents[:2]):
+            folder.chmod(0o755)
+        os.chown(data, nobody.pw_uid, nobody.pw_gid)
+        as_user, user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}, "nobody"
+    environ = {**os.environ, "HOME": str(data), "LC_ALL": "C.UTF-8"}
+    subprocess.run(
+        [place / "initdb", "-D", data / "db", "-A", "trust", "-U", user, "-E", "UTF8"],
+        check=True, capture_output=True, env=environ, cwd=data, **as_user,  # type: ignore[call-overload]
+    )  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [place / "postgres", "-D", data / "db", "-h", "127.0.0.1", "-p", str(port), "-k", data, "-F"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ, cwd=data, **as_user,  # type: ignore[call-overload]
+    )  # fmt: skip
+    try:
+        ready = [str(place / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
+        deadline = time.monotonic() + 30
+        while subprocess.run(ready, capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, "the server did not start"
+            time.sleep(0.1)
+        yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def test_the_whole_round_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELHUB_CATALOG", server)
+    torch.manual_seed(3)
+    weights = {"a.weight": torch.randn(40, 40), "b.weight": torch.randn(40, 4)}
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    save_file(weights, drive / "one.safetensors")
+    torch.save(weights, drive / "two.bin")
+    (drive / "bad.safetensors").write_bytes(b"\xff" * 64)
+    (drive / os.fsdecode(b"odd-\xff.safetensors")).write_bytes((drive / "one.safetensors").read_bytes())
+
+    summary = modelhub("scan", drive, "--json").json
+    assert (summary["found"], summary["invalid"]) == (4, 1)
+    assert modelhub("scan", drive, "--json").json["unchanged"] == 4
+    listed = {model["name"]: model for model in modelhub("ls", "--json").json}
+    assert listed["one"]["parameters"] == 40 * 44
+    assert [m["name"] for m in modelhub("ls", "--where", "format=pytorch", "--where", "size>1kB", "--json").json] == ["two"]
+    assert {m["name"] for m in modelhub("ls", "--where", "tensor~a.wei", "--json").json} >= {"one", "two"}
+
+    modelhub("alias", "net@prod", drive / "one.safetensors")
+    modelhub("tag", "net@prod", "team=vision")
+    assert modelhub("show", "net@prod", "--json").json["tags"] == {"team": "vision"}
+    assert modelhub("verify", "net@prod", "--level", "digest", "--json").json[0]["ok"]
+    assert modelhub("show", "net@prod", "--json").json["digest"].startswith("sha256:")
+
+    modelhub("convert", "two", "--to", "safetensors:bf16", "-o", drive / "three.safetensors")
+    assert modelhub("show", "three", "--json").json["derived_from"] == listed["two"]["id"]
+    groups = modelhub("dupes", "--json").json
+    assert {copy["name"] for copy in groups[0]["copies"]} >= {"one", "two"}
+
+    os.rename(drive / "one.safetensors", drive / "moved.safetensors")
+    save_file({"a.weight": torch.zeros(3) + 7}, drive / "two.bin.safetensors")
+    modelhub("scan", drive)
+    moved = modelhub("show", "net@prod", "--json").json
+    assert (moved["id"], moved["path"]) == (listed["one"]["id"], "moved.safetensors")
+    (drive / "two.bin").unlink()
+    modelhub("scan", drive)
+    assert modelhub("show", listed["two"]["id"], "--json").json["state"] == "missing"
+    assert "postgresql" in modelhub("doctor", status=None).stdout
+
+
+def test_two_scans_at_once_agree(server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.conftest import command_path
+
+    monkeypatch.setenv("MODELHUB_CATALOG", server)
+    for number in range(60):
+        save_file({"w": torch.full((4, number + 1), float(number))}, tmp_path / f"m{number:02}.safetensors")
+    both = [
+        subprocess.Popen([command_path(), "scan", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for process in both:
+        _, complaint = process.communicate(timeout=60)
+        assert process.returncode == 0, complaint.decode()
+    names = [model["name"] for model in modelhub("ls", "--where", f"root={tmp_path}", "--json").json]
+    assert sorted(names) == [f"m{number:02}" for number in range(60)]
