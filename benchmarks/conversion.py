@@ -62,7 +62,11 @@ def main() -> None:
             print(f"  torch takes {torch / median(results[side.name]):.2f} times as long as {side.name}")
         clean()
         subprocess.run(ours, env=environment(place / "home"), check=True, stdout=subprocess.DEVNULL)
-        same = "import sys, torch; from safetensors.torch import load_file; a = torch.load(sys.argv[1], weights_only=True, mmap=True); b = load_file(sys.argv[2]); print('equal:', a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a))"
+        same = (
+            "import sys, torch; from safetensors.torch import load_file; "
+            "a = torch.load(sys.argv[1], weights_only=True, mmap=True); b = load_file(sys.argv[2]); "
+            "print('equal:', a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a))"
+        )
         subprocess.run([sys.executable, "-c", same, str(source), str(target)], check=True)
 
 

@@ -4,9 +4,10 @@ An op is registered by name, with plain serialisable arguments, so that an expre
 sent to another process. Its contract (`modelhub.types.Op`):
 
 - ``infer(inputs, args)``: the output's (dtype, shape), given those of its inputs. Raises ValueError where they do not fit.
-- ``rows(sources, args, start, stop)``: rows ``start``..``stop`` of the output as a NumPy array of *stored units* (``DType.numpy``;
-  ``uint8`` where one unit is not one element). A row is an index of the first dimension; a scalar is one row. Each source has
-  ``dtype``, ``shape``, ``seekable``, ``read(start, stop)`` (rows, as an array) and ``spooled()`` (the same, seekable).
+- ``rows(sources, args, start, stop)``: rows ``start``..``stop`` of the output as a NumPy array of *stored units*
+  (``DType.numpy``; ``uint8`` where one unit is not one element). A row is an index of the first dimension; a scalar is one row.
+  Each source has ``dtype``, ``shape``, ``seekable``, ``read(start, stop)`` (rows, as an array) and ``spooled()`` (the same,
+  seekable).
 - ``needs(inputs, args, start, stop)``: which rows of each input those rows take (default: all).
 - ``memory(inputs, args, rows)``: peak bytes beyond the output for so many rows (default: the size of what it needs).
 - ``seekable``: False where rows come cheap only in order (a compressed stream); the engine then spools if it must jump.

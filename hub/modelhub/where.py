@@ -14,7 +14,10 @@ from typing import NamedTuple
 from modelhub.errors import UsageError
 from modelhub.model import clean
 
-STATE = "CASE WHEN r.offline<>0 THEN 'offline' WHEN c.missing<>0 THEN 'missing' WHEN c.quarantined<>0 THEN 'quarantined' ELSE c.state END"
+STATE = (
+    "CASE WHEN r.offline<>0 THEN 'offline' WHEN c.missing<>0 THEN 'missing' WHEN c.quarantined<>0 THEN 'quarantined' "
+    "ELSE c.state END"
+)
 """What people are told: the place comes before what is stored."""
 
 _TEXT = {

@@ -18,9 +18,13 @@ _NUMBERS: dict[str, tuple[str, ...]] = {
         "max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length", "max_seq_length",
         "model_max_length", "max_target_positions", "max_context_length", "text_max_length",
     ),
-    "embedding_length": ("hidden_size", "n_embd", "n_embed", "d_model", "dim", "model_dim", "embed_dim", "hidden_dim", "word_embed_proj_dim"),
+    "embedding_length": (
+        "hidden_size", "n_embd", "n_embed", "d_model", "dim", "model_dim", "embed_dim", "hidden_dim", "word_embed_proj_dim",
+    ),
     "block_count": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"),
-    "feed_forward_length": ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size", "encoder_ffn_dim", "ffn_hidden_dim"),
+    "feed_forward_length": (
+        "intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size", "encoder_ffn_dim", "ffn_hidden_dim",
+    ),
     "head_count": ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"),
     "head_count_kv": ("num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num"),
     "head_dim": ("head_dim", "d_kv"),

@@ -178,8 +178,9 @@ def test_text_of_files_cannot_reach_the_terminal(modelhub: Modelhub, tmp_path: P
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header + bytes(4))
     modelhub("scan", tmp_path / "drive")
-    for words in (["ls"], ["ls", "--csv"], ["ls", "--json"], ["show", os.fsdecode(path), "--tensors"], ["verify", os.fsdecode(path)],
-                  ["show", os.fsdecode(path), "--tensors", "--json"]):  # fmt: skip
+    named = os.fsdecode(path)
+    shown = (["show", named, "--tensors"], ["show", named, "--tensors", "--json"], ["verify", named])
+    for words in (["ls"], ["ls", "--csv"], ["ls", "--json"], *shown):
         done = modelhub(*words)
         for character in ("\x1b", "\x07", "\u202e", "\x9b", "\udcff"):
             assert character not in done.stdout, (words, character)

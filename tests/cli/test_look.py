@@ -14,7 +14,10 @@ import pytest
 from tests.cli.conftest import Drive
 from tests.conftest import Modelhub
 
-LS_FIELDS = "id name root path format container architecture precision dtypes parameters size files state reason digest modified derived_from"
+LS_FIELDS = (
+    "id name root path format container architecture precision dtypes parameters size files state reason digest modified "
+    "derived_from"
+)
 
 
 def test_scan_says_what_is_there(modelhub: Modelhub, sample_drive: Path, tmp_path: Path) -> None:

@@ -653,7 +653,10 @@ def test_new_plugins_look_again_at_what_was_unknown(catalog: Catalog, drive: Pat
 def test_two_scans_at_once(catalog: Catalog, drive: Path) -> None:
     for number in range(60):
         safetensors(drive / str(number % 7) / f"{number}.safetensors", fill=number)
-    code = f"from modelhub.catalog import Catalog; from modelhub.scan import scan; print(scan(Catalog.open(), [{str(drive)!r}]).found)"
+    code = (
+        "from modelhub.catalog import Catalog; from modelhub.scan import scan; "
+        f"print(scan(Catalog.open(), [{str(drive)!r}]).found)"
+    )
     running = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(3)

@@ -93,20 +93,30 @@ FAULTS = {
     "asked-about-the-wrong-suffix": (
         "test_a_real_file_is_detected_and_described", 'suffixes=(".npz",)', 'suffixes=(".npy",)', "sample.npz is not recognised",
     ),
-    "output-not-recognised": ("test_the_declaration_is_complete", 'extension=".npz"', 'extension=".zip"', "would not be recognised"),
+    "output-not-recognised": (
+        "test_the_declaration_is_complete", 'extension=".npz"', 'extension=".zip"', "would not be recognised",
+    ),
     "no-title": ("test_the_declaration_is_complete", 'title="NumPy archive"', 'title=""', "Format.title"),
     "no-dtypes": ("test_the_declaration_is_complete", "dtypes=tuple(DESCRS)", "dtypes=()", "name what the format can store"),
-    "an-unknown-dtype": ("test_the_declaration_is_complete", "dtypes=tuple(DESCRS)", 'dtypes=("FLOAT32",)', "which is no registered dtype"),
+    "an-unknown-dtype": (
+        "test_the_declaration_is_complete", "dtypes=tuple(DESCRS)", 'dtypes=("FLOAT32",)', "which is no registered dtype",
+    ),
     "wrong-offset": (
         "test_a_real_file_is_detected_and_described",
         "Extent(member.file, member.offset + start, nbytes)",
         "Extent(member.file, member.offset + start - 4, nbytes)",
         "differs from what was written, from byte 0 on",
     ),
-    "wrong-name": ("test_odd_names", '.removesuffix(".npy")', '.removesuffix(".npy").split("/")[-1]', "were written and are not in the table"),
-    "fortran-forgotten": ("test_shapes_of_every_kind", 'header[2] == b"True"', "False", "'fortran' differs from what was written"),
+    "wrong-name": (
+        "test_odd_names", '.removesuffix(".npy")', '.removesuffix(".npy").split("/")[-1]',
+        "were written and are not in the table",
+    ),
+    "fortran-forgotten": (
+        "test_shapes_of_every_kind", 'header[2] == b"True"', "False", "'fortran' differs from what was written",
+    ),
     "unsigned-taken-for-signed": (
-        "test_every_declared_dtype", "DTYPES[descr], header", 'DTYPES[descr.replace("u2", "i2")], header', "'values' is I16, U16 was written"
+        "test_every_declared_dtype", "DTYPES[descr], header", 'DTYPES[descr.replace("u2", "i2")], header',
+        "'values' is I16, U16 was written",
     ),
     "reads-weights": (
         "test_weights_are_not_read",
@@ -127,8 +137,15 @@ FAULTS = {
         "zip_members(checkpoint.primary, fold_case=False):",
         "bound every loop by the size of the file",
     ),
-    "broken-is-unknown": ("test_truncated_anywhere", 'file.head.startswith(b"PK") else', 'file.tail[-22:-20] == b"PK" else None and', "Rejected"),
-    "clock-in-the-output": ("test_writing_twice_gives_the_same_bytes", "    yield zip_.directory()", "    import os\n    yield zip_.add('id', os.urandom(8))\n    yield zip_.directory()", "differs from run to run"),
+    "broken-is-unknown": (
+        "test_truncated_anywhere", 'file.head.startswith(b"PK") else', 'file.tail[-22:-20] == b"PK" else None and', "Rejected",
+    ),
+    "clock-in-the-output": (
+        "test_writing_twice_gives_the_same_bytes",
+        "    yield zip_.directory()",
+        "    import os\n    yield zip_.add('id', os.urandom(8))\n    yield zip_.directory()",
+        "differs from run to run",
+    ),
     "cannot-write-what-it-declares": ("test_every_declared_dtype_can_be_written", '"<c8": "C64", ', "", "BF16"),
     "refuses-scalars": (
         "test_odd_tensors_are_written_or_refused",
@@ -136,7 +153,10 @@ FAULTS = {
         "    for tensor in table.logical:\n        if not tensor.shape: raise InvalidFile('no scalars')\n",
         "create() refuses 'scalar'",
     ),
-    "drops-a-tensor": ("test_what_is_written_is_read_back", "in table.logical:\n", "in table.logical[1:]:\n", "were written and are not in the table"),
+    "drops-a-tensor": (
+        "test_what_is_written_is_read_back", "in table.logical:\n", "in table.logical[1:]:\n",
+        "were written and are not in the table",
+    ),
 }  # fmt: skip
 
 

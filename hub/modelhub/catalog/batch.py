@@ -281,7 +281,8 @@ _SET = ",".join(f"{column}=?" for column in _CHECKPOINT.split(","))
 
 # In the order in which they run. "(table: columns)" inserts.
 _STATEMENTS: Mapping[str, str] = {
-    "version": "INSERT INTO version (checkpoint,number,format,precision,parameters,size,header,sha256,tensor_table,modified_at,indexed_at,replaced_at) "
+    "version": "INSERT INTO version (checkpoint,number,format,precision,parameters,size,header,sha256,tensor_table,"
+    "modified_at,indexed_at,replaced_at) "
     "SELECT key,version,format,precision,parameters,size,header,sha256,tensor_table,modified_at,indexed_at,? "
     "FROM checkpoint WHERE key=?",
     "content": "(content: key,size,header)",

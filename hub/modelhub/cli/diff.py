@@ -55,11 +55,8 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> int:
         f"{count['only_a']:,} only in A",
         f"{count['only_b']:,} only in B",
     ]
-    text.line(
-        f"{'equal' if difference.equal else 'different'}: {', '.join(part for part in parts if not part.startswith('0 '))}".rstrip(
-            ": "
-        )
-    )
+    said = ", ".join(part for part in parts if not part.startswith("0 "))
+    text.line(f"{'equal' if difference.equal else 'different'}: {said}".rstrip(": "))
     return answer.status
 
 

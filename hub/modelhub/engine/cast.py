@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LOSSLESS = {
-    ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64"), ("F32", "F64"), ("C64", "C128"), ("C32", "C64"), ("C32", "C128"),
+    ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64"), ("F32", "F64"),
+    ("C64", "C128"), ("C32", "C64"), ("C32", "C128"),
     *((f"F8_{kind}", wide) for kind in ("E4M3", "E5M2", "E4M3FNUZ", "E5M2FNUZ") for wide in ("BF16", "F32", "F64")),
     *((f"F8_{kind}", "F16") for kind in ("E4M3", "E5M2", "E4M3FNUZ")),
     *((kind, wide) for kind in ("F4", "F6_E2M3", "F6_E3M2") for wide in ("F16", "BF16", "F32", "F64")),
