@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from modelhub.files import Checkpoint, File, Listing
     from modelhub.hookspecs import hookimpl
     from modelhub.nested import read_as, write_as
-    from modelhub.shards import ShardGroup, group_of, indexed_group, read_index, shard_group
+    from modelhub.shards import ShardGroup, check_index, group_of, indexed_group, read_index, shard_group
     from modelhub.table import Table
     from modelhub.types import (
         Check,
@@ -56,7 +56,7 @@ _PUBLIC = {
     **dict.fromkeys(("Checkpoint", "File", "Listing"), "files"),
     "hookimpl": "hookspecs",
     **dict.fromkeys(("read_as", "write_as"), "nested"),
-    **dict.fromkeys(("ShardGroup", "group_of", "indexed_group", "read_index", "shard_group"), "shards"),
+    **dict.fromkeys(("ShardGroup", "check_index", "group_of", "indexed_group", "read_index", "shard_group"), "shards"),
     "Table": "table",
     **dict.fromkeys(
         (
@@ -109,6 +109,7 @@ __all__ = [
     "WriteOptions",
     "Writer",
     "ZipMember",
+    "check_index",
     "dtypes",
     "group_of",
     "hookimpl",

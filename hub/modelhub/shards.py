@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from modelhub.documents import read_json
 from modelhub.errors import FileProblem, InvalidFile
 from modelhub.files import File
+from modelhub.types import Finding
 
 MAX_SHARDS = 5_000
 """A name that promises more files than this is a name, not a promise."""
@@ -100,6 +101,25 @@ def read_index(file: File) -> dict[str, str]:
     if len(names) > MAX_SHARDS:
         raise InvalidFile(f"{file.name} names {len(names)} files; at most {MAX_SHARDS} are read")
     return weight_map
+
+
+def check_index(index: File, owners: Mapping[str, str], present: Collection[str], check: str) -> Iterator[Finding]:
+    """What the index promises and the shards do not hold, and the other way round: at most one finding of each kind.
+
+    ``owners``: each tensor's name -> the name of the shard it stands in; ``present``: the shards that were read; ``check``: the
+    findings' name. `InvalidFile` as from `read_index`.
+    """
+    weight_map = read_index(index)
+    lost = [name for name, shard in weight_map.items() if shard in present and owners.get(name) != shard]
+    if lost:
+        first, more = lost[0], f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        found = f"it is in {owners[first]}" if first in owners else "it is in none"
+        message = f"the index places {first[:200]!r} in {weight_map[first]}, {found}{more}"
+        yield Finding(check, "error", message, tensor=first, file=index.name)
+    unnamed = [name for name in owners if name not in weight_map]
+    if unnamed:
+        message = f"{len(unnamed)} tensors are in the shards and not in the index, the first is {unnamed[0][:200]!r}"
+        yield Finding(check, "warning", message, tensor=unnamed[0], file=index.name)
 
 
 def indexed_group(index: File) -> ShardGroup:

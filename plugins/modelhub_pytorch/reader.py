@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from modelhub import Checkpoint, File, FileProblem, Finding, InvalidFile, Metadata, Tensor, UnsupportedFile, read_index
+from modelhub import Checkpoint, File, FileProblem, Finding, InvalidFile, Metadata, Tensor, UnsupportedFile, check_index
 
 from modelhub_pytorch.allow import Report
 from modelhub_pytorch.archive import Archive, Pickled
@@ -23,7 +23,6 @@ from modelhub_pytorch.values import Place, Values
 Records = Iterator[Tensor | Metadata | Finding]
 STORED = "__metadata__"
 """Under this key of a state dict's ``_metadata`` our writer keeps the free text of the source; torch ignores it."""
-_INDEX_CHECK = "pytorch-index"
 _MAX_PLAIN = 64 << 20
 
 
@@ -57,7 +56,8 @@ def read_files(checkpoint: Checkpoint, files: Iterable[str]) -> Records:
     if len(paths) > 1:
         for index in checkpoint.files:
             if index.endswith(".bin.index.json"):
-                yield from _hold_against_index(checkpoint.open(index), owners, {os.path.basename(path) for path in paths})
+                present = {os.path.basename(path) for path in paths}
+                yield from check_index(checkpoint.open(index), owners, present, "pytorch-index")
 
 
 def read_file(file: File) -> Records:
@@ -138,18 +138,3 @@ def _stored(pickled: Pickled) -> dict[str, str]:
             if type(texts) is dict:
                 return {key: text for key, text in texts.items() if type(key) is str and type(text) is str}
     return {}
-
-
-def _hold_against_index(index: File, owners: Mapping[str, str], present: set[str]) -> Iterator[Finding]:
-    """What the index promises and the shards do not hold, and the other way round: at most one finding of each kind."""
-    weight_map = read_index(index)
-    lost = [name for name, shard in weight_map.items() if shard in present and owners.get(name) != shard]
-    if lost:
-        first, more = lost[0], f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        found = f"it is in {owners[first]}" if first in owners else "it is in none"
-        message = f"the index places {first[:200]!r} in {weight_map[first]}, {found}{more}"
-        yield Finding(_INDEX_CHECK, "error", message, tensor=first, file=index.name)
-    unnamed = [name for name in owners if name not in weight_map]
-    if unnamed:
-        message = f"{len(unnamed)} tensors are in the shards and not in the index, the first is {unnamed[0][:200]!r}"
-        yield Finding(_INDEX_CHECK, "warning", message, tensor=unnamed[0], file=index.name)

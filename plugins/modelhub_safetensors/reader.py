@@ -17,8 +17,8 @@ from modelhub import (
     Metadata,
     Rejected,
     Tensor,
+    check_index,
     group_of,
-    read_index,
 )
 
 from modelhub_safetensors.header import Header, header_length, parse
@@ -26,7 +26,6 @@ from modelhub_safetensors.notes import describe, split_ties
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
-_CHECK = "safetensors-index"
 
 
 def detect(file: File) -> Detection | Rejected | None:
@@ -67,9 +66,11 @@ def _read_shards(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata
         stored.update(header.stored)
         _collect(by_name, header)
         yield header.columns
+    owners = {name: _file_of(tensor) for name, tensor in by_name.items()}
+    present = {os.path.basename(path) for path in shards}
     for path in checkpoint.files:
         if path.endswith(".json"):
-            yield from _hold_against_index(checkpoint.open(path), by_name, {os.path.basename(path) for path in shards})
+            yield from check_index(checkpoint.open(path), owners, present, "safetensors-index")
     yield from _noted(stored, by_name)
 
 
@@ -90,23 +91,3 @@ def _collect(by_name: dict[str, Tensor], header: Header) -> None:
 
 def _file_of(tensor: Tensor) -> str:
     return os.path.basename(tensor.value.file) if isinstance(tensor.value, Extent) else ""
-
-
-def _hold_against_index(index: File, by_name: Mapping[str, Tensor], present: set[str]) -> Iterator[Finding]:
-    """What the index promises and the shards do not hold, and the other way round: at most one finding of each kind."""
-    weight_map = read_index(index)
-    lost = [
-        name
-        for name, shard in weight_map.items()
-        if shard in present and (name not in by_name or _file_of(by_name[name]) != shard)
-    ]
-    if lost:
-        first = lost[0]
-        found = f"it is in {_file_of(by_name[first])}" if first in by_name else "it is in none"
-        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        message = f"the index places {first[:200]!r} in {weight_map[first]}, {found}{more}"
-        yield Finding(_CHECK, "error", message, tensor=first, file=index.name)
-    unnamed = [name for name in by_name if name not in weight_map]
-    if unnamed:
-        message = f"{len(unnamed)} tensors are in the shards and not in the index, the first is {unnamed[0][:200]!r}"
-        yield Finding(_CHECK, "warning", message, tensor=unnamed[0], file=index.name)
