@@ -49,11 +49,6 @@ def codec_of(dtype: str, what: str) -> Codec:
     return codec
 
 
-def all_codecs() -> Iterator[Codec]:
-    find("F32")
-    yield from _REGISTRY.values()
-
-
 # --- floats that NumPy has ----------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,6 @@ class Model(NamedTuple):
     modified_ns: int
     derived_from: str | None
     version: int = 1
-    indexed_ns: int = 0
     key: int = 0
     catalog: Catalog | None = None
     found: Found | None = None

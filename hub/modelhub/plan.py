@@ -6,9 +6,8 @@ A plan's table is the whole conversion: each tensor of the output with the expre
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 from modelhub import ops
@@ -30,7 +29,6 @@ class ConvertOptions:
     threads: int | None = None
     max_shard_size: int = 0
     verify: bool = True
-    strict: bool = False
     skip_unsupported: bool = False
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -127,7 +125,7 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     if program is None:
         derived = _encode(derived, target, recipe, options, losses)
         derived = _tie(derived, target, losses)
-    _note_losses(source, derived, losses)
+    _note_losses(source, losses)
     path = _place(model, target, recipe, output)
     size = (
         program.memory_estimate(source)
@@ -209,18 +207,16 @@ def _tie(table: Table, target: Format, losses: list[str]) -> Table:
     return Table(tensors, replace(table.metadata, stored=stored), table.files)
 
 
-def _note_losses(source: Table, derived: Table, losses: list[str]) -> None:
+def _note_losses(source: Table, losses: list[str]) -> None:
     aside = [tensor for tensor in source.stored if tensor.view == "stored"]
     packed = [tensor for tensor in aside if tensor.name in source.by_name]
     if packed:
         first, more = packed[0], f" and {len(packed) - 1} more" if len(packed) > 1 else ""
         losses.append(f"dequantized: {first.name} ({first.dtype} to {source.by_name[first.name].dtype}){more}")
-    parts = {id(tensor): tensor.name for tensor in aside if tensor.name not in source.by_name}
-    if parts:
-        names = list(parts.values())
-        losses.append(
-            f"not part of the model, left behind: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        )
+    names = [tensor.name for tensor in aside if tensor.name not in source.by_name]
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        losses.append(f"not part of the model, left behind: {', '.join(names[:3])}{more}")
 
 
 def _unique(table: Table, target: Format) -> list[Tensor]:
@@ -281,11 +277,3 @@ def free_space(directory: str) -> int:
         directory = os.path.dirname(directory)
     info = os.statvfs(directory)
     return info.f_bavail * info.f_frsize
-
-
-Progress = Callable[[int], None]
-
-
-def elements(table: Table) -> int:
-    """Elements over the tensors of a plan's table."""
-    return sum(prod(tensor.shape) for tensor in table.tensors)

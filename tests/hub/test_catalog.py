@@ -229,7 +229,7 @@ def test_tensor_digests_follow_the_content(catalog: Catalog, drive: Path, pool: 
     a, same, b = (only(catalog, name) for name in ("a", "same", "b"))
     assert catalog.set_tensor_digests(a, b"x" * 32)
     assert catalog.tensor_digests(a) == catalog.tensor_digests(same) == b"x" * 32
-    assert catalog.all_tensor_digests([a, b, same]) == {a.id: b"x" * 32, same.id: b"x" * 32}
+    assert catalog.tensor_digests(b) is None
     assert not catalog.set_tensor_digests(a._replace(version=7), b"")
 
 

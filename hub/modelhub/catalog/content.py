@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256 as hash_sha256
@@ -119,44 +118,31 @@ def _set_checkpoint_digest(writer: Writer, checkpoint: int) -> None:
 # --- tensors ------------------------------------------------------------------------------------------------------
 
 
-def _contents_keys(reader: Reader, keys: Sequence[int]) -> dict[int, tuple[bytes, int]]:
-    """For each checkpoint whose files all have a content: what its tensor digests are kept under, and its version."""
-    contents: dict[int, list[Any]] = defaultdict(list)
-    versions = {}
-    for key, content, version in reader.rows_in(
-        "SELECT x.checkpoint,f.content,c.version FROM checkpoint_file x JOIN file f ON f.key=x.file "
-        "JOIN checkpoint c ON c.key=x.checkpoint "
-        "WHERE x.checkpoint IN (??) ORDER BY x.checkpoint,x.position",
-        keys,
-    ):
-        contents[key].append(content)
-        versions[key] = version
-    return {
-        key: (hash_sha256(b"".join(content.to_bytes(8) for content in found)).digest(), versions[key])
-        for key, found in contents.items()
-        if None not in found
-    }
+def _kept_under(reader: Reader, checkpoint: int) -> tuple[bytes, int]:
+    """What a checkpoint's tensor digests are kept under, and its version; (b"", 0) where not all of its files have a content."""
+    rows = reader.rows(
+        "SELECT f.content,c.version FROM checkpoint_file x JOIN file f ON f.key=x.file JOIN checkpoint c ON c.key=x.checkpoint "
+        "WHERE x.checkpoint=? ORDER BY x.position",
+        (checkpoint,),
+    )
+    contents = [content for content, _ in rows]
+    if not contents or None in contents:
+        return b"", 0
+    return hash_sha256(b"".join(content.to_bytes(8) for content in contents)).digest(), rows[0][1]
 
 
-def tensor_digests(database: Database, models: Sequence[Model]) -> dict[int, bytes]:
-    """By the models' keys."""
+def tensor_digests(database: Database, model: Model) -> bytes | None:
     with database.read() as reader:
-        kept = _contents_keys(reader, [model.key for model in models])
-        rows = reader.rows_in(
-            "SELECT contents,digests FROM tensor_digests WHERE contents IN (??)", [under for under, _ in kept.values()]
-        )
-    digests = {bytes(under): bytes(blob) for under, blob in rows}
-    found = {}
-    for model in models:
-        under, version = kept.get(model.key, (b"", 0))
-        if version == model.version and under in digests:
-            found[model.key] = digests[under]
-    return found
+        under, version = _kept_under(reader, model.key)
+        if version != model.version:
+            return None
+        digests = reader.value("SELECT digests FROM tensor_digests WHERE contents=?", (under,))
+    return None if digests is None else bytes(digests)
 
 
 def set_tensor_digests(database: Database, model: Model, digests: bytes) -> bool:
     with database.write() as writer:
-        under, version = _contents_keys(writer, [model.key]).get(model.key, (b"", 0))
+        under, version = _kept_under(writer, model.key)
         if version != model.version:
             return False
         writer.run("DELETE FROM tensor_digests WHERE contents=?", (under,))

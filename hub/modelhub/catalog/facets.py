@@ -122,14 +122,7 @@ class Digested:
         """16 bytes for each stored tensor of ``model.table()``, in its order; None where its content was never digested."""
         from modelhub.catalog import content
 
-        return content.tensor_digests(self.database, [model]).get(model.key)
-
-    def all_tensor_digests(self, models: Sequence[Model]) -> dict[str, bytes]:
-        """The same for many models at once, by id."""
-        from modelhub.catalog import content
-
-        found = content.tensor_digests(self.database, models)
-        return {model.id: found[model.key] for model in models if model.id and model.key in found}
+        return content.tensor_digests(self.database, model)
 
     def set_tensor_digests(self, model: Model, digests: bytes) -> bool:
         """Record them. Bound to the content of the files: other places of the same content have them too, and replaced content

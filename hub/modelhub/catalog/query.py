@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "c.id,c.name,r.path,c.path,c.format,c.container,c.architecture,c.precision,c.dtypes,c.parameters,c.size,c.tensors,c.alone,"
-    f"{where.STATE},c.reason,c.sha256,c.modified_at,c.derived_from,c.version,c.indexed_at,c.key"
+    f"{where.STATE},c.reason,c.sha256,c.modified_at,c.derived_from,c.version,c.key"
 )
 _FROM = " FROM checkpoint c LEFT JOIN root r ON r.key=c.root"
 _CELLS = {
@@ -106,21 +106,15 @@ def by_condition(catalog: Catalog, reader: Reader, sql: str, values: Sequence[An
     return build(catalog, reader, reader.rows(f"SELECT {_COLUMNS}{_FROM} WHERE {sql} ORDER BY c.name,r.path,c.path", values))
 
 
-def by_keys(catalog: Catalog, reader: Reader, keys: Iterable[int]) -> list[Model]:
-    """The models with these keys."""
-    rows = reader.rows_in(f"SELECT {_COLUMNS}{_FROM} WHERE c.key IN (??)", list(keys))
-    return build(catalog, reader, rows)
-
-
 def build(catalog: Catalog, reader: Reader, rows: list[Row], everything: bool = False) -> list[Model]:
     """Rows of `_COLUMNS` as models, with their files."""
-    several = [row[20] for row in rows if not row[12]]
+    several = [row[19] for row in rows if not row[12]]
     files = _files(reader, several, everything and len(several) > 1000)
     decode, loads = os.fsdecode, orjson.loads
     found = []
     for row in rows:
         path = decode(row[3])
-        key = row[20]
+        key = row[19]
         names = (path,) if row[12] else files.get(key, ())
         root, sha256 = row[2], row[15]
         found.append(
@@ -144,7 +138,6 @@ def build(catalog: Catalog, reader: Reader, rows: list[Row], everything: bool = 
                 row[16],
                 row[17],
                 row[18],
-                row[19],
                 key,
                 catalog,
             )

@@ -40,7 +40,7 @@ def command(model: str, tensors: bool, as_json: bool) -> int:
         if as_json:
             document = found.to_json(details=True)
             if tensors:
-                document["tensors"] = [tensor_json(tensor, found) for tensor in found.table().tensors]
+                document["tensors"] = [tensor_json(tensor) for tensor in found.table().tensors]
             text.print_json(document)
         else:
             _print(found)
@@ -127,7 +127,7 @@ def _brief(value: Any) -> str:
     return text.shorten(shown, LONG)
 
 
-def tensor_json(tensor: Tensor, model: Model) -> dict[str, Any]:
+def tensor_json(tensor: Tensor) -> dict[str, Any]:
     """A tensor as ``show --tensors --json`` prints it. One that is not a plain run of bytes has a ``value`` (its expression)
     instead of a place."""
     from modelhub import ops
