@@ -15,12 +15,15 @@ from modelhub.codecs import codec_of
 from modelhub.engine.errors import ErrorSums
 from modelhub.engine.values import CHUNK, Handles, pread_into, tensor_chunks
 from modelhub.engine.write import PIECE
+from modelhub.errors import ModelhubError
 from modelhub.table import Table
 from modelhub.types import Extent, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from modelhub.model import Model
 
 Progress = Callable[[int], None]
 
@@ -73,15 +76,22 @@ class Difference:
         }
 
 
-def compare_tables(
-    a: Table, b: Table, *, measure: bool = True, threads: int | None = None, progress: Progress | None = None
-) -> Difference:
+def whole_table(model: Model) -> Table:
+    """The table of a model that is all there. What could not be read has no tensors, or some of them: two such models would be
+    called equal. Raises ModelhubError."""
+    if model.state != "ready":
+        why = f": {model.reason}" if model.reason else ""
+        raise ModelhubError(f"{model.name} cannot be compared: it is {model.state}{why}", "`modelhub verify` says more")
+    return model.table()
+
+
+def compare_tables(a: Table, b: Table, *, measure: bool = True, progress: Progress | None = None) -> Difference:
     """Compare the logical tensors of two tables by name. Without ``measure``, errors of tensors that differ are not computed."""
     import os
 
     left, right = a.by_name, b.by_name
     names = [name for name in left if name in right]
-    with Handles() as handles, ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with Handles() as handles, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
         def one(name: str) -> TensorDifference:
             return compare_tensors(left[name], right[name], handles, measure=measure, progress=progress)
@@ -188,9 +198,7 @@ def _decoded(tensor: Tensor, handles: Handles) -> Iterator[NDArray[Any]]:
             yield codec.decode(data, whole // dtype.block_bytes * dtype.block)
 
 
-def equal_tables(
-    pairs: Sequence[tuple[Tensor, Tensor]], *, threads: int | None = None, progress: Progress | None = None
-) -> list[str]:
+def equal_tables(pairs: Sequence[tuple[Tensor, Tensor]], *, threads: int | None = None) -> list[str]:
     """Names of the pairs whose bytes differ: the read-back of a conversion. Large extents are split among threads."""
     import os
 
@@ -198,7 +206,7 @@ def equal_tables(
     with Handles() as handles, ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
 
         def one(pair: tuple[Tensor, Tensor]) -> bool:
-            return equal_bytes(*pair, handles, progress)
+            return equal_bytes(*pair, handles)
 
         pieces = [piece for pair in pairs for piece in _pieces(*pair)]
         for (left, _), same in zip(pieces, pool.map(one, pieces), strict=True):

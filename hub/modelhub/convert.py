@@ -167,7 +167,7 @@ def _check_replaceable(plan: Plan, plugins: Plugins) -> None:
     if os.path.isdir(plan.output) and os.listdir(plan.output):
         try:
             found = inspect_path(plan.output, plugins.formats)
-        except Exception as error:
+        except (ModelhubError, OSError) as error:
             raise ConversionError(
                 f"{plan.output} is a directory that holds no checkpoint: it is not replaced", "-o PATH names another place"
             ) from error

@@ -354,9 +354,7 @@ class _Look:
         return sizes, gone
 
 
-def inspect_path(
-    path: str, formats: Mapping[str, Format] | Iterable[Format], *, blamed: Collection[Blame] = (), mark: Mark = _no_mark
-) -> Found:
+def inspect_path(path: str, formats: Mapping[str, Format] | Iterable[Format], *, mark: Mark = _no_mark) -> Found:
     """The checkpoint at ``path``: a file (then it alone, or the group of shards it belongs to), or a directory that is one or
     holds just one. `ModelNotFound` where there is none, `AmbiguousModel` where a directory holds several."""
     path = os.path.abspath(path)
@@ -370,14 +368,14 @@ def inspect_path(
     except OSError as error:
         raise CatalogError(f"{path} cannot be read: {error.strerror}") from error
     if is_directory:
-        return _inspect_directory(path, listing, chosen, blamed, mark)
+        return _inspect_directory(path, listing, chosen, mark)
     if not stat_module.S_ISREG(info.st_mode):
         raise ModelNotFound(f"{path} is neither a regular file nor a directory")
     name = os.path.basename(path)
     # The user named this file: a directory's claim over it does not count.
     router = _Router(chosen)
     router.directory = []
-    look = _Look(listing, router, [name], blamed, mark)
+    look = _Look(listing, router, [name], (), mark)
     result = look.run(None)
     if not result.found:
         for problem in result.problems:
@@ -386,8 +384,8 @@ def inspect_path(
     return result.found[0]
 
 
-def _inspect_directory(path: str, listing: Listing, formats: list[Format], blamed: Collection[Blame], mark: Mark) -> Found:
-    result = inspect_listing(listing, formats, blamed=blamed, mark=mark)
+def _inspect_directory(path: str, listing: Listing, formats: list[Format], mark: Mark) -> Found:
+    result = inspect_listing(listing, formats, mark=mark)
     whole = [item for item in result.found if item.path == path]
     if whole:
         return whole[0]

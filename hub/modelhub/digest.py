@@ -66,8 +66,8 @@ class Hashing:
     """Files hashed ahead, on all cores, whatever order their digests are asked for in. A context manager; leaving it stops what
     still runs."""
 
-    def __init__(self, threads: int | None = None, progress: Progress | None = None) -> None:
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="modelhub-hash")
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="modelhub-hash")
         self._running: dict[str, Future[FileDigest]] = {}
         self._progress = progress
         self._stop = threading.Event()
@@ -118,9 +118,9 @@ def digest_tensor(tensor: Tensor, handles: Handles, progress: Progress | None = 
     return CONSTANT if constant else state.digest()[:DIGEST_BYTES]
 
 
-def digest_tensors(tensors: Sequence[Tensor], threads: int | None = None, progress: Progress | None = None) -> list[bytes]:
+def digest_tensors(tensors: Sequence[Tensor], progress: Progress | None = None) -> list[bytes]:
     """Digests of several tensors, on all cores, in their order."""
-    workers = max(1, min(len(tensors), threads or os.cpu_count() or 1))
+    workers = max(1, min(len(tensors), os.cpu_count() or 1))
     with Handles() as handles, ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda tensor: digest_tensor(tensor, handles, progress), tensors))
         handles.check_unchanged()

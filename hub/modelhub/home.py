@@ -27,9 +27,9 @@ def config_path() -> str:
     return os.path.join(home(), "config.toml")
 
 
-def read_config(path: str | None = None) -> Mapping[str, Any]:
+def read_config() -> Mapping[str, Any]:
     """The configuration file as a mapping, empty where there is none. UsageError where it is not TOML or not text."""
-    path = path or config_path()
+    path = config_path()
     try:
         with open(path, "rb") as file:
             data = file.read()

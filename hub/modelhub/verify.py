@@ -216,7 +216,7 @@ def run_check(found: Found, name: str) -> list[Finding]:
         return list(check.run(checkpoint, found.load_table()))
     except ModelhubError as error:
         return [Finding(name, "error", str(error))]
-    except Exception as error:
+    except Exception as error:  # whatever plugin code raises is the check's failure, and is told as that
         raise PluginError(f"{name} failed: {type(error).__name__}: {error}") from error
     finally:
         checkpoint.close()

@@ -33,12 +33,13 @@ COLUMNS = (
 def command(a: str, b: str, everything: bool, as_json: bool) -> int:
     """Tensors are joined by name; those of another dtype are decoded and measured. Ends with status 1 where the models differ."""
     from modelhub.cli.progress import Progress
-    from modelhub.compare import changes, compare_tables
+    from modelhub.compare import changes, compare_tables, whole_table
 
     with Session() as session:
         left, right = session.model(a), session.model(b)
+        tables = whole_table(left), whole_table(right)
         with Progress("comparing", total=min(left.size, right.size)) as progress:
-            difference = compare_tables(left.table(), right.table(), progress=progress.advance)
+            difference = compare_tables(*tables, progress=progress.advance)
     answer.status = 0 if difference.equal else 1
     if as_json:
         text.print_json(difference.to_json())

@@ -97,9 +97,9 @@ def count(number: int | None) -> str:
     return str(number) if not unit else f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}{unit}"
 
 
-def plural(number: int, noun: str, many: str = "") -> str:
+def plural(number: int, noun: str) -> str:
     """``1 tensor``, ``2 tensors``."""
-    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def seconds(value: float) -> str:

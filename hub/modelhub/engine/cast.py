@@ -31,10 +31,8 @@ LOSSLESS = {
 """Pairs whose every value survives: no error to measure."""
 
 
-def encoded_chunks(
-    source: Tensor, dtype: str, handles: Handles, sums: ErrorSums | None = None, limit: int = CHUNK
-) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of ``source`` encoded as ``dtype``, about ``limit`` source bytes at a time."""
+def encoded_chunks(source: Tensor, dtype: str, handles: Handles, sums: ErrorSums | None = None) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of ``source`` encoded as ``dtype``, about `CHUNK` source bytes at a time."""
     import numpy as np
 
     have, want = dtypes.get(source.dtype), dtypes.get(dtype)
@@ -44,7 +42,7 @@ def encoded_chunks(
     unit = granule // have.block * have.block_bytes
     measure = sums is not None and (source.dtype, dtype) not in LOSSLESS
     pending = np.empty(0, np.uint8)
-    for chunk in tensor_chunks(source, handles, max(limit // unit * unit, unit)):
+    for chunk in tensor_chunks(source, handles, max(CHUNK // unit * unit, unit)):
         data = np.concatenate((pending, chunk)) if len(pending) else chunk
         whole = len(data) // unit * unit
         data, pending = data[:whole], data[whole:]
