@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 import zlib
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -164,7 +165,10 @@ class _OutFile:
         data = piece.data()
         stop = piece.offset + len(data)
         inside = piece.offset >= 0 and stop <= self.end
-        if not inside or any(piece.offset < start + nbytes and start < stop for start, nbytes in self.puts):
+        at = bisect(self.puts, (stop, -1)) - 1  # puts stand in the order of their offsets: the last that starts before the stop
+        while at >= 0 and not self.puts[at][1]:
+            at -= 1
+        if not inside or (at >= 0 and sum(self.puts[at]) > piece.offset):
             raise PluginError(f"a writer patches bytes {piece.offset} to {stop}, which are a tensor's or beyond the end")
         pwrite_all(self.fd, memoryview(data), piece.offset)
 
