@@ -16,7 +16,7 @@ from modelhub.compare import equal_tables
 from modelhub.detect import inspect_path
 from modelhub.engine.values import Handles
 from modelhub.engine.write import Written, write_checkpoint
-from modelhub.errors import ConversionError, VerificationError
+from modelhub.errors import ConversionError, ModelhubError, VerificationError
 from modelhub.found import Found
 from modelhub.model import Model, printable
 from modelhub.plan import ConvertOptions, Plan, make_plan
@@ -134,8 +134,12 @@ def _write(plan: Plan, target: str, handles: Handles, progress: Progress | None)
 
 
 def _stem(plan: Plan) -> str:
+    """The output's name without what says its format: shards and their index are called after it."""
     name = os.path.basename(plan.output)
-    return name.removesuffix(plan.format.extension) if plan.format.extension else name
+    if not plan.format.extension:
+        return name
+    endings = (ending for ending in (plan.format.extension, *plan.format.suffixes) if name.lower().endswith(ending))
+    return name[: len(name) - len(max(endings, key=len, default=""))]
 
 
 def _sync(directory: str, files: list[str], plan: Plan) -> None:

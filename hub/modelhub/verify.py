@@ -335,9 +335,9 @@ def is_sums(path: str) -> bool:
 
 def check_equal(table: Table, other: Model, progress: Progress | None = None) -> Iterable[Finding]:
     """Every tensor against the same name in another model, to the byte."""
-    from modelhub.compare import compare_tables
+    from modelhub.compare import compare_tables, whole_table
 
-    difference = compare_tables(table, other.table(), measure=False, progress=progress)
+    difference = compare_tables(table, whole_table(other), measure=False, progress=progress)
     for name in difference.only_a:
         yield Finding("against", "error", f"is not in {other.name}", tensor=name)
     for name in difference.only_b:

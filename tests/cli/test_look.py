@@ -134,6 +134,16 @@ def test_diff(drive: Drive, tmp_path: Path) -> None:
     assert "conv1.weight" in other["only_a"]
 
 
+def test_what_cannot_be_read_is_equal_to_nothing(drive: Drive, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    one.write_bytes(bytes(8))
+    two.write_bytes(b"\xff" * 50)
+    error = drive.run("diff", one, two, "--json", status=3).json["error"]
+    assert error["message"].startswith("one cannot be compared: it is invalid: ")
+    assert "two cannot be compared" in drive.run("diff", drive.safetensors, two, status=3).stderr
+    assert "two cannot be compared" in drive.run("verify", drive.safetensors, "--against", two, status=3).stderr
+
+
 def test_dupes_finds_weights_whatever_the_container(own_drive: Drive) -> None:
     own_drive.run("convert", own_drive.jit, "--to", "safetensors")
     shutil.copy(own_drive.safetensors, own_drive.path / "copy.safetensors")

@@ -216,6 +216,13 @@ def test_a_source_that_changes_meanwhile_is_noticed(weights: Path, tmp_path: Pat
     assert not (tmp_path / "o.safetensors").exists()
 
 
+def test_shards_are_called_after_the_output_whatever_its_suffix(weights: Path, tmp_path: Path) -> None:
+    run(weights, "pytorch", tmp_path / "out" / "big.BIN", max_shard_size=20_000)
+    names = sorted(os.listdir(tmp_path / "out"))
+    assert names[0].startswith("big-00001-of-0000")
+    assert names[-1] == "big.bin.index.json"
+
+
 def test_shards_get_an_index_and_none_of_them_replaces_anything(weights: Path, tmp_path: Path) -> None:
     report = run(weights, "safetensors", tmp_path / "out" / "big.safetensors", max_shard_size=20_000)
     names = sorted(os.listdir(tmp_path / "out"))
