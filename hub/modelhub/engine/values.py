@@ -141,7 +141,7 @@ class NodeSource(Source):
         if self.seekable:
             return self
         # An unnamed file: it goes with the process, however that ends. It keeps its descriptor through the array's base.
-        file = tempfile.TemporaryFile(dir=self.handles.scratch, prefix=".modelhub-")  # noqa: SIM115
+        file = tempfile.TemporaryFile(dir=self.handles.scratch, prefix=".modelhub-")  # noqa: SIM115 - the source that is returned owns it
         for chunk in chunks(self):
             file.write(chunk.data.cast("B"))
         file.flush()
