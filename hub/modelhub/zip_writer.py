@@ -12,13 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from modelhub.types import Patch, Placed, Tail
+from modelhub.zip_records import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR
 
-_END = struct.Struct("<4s4H2LH")  # 4.3.16
-_LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
-_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
-_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
-_LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _UTF8 = 1 << 11
 _ZIP64 = 0x0001
 
@@ -97,11 +92,11 @@ class StoredZip:
             entries = b"".join(_central_entry(member) for member in members)
             size, count = len(entries), len(members)
             parts = [entries]
-            if count >= _FULL16 or start >= _FULL32 or size >= _FULL32:
-                parts.append(_END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, size, start))
-                parts.append(_LOCATOR.pack(b"PK\x06\x07", 0, start + size, 1))
-            short, full = min(count, _FULL16), (min(size, _FULL32), min(start, _FULL32))
-            parts.append(_END.pack(b"PK\x05\x06", 0, 0, short, short, *full, 0))
+            if count >= FULL16 or start >= FULL32 or size >= FULL32:
+                parts.append(END64.pack(b"PK\x06\x06", END64.size - 12, 45, 45, 0, 0, count, count, size, start))
+                parts.append(LOCATOR.pack(b"PK\x06\x07", 0, start + size, 1))
+            short, full = min(count, FULL16), (min(size, FULL32), min(start, FULL32))
+            parts.append(END.pack(b"PK\x05\x06", 0, 0, short, short, *full, 0))
             return b"".join(parts)
 
         return Tail(data)
@@ -114,36 +109,36 @@ _ZIP64_FIELD = 20
 
 def _padding(offset: int, raw: bytes, align: int) -> int:
     """Bytes of extra fields after the name: room for a zip64 field, which may turn out to be needed, and what aligns the data."""
-    if len(raw) > _FULL16 or align < 1 or align > 4096:
+    if len(raw) > FULL16 or align < 1 or align > 4096:
         raise ValueError(f"a zip member's name of {len(raw)} bytes, aligned to {align}")
     minimum = _ZIP64_FIELD + 4
-    return minimum + -(offset + _LOCAL.size + len(raw) + minimum) % align
+    return minimum + -(offset + LOCAL.size + len(raw) + minimum) % align
 
 
 def _local_header(raw: bytes, size: int, crc: int, padding: int) -> bytes:
     extra, short = b"", size
-    if size >= _FULL32:
-        extra, short = struct.pack("<2H2Q", _ZIP64, 16, size, size), _FULL32
+    if size >= FULL32:
+        extra, short = struct.pack("<2H2Q", _ZIP64, 16, size, size), FULL32
     left = padding - len(extra) - 4
     extra += struct.pack("<2H", _PAD_TAG, left) + b"Z" * left
-    version = 45 if size >= _FULL32 else 20
+    version = 45 if size >= FULL32 else 20
     # 1980-01-01, the first date there is: outputs must not depend on the clock.
-    return _LOCAL.pack(b"PK\x03\x04", version, _UTF8, 0, 0, 0x21, crc, short, short, len(raw), len(extra)) + raw + extra
+    return LOCAL.pack(b"PK\x03\x04", version, _UTF8, 0, 0, 0x21, crc, short, short, len(raw), len(extra)) + raw + extra
 
 
 def _central_entry(member: _Written) -> bytes:
     wide = b""
     size, offset = member.size, member.offset
-    if size >= _FULL32:
+    if size >= FULL32:
         wide += struct.pack("<2Q", size, size)
-        size = _FULL32
-    if offset >= _FULL32:
+        size = FULL32
+    if offset >= FULL32:
         wide += struct.pack("<Q", offset)
-        offset = _FULL32
+        offset = FULL32
     extra = struct.pack("<2H", _ZIP64, len(wide)) + wide if wide else b""
     version = 45 if wide else 20
     head = (b"PK\x01\x02", version, version, _UTF8, 0, 0, 0x21, member.crc(), size, size)
-    return _CENTRAL.pack(*head, len(member.raw), len(extra), 0, 0, 0, 0, offset) + member.raw + extra
+    return CENTRAL.pack(*head, len(member.raw), len(extra), 0, 0, 0, 0, offset) + member.raw + extra
 
 
 # --- CRCs of parts ------------------------------------------------------------------------------------------------

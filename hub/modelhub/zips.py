@@ -17,6 +17,7 @@ from typing import NamedTuple
 from modelhub.errors import InvalidFile, UnsupportedFile
 from modelhub.files import File
 from modelhub.types import Extent
+from modelhub.zip_records import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR
 from modelhub.zip_writer import StoredZip
 
 __all__ = ["StoredZip", "ZipMember", "zip_members"]
@@ -28,12 +29,6 @@ MAX_DIRECTORY = 256 << 20
 MAX_MEMBER_READ = 1 << 30
 """`ZipMember.read` gives no more than this unless told."""
 
-_END = struct.Struct("<4s4H2LH")  # 4.3.16
-_LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
-_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
-_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
-_LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED, _DESCRIPTOR, _PATCHED, _STRONG, _UTF8, _MASKED = 1, 1 << 3, 1 << 5, 1 << 6, 1 << 11, 1 << 13
 _REFUSED = _ENCRYPTED | _PATCHED | _STRONG | _MASKED
 _ZIP64, _UNICODE_PATH = 0x0001, 0x7075
@@ -133,31 +128,31 @@ def _locate(file: File) -> tuple[int, int, int]:
     tail = file.tail
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 and file.size > len(tail):
-        tail = file.read(max(0, file.size - _END.size - _FULL16), min(file.size, _END.size + _FULL16))
+        tail = file.read(max(0, file.size - END.size - FULL16), min(file.size, END.size + FULL16))
         at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) - at < _END.size:
+    if at < 0 or len(tail) - at < END.size:
         raise InvalidFile(f"{file.name}: no zip directory at the end: truncated, or not a zip")
     end = file.size - len(tail) + at
-    _, disk, start_disk, here, count, size, start, comment = _END.unpack_from(tail, at)
-    if end + _END.size + comment != file.size:
-        raise InvalidFile(f"{file.name}: {file.size - end - _END.size} bytes follow the zip, a comment of {comment} is declared")
+    _, disk, start_disk, here, count, size, start, comment = END.unpack_from(tail, at)
+    if end + END.size + comment != file.size:
+        raise InvalidFile(f"{file.name}: {file.size - end - END.size} bytes follow the zip, a comment of {comment} is declared")
     limit = end
-    locator = file.read(end - _LOCATOR.size, _LOCATOR.size) if end >= _LOCATOR.size else b""
+    locator = file.read(end - LOCATOR.size, LOCATOR.size) if end >= LOCATOR.size else b""
     if locator.startswith(b"PK\x06\x07"):
-        _, disk64, at64, disks = _LOCATOR.unpack(locator)
-        if disk64 or disks > 1 or at64 + _END64.size > end - _LOCATOR.size:
+        _, disk64, at64, disks = LOCATOR.unpack(locator)
+        if disk64 or disks > 1 or at64 + END64.size > end - LOCATOR.size:
             raise InvalidFile(f"{file.name}: the zip64 locator points to disk {disk64} of {disks}, offset {at64}")
-        signature, length, _, _, d64, sd64, here64, count64, size64, start64 = _END64.unpack(file.read(at64, _END64.size))
-        if signature != b"PK\x06\x06" or at64 + 12 + length != end - _LOCATOR.size:
+        signature, length, _, _, d64, sd64, here64, count64, size64, start64 = END64.unpack(file.read(at64, END64.size))
+        if signature != b"PK\x06\x06" or at64 + 12 + length != end - LOCATOR.size:
             raise InvalidFile(f"{file.name}: no zip64 record at offset {at64}, where the locator points")
         pairs = ((disk, d64), (start_disk, sd64), (here, here64), (count, count64), (size, size64), (start, start64))
         for number, (short, full) in enumerate(pairs):
-            if short != full and short != (_FULL16 if number < 4 else _FULL32):
+            if short != full and short != (FULL16 if number < 4 else FULL32):
                 raise InvalidFile(f"{file.name}: the zip64 record says {full} where the zip's end record says {short}")
         disk, start_disk, here, count, size, start, limit = d64, sd64, here64, count64, size64, start64, at64
     if disk or start_disk or here != count:
         raise InvalidFile(f"{file.name}: one part of a zip that is split over several disks")
-    if count > MAX_MEMBERS or size > MAX_DIRECTORY or size < count * _CENTRAL.size:
+    if count > MAX_MEMBERS or size > MAX_DIRECTORY or size < count * CENTRAL.size:
         raise InvalidFile(f"{file.name}: a zip directory of {count} members in {size} bytes")
     if start + size != limit:
         raise InvalidFile(f"{file.name}: the zip directory should end at {limit}, it is declared to end at {start + size}")
@@ -165,11 +160,11 @@ def _locate(file: File) -> tuple[int, int, int]:
 
 
 def _central(file: File, directory: bytes, position: int) -> tuple[_Entry, int]:
-    if position + _CENTRAL.size > len(directory):
+    if position + CENTRAL.size > len(directory):
         raise InvalidFile(f"{file.name}: the zip directory ends in the middle of an entry")
-    fields = _CENTRAL.unpack_from(directory, position)
+    fields = CENTRAL.unpack_from(directory, position)
     signature, _, _, flags, method, _, _, crc, nbytes, size, name_size, extra_size, comment, disk, _, _, offset = fields
-    names = position + _CENTRAL.size
+    names = position + CENTRAL.size
     end = names + name_size + extra_size + comment
     if signature != b"PK\x01\x02" or end > len(directory):
         raise InvalidFile(f"{file.name}: no zip directory entry at {position} of the directory")
@@ -181,7 +176,7 @@ def _central(file: File, directory: bytes, position: int) -> tuple[_Entry, int]:
             raise InvalidFile(f"{file.name}: member {name} has a second, other name")
         wide = extra.get(_ZIP64, b"")
         for field, value in (("size", size), ("nbytes", nbytes), ("offset", offset)):
-            if value == _FULL32:
+            if value == FULL32:
                 if len(wide) < 8:
                     raise InvalidFile(f"{file.name}: member {name}: its zip64 {field} is missing")
                 number = int.from_bytes(wide[:8], "little")
@@ -192,9 +187,9 @@ def _central(file: File, directory: bytes, position: int) -> tuple[_Entry, int]:
                     nbytes = number
                 else:
                     offset = number
-        if disk == _FULL16 and len(wide) >= 4:
+        if disk == FULL16 and len(wide) >= 4:
             disk = int.from_bytes(wide[:4], "little")
-    elif _FULL32 in (size, nbytes, offset):
+    elif FULL32 in (size, nbytes, offset):
         raise InvalidFile(f"{file.name}: member {name}: its zip64 sizes are missing")
     if disk:
         raise InvalidFile(f"{file.name}: member {name} stands on another disk of a split zip")
@@ -279,17 +274,17 @@ class _Headers:
     def member(self, entry: _Entry) -> ZipMember:
         file, name = self.file, entry.name
         # A small member's neighbour most likely stands within the next 4 KiB; a large one's does not.
-        fixed = _LOCAL.size + len(entry.raw)
+        fixed = LOCAL.size + len(entry.raw)
         header = self._bytes(entry.offset, fixed, 4096 if entry.nbytes < 4096 else fixed + _GUESS)
-        signature, _, flags, method, _, _, crc, nbytes, size, name_size, extra_size = _LOCAL.unpack_from(header)
+        signature, _, flags, method, _, _, crc, nbytes, size, name_size, extra_size = LOCAL.unpack_from(header)
         if signature != b"PK\x03\x04":
             raise InvalidFile(f"{file.name}: member {name}: no local header at offset {entry.offset}")
-        if name_size != len(entry.raw) or header[_LOCAL.size :] != entry.raw:
+        if name_size != len(entry.raw) or header[LOCAL.size :] != entry.raw:
             raise InvalidFile(f"{file.name}: member {name} has another name in its local header, at offset {entry.offset}")
         if method != entry.method or (flags ^ entry.flags) & (_REFUSED | _UTF8):
             raise InvalidFile(f"{file.name}: member {name}: method or flags of its local header are not the directory's")
         # Saturated sizes are in the extra field; with a data descriptor the local ones may be zero, for they came later (4.4.4).
-        if _FULL32 in (nbytes, size):
+        if FULL32 in (nbytes, size):
             data = self._bytes(entry.offset, fixed + extra_size, fixed + extra_size)[fixed:]
             wide = _extra(file, name, data).get(_ZIP64, b"")
             if len(wide) < 16:
