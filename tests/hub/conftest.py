@@ -1,4 +1,4 @@
-"""What tests of the core share: real plugin distributions, made on the fly."""
+"""What tests of the core share: a worker, and real plugin distributions made on the fly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 from modelhub import plugins
+from modelhub.workers import ParsePool
 
 MakePlugin = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ParsePool]:
+    with ParsePool(1) as pool:
+        yield pool
 
 
 @pytest.fixture

@@ -26,12 +26,6 @@ from modelhub.workers import ParsePool
 from tests.hub.drives import safetensors
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ParsePool]:
-    with ParsePool(1) as pool:
-        yield pool
-
-
 @pytest.fixture(params=[True, False], ids=["driver", "sqlalchemy"])
 def catalog(request: pytest.FixtureRequest) -> Iterator[Catalog]:
     with Catalog.open(light=request.param) as catalog:

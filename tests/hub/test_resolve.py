@@ -15,12 +15,6 @@ from modelhub.workers import ParsePool
 from tests.hub.drives import safetensors
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ParsePool]:
-    with ParsePool(1) as pool:
-        yield pool
-
-
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with Catalog.open() as catalog:

@@ -30,12 +30,6 @@ from tests.hub.drives import safetensors
 Scan = Callable[..., ScanSummary]
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ParsePool]:
-    with ParsePool(1) as pool:
-        yield pool
-
-
 @pytest.fixture
 def catalog() -> Iterator[Catalog]:
     with Catalog.open() as catalog:
@@ -534,6 +528,7 @@ def test_an_unmounted_drive_is_offline(catalog: Catalog, drive: Path, rescan: Sc
     drive.rename(drive.with_name("unplugged"))
     summary = rescan()
     assert (summary.offline, summary.missing) == ([str(drive)], 0)
+    assert summary.unchanged == summary.found, "nothing on a drive that is not there is new"
     assert only(catalog, "a").state == "offline"
     drive.mkdir()  # the mount point, bare
     assert rescan().offline == [str(drive)]
