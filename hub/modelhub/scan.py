@@ -241,7 +241,9 @@ class _Scan:
         self.summary.offline.append(self.root.path)
         if not self.root.offline:
             self.catalog.update_root(self.root.key, offline=1)
+        there = self.summary.found
         self._count(b"")
+        self.summary.unchanged += self.summary.found - there
 
     # --- one part of it -------------------------------------------------------------------------------------------
 
