@@ -113,7 +113,8 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     target, recipe = parse_target(to, plugins)
     if model.state in ("invalid", "unsupported", "incomplete", "missing", "offline", "quarantined"):
         hint = "`modelhub verify` says more" if model.state == "invalid" else ""
-        raise ConversionError(f"{model.name} cannot be converted: it is {model.state}: {model.reason}", hint)
+        why = f": {model.reason}" if model.reason else ""
+        raise ConversionError(f"{model.name} cannot be converted: it is {model.state}{why}", hint)
     source = model.table()
     if not source.tensors:
         raise ConversionError(f"{model.name} has no tensors to convert", "`modelhub show` lists what was read of it")
@@ -123,7 +124,8 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     program = edge if isinstance(edge, Program) else None
     derived = edge.derive([source], dict(options.extra)) if isinstance(edge, Conversion) else _carry(model, source, target)
     if program is None:
-        derived = _encode(derived, target, recipe, options, losses)
+        others = [one for one in plugins.recipes if not one.formats or target.name in one.formats]
+        derived = _encode(derived, target, recipe, options, losses, others)
         derived = _tie(derived, target, losses)
     _note_losses(source, losses)
     path = _place(model, target, recipe, output)
@@ -156,9 +158,14 @@ def _carry(model: Model, source: Table, target: Format) -> Table:
     return Table(source.logical, metadata, source.files)
 
 
-def _encode(table: Table, target: Format, recipe: Recipe | None, options: ConvertOptions, losses: list[str]) -> Table:
-    """Give every tensor the dtype that the recipe chose for it, and check that the target can hold it."""
-    tensors, foreign, dropped = [], {}, []
+def _encode(
+    table: Table, target: Format, recipe: Recipe | None, options: ConvertOptions, losses: list[str], others: list[Recipe]
+) -> Table:
+    """Give every tensor the dtype that the recipe chose for it, and check that the target can hold it. What no recipe (of
+    ``others``) would change into something that it holds is unsupported."""
+    tensors: list[Tensor] = []
+    foreign: dict[str, tuple[str, list[str]]] = {}
+    dropped: list[Tensor] = []
     for tensor in table.tensors:
         if tensor.value is None:
             dropped.append(tensor)
@@ -176,7 +183,11 @@ def _encode(table: Table, target: Format, recipe: Recipe | None, options: Conver
                 raise ConversionError(f"tensor {tensor.name}: {error}", "another recipe may fit") from error
             tensor = tensor._replace(dtype=chosen, value=node)
         if target.dtypes and tensor.dtype not in target.dtypes:
-            foreign[tensor.name] = tensor.dtype
+            fitting = [one.name for one in others if one.choose(tensor, table) in target.dtypes]
+            if options.skip_unsupported and not fitting:
+                dropped.append(tensor._replace(unsupported=f"{tensor.dtype} tensor, which {target.name} cannot hold"))
+                continue
+            foreign[tensor.name] = tensor.dtype, fitting
         tensors.append(tensor._replace(view="both"))
     if dropped and not options.skip_unsupported:
         first = dropped[0]
@@ -187,10 +198,12 @@ def _encode(table: Table, target: Format, recipe: Recipe | None, options: Conver
         )
     losses += [f"left out: {tensor.name}, a {tensor.unsupported}" for tensor in dropped]
     if foreign:
-        name, dtype = next(iter(foreign.items()))
+        name, (dtype, fitting) = next(iter(foreign.items()))
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        recipes = f"a recipe changes dtypes: --to {target.name}:RECIPE, of {', '.join(fitting)}"
         raise ConversionError(
-            f"{target.name} cannot hold {dtype}: tensor {name}{more}", f"a recipe changes dtypes: --to {target.name}:f32"
+            f"{target.name} cannot hold {dtype}: tensor {name}{more}",
+            recipes if fitting else "--skip-unsupported leaves such tensors out",
         )
     return replace(table, tensors=tuple(tensors))
 

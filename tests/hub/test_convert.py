@@ -139,6 +139,16 @@ def test_a_dtype_that_the_target_lacks_is_named(tmp_path: Path) -> None:
         make_plan(look(path), "safetensors", str(tmp_path / "o.safetensors"), ConvertOptions(), loaded)
 
 
+def test_a_dtype_that_no_recipe_changes_can_be_left_out(tmp_path: Path) -> None:
+    torch.save({"wave": torch.ones(3, dtype=torch.complex128), "norm": torch.ones(3)}, tmp_path / "c.pt")
+    with pytest.raises(ConversionError, match="cannot hold C128: tensor wave") as error:
+        run(tmp_path / "c.pt", "safetensors:f32")
+    assert error.value.hint == "--skip-unsupported leaves such tensors out"
+    report = run(tmp_path / "c.pt", "safetensors", skip_unsupported=True)
+    assert report.plan.losses == ("left out: wave, a C128 tensor, which safetensors cannot hold",)
+    assert load_file(report.output).keys() == {"norm"}
+
+
 def test_a_writer_that_mislays_bytes_is_caught_before_the_output_gets_its_name(weights: Path, tmp_path: Path) -> None:
     plan = make_plan(look(weights), "safetensors", str(tmp_path / "o.safetensors"), ConvertOptions(), plugins.get())
     for broken, said in ((_swapped, "other bytes"), (_renamed, "is not in the output")):
