@@ -319,7 +319,8 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A conversion that cannot be a table: a tool run in a worker. ``memory_estimate`` in bytes, given the source's table."""
+    """A conversion that cannot be a table: a tool for a worker to run, which this version does not do yet. ``memory_estimate`` in
+    bytes, given the source's table."""
 
     name: str
     source: str
@@ -349,7 +350,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something happened to a checkpoint: indexed, changed, missing, converted, verified, failed."""
+    """Something happened to a checkpoint. Scans tell of those indexed, changed and missing; the other kinds are not sent yet."""
 
     kind: Literal["indexed", "changed", "missing", "converted", "verified", "failed"]
     checkpoint: str
