@@ -202,3 +202,17 @@ def test_torch_is_not_imported_by_any_command(own_drive: Drive, tmp_path: Path) 
         ["verify", own_drive.jit],
     ):
         subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True, capture_output=True)
+
+
+def test_an_output_outside_every_root_is_taken_into_the_root_that_comes_to_hold_it(own_drive: Drive, tmp_path: Path) -> None:
+    place = tmp_path / "elsewhere"
+    output = place / "out" / "made.safetensors"
+    own_drive.run("convert", own_drive.jit, "--to", "safetensors", "-o", output)
+    made = own_drive.run("show", output, "--json").json
+    shutil.copy(own_drive.safetensors, place / "one.safetensors")
+    own_drive.run("scan", place / "one.safetensors")
+    assert own_drive.run("show", output, "--json").json["id"] == made["id"], "a root of one file hides nothing"
+    own_drive.run("scan", place)
+    (found,) = own_drive.run("ls", "--where", "name=made", "--json").json
+    assert (found["id"], found["root"], found["path"]) == (made["id"], str(place), "out/made.safetensors")
+    assert found["derived_from"] == made["derived_from"] is not None

@@ -153,6 +153,16 @@ def test_a_larger_root_takes_a_smaller_one_in(catalog: Catalog, drive: Path, res
     assert is_annotated(catalog, only(catalog, "a"))
 
 
+def test_a_root_of_one_file_that_becomes_whole_takes_in_what_is_below(catalog: Catalog, drive: Path, rescan: Scan) -> None:
+    safetensors(drive / "sub" / "a.safetensors")
+    safetensors(drive / "b.safetensors", {"b": (3,)})
+    rescan(drive / "sub")
+    rescan(drive / "b.safetensors")
+    rescan(drive)
+    assert [root.path for root in catalog.roots()] == [str(drive)]
+    assert only(catalog, "a").path == "sub/a.safetensors"
+
+
 def test_what_is_not_there_is_said(rescan: Scan, drive: Path) -> None:
     with pytest.raises(ModelNotFound, match="does not exist"):
         rescan(drive / "nothing")

@@ -37,6 +37,8 @@ def add_root(writer: Writer, path: str, names: Sequence[str] | None) -> None:
             if kept is not None:
                 merged = None if names is None else dump(sorted({*load(kept), *names}))
                 writer.run("UPDATE root SET names=?,generation=generation+1 WHERE key=?", (merged, key))
+                if names is None:
+                    _take_in(writer, key, place)
             return
         if kept is None and inside(place, root) is not None:
             raise CatalogError(f"{printable(path)} is part of the root {printable(os.fsdecode(root))}")
@@ -44,10 +46,22 @@ def add_root(writer: Writer, path: str, names: Sequence[str] | None) -> None:
     kept = None if names is None else dump(sorted(names))
     writer.insert("root", "key,path,search,names,added", [(key, place, shown, kept, time.time_ns())])
     if names is None:
-        for other, root in writer.rows("SELECT key,path FROM root WHERE key<>?", (key,)):
-            below = inside(root, place)
-            if below is not None:
-                _absorb(writer, key, other, below)
+        _take_in(writer, key, place)
+
+
+def _take_in(writer: Writer, key: int, place: bytes) -> None:
+    """Make what is known below ``place`` part of its root: other roots, and what was known outside of every root."""
+    for other, root in writer.rows("SELECT key,path FROM root WHERE key<>?", (key,)):
+        below = inside(root, place)
+        if below is not None:
+            _absorb(writer, key, other, below)
+    for table in ("file", "checkpoint"):
+        rows = [(inside(path, place), row) for row, path in writer.rows(f"SELECT key,path FROM {table} WHERE root IS NULL")]
+        there = {path for (path,) in writer.rows(f"SELECT path FROM {table} WHERE root=?", (key,))} if rows else set()
+        writer.many(
+            f"UPDATE {table} SET root=?,path=? WHERE key=?",
+            [(key, below, row) for below, row in rows if below and below not in there],
+        )
 
 
 def _absorb(writer: Writer, key: int, other: int, below: bytes) -> None:
@@ -142,6 +156,12 @@ def file_rows(reader: Reader, path: str) -> list[Row]:
 
 def models_at(catalog: Catalog, reader: Reader, path: str) -> list[Model]:
     root, _, place = locate(reader, path)
+    found = _models_at(catalog, reader, root, place)
+    # A root of which only some files count leaves what was known before it where it was.
+    return found or (_models_at(catalog, reader, None, os.fsencode(path)) if root is not None else [])
+
+
+def _models_at(catalog: Catalog, reader: Reader, root: int | None, place: bytes) -> list[Model]:
     condition, values = _condition(root)
     found = query.by_condition(catalog, reader, f"c.{condition} AND c.path=? AND c.missing=0", (*values, place))
     if found:
