@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from modelhub import program
 from modelhub.compare import equal_tables
 from modelhub.detect import inspect_path
 from modelhub.engine.values import Handles
@@ -24,6 +25,7 @@ from modelhub.plugins import Plugins
 from modelhub.scratch import Scratch
 from modelhub.table import Table
 from modelhub.types import Extent, Tensor, WriteOptions
+from modelhub.workers import ParsePool
 
 Progress = Callable[[str, int], None]
 """Called with a stage (write, verify) and a number of bytes, from several threads."""
@@ -95,8 +97,11 @@ def carry_out(plan: Plan, plugins: Plugins, progress: Progress | None = None) ->
         name = os.path.basename(plan.output)
         target = os.path.join(scratch.output, name)
         stamp = time.monotonic()
-        with Handles(scratch=scratch.path) as handles:
-            written = _write(plan, target, handles, progress)
+        if plan.program:
+            written = program.run(plan, target)
+        else:
+            with Handles(scratch=scratch.path) as handles:
+                written = _write(plan, target, handles, progress)
         stages["write"] = time.monotonic() - stamp
         stamp = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="modelhub-sync") as syncing:
@@ -105,7 +110,7 @@ def carry_out(plan: Plan, plugins: Plugins, progress: Progress | None = None) ->
             synced.result()
         stages["verify and sync" if found else "sync"] = time.monotonic() - stamp
         names = [name] if not plan.format.extension else _last_things_last(written.files, plan)
-        _check_replaceable(plan, plugins)
+        _check_replaceable(plan)
         scratch.publish(names, replace=plan.options.force)
     files = tuple(os.path.join(plan.output if not plan.format.extension else plan.directory, file) for file in written.files)
     size = sum(os.path.getsize(file) for file in files)
@@ -166,11 +171,12 @@ def _last_things_last(files: list[str], plan: Plan) -> list[str]:
     return sorted(files, key=lambda file: not file.endswith(plan.format.extension))
 
 
-def _check_replaceable(plan: Plan, plugins: Plugins) -> None:
+def _check_replaceable(plan: Plan) -> None:
     """``--force`` replaces a directory only where it is a checkpoint itself: a slip of the pen must not cost a home directory."""
     if os.path.isdir(plan.output) and os.listdir(plan.output):
         try:
-            found = inspect_path(plan.output, plugins.formats)
+            with ParsePool(processes=1) as pool:  # what stands there already is anybody's: it is looked at in a worker
+                found = pool.inspect_path(plan.output)
         except (ModelhubError, OSError) as error:
             raise ConversionError(
                 f"{plan.output} is a directory that holds no checkpoint: it is not replaced", "-o PATH names another place"
@@ -195,6 +201,8 @@ def _read_back(plan: Plan, target: str, written: Written, plugins: Plugins) -> F
         raise VerificationError(
             f"the output reads back as {found.format or 'unknown'}, {found.state}: {found.reason}", "please report this"
         )
+    if plan.program:  # what a tool made has no table to be held against; that its format's reader takes it is what can be said
+        return found
     table = found.load_table()
     wanted = {tensor.name: tensor for tensor in plan.table.tensors}
     _same_table(wanted, table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 from modelhub import ops
@@ -17,7 +18,7 @@ from modelhub.model import Model, printable
 from modelhub.plugins import Plugins
 from modelhub.scratch import is_empty_directory
 from modelhub.table import Table, tensor_nbytes
-from modelhub.types import Conversion, Format, Metadata, Program, Recipe, Tensor
+from modelhub.types import Conversion, Format, Metadata, Program, Recipe, Tensor, WriteOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,10 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     edge = _edge(model, target, plugins)
     route = (model.format, target.name)
     program = edge if isinstance(edge, Program) else None
+    if program and (missing := [module for module in program.requires if find_spec(module) is None]):
+        raise MissingCapability(f"{program.name} needs {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    if program and recipe:
+        raise UsageError(f"{program.name} makes {target.name} as it does: it takes no recipe", f"--to {target.name}")
     derived = edge.derive([source], dict(options.extra)) if isinstance(edge, Conversion) else _carry(model, source, target)
     if program is None:
         others = [one for one in plugins.recipes if not one.formats or target.name in one.formats]
@@ -129,13 +134,11 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
         derived = _tie(derived, target, losses)
     _note_losses(source, losses)
     path = _place(model, target, recipe, output)
-    size = (
-        program.memory_estimate(source)
-        if program and program.memory_estimate
-        else sum(tensor_nbytes(t) for t in _unique(derived, target))
-    )
+    size = sum(tensor_nbytes(tensor) for tensor in _unique(derived, target))
     _check_suffix(path, target, plugins)
     _check_place(path, model, target, options)
+    if program is None:
+        _ask_writer(derived, target, path, options)
     return Plan(
         model, target, recipe, path, derived, route, size, free_space(os.path.dirname(path)), tuple(losses), options, program
     )
@@ -252,6 +255,16 @@ def _place(model: Model, target: Format, recipe: Recipe | None, output: str | No
     if target.extension and (output.endswith("/") or os.path.isdir(output)):
         return os.path.join(os.path.abspath(output), name + target.extension)
     return os.path.abspath(output)
+
+
+def _ask_writer(table: Table, target: Format, path: str, options: ConvertOptions) -> None:
+    """Have the writer lay out its first piece: what it refuses is refused before anything is written, and by a dry run too."""
+    assert target.create is not None
+    writer = target.create(table, WriteOptions(os.path.basename(path), options.max_shard_size, options.extra))
+    try:
+        next(writer, None)
+    finally:
+        writer.close()
 
 
 def _check_suffix(path: str, target: Format, plugins: Plugins) -> None:

@@ -319,8 +319,9 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A conversion that cannot be a table: a tool for a worker to run, which this version does not do yet. ``memory_estimate`` in
-    bytes, given the source's table."""
+    """A conversion that cannot be a table: ``run(checkpoint, output, options)`` writes ``output`` (a file, or a
+    directory), in a worker. ``requires``: modules that must be importable. ``memory_estimate``: bytes it may take, given the
+    source's table."""
 
     name: str
     source: str
@@ -350,7 +351,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something happened to a checkpoint. Scans tell of those indexed, changed and missing; the other kinds are not sent yet."""
+    """Something happened to a checkpoint: a scan indexed it, or found it changed or missing; it was verified (or that failed),
+    or made by a conversion."""
 
     kind: Literal["indexed", "changed", "missing", "converted", "verified", "failed"]
     checkpoint: str

@@ -109,6 +109,10 @@ def verify(
         _hash(model, levels, against, catalog, report, hashing)
     if isinstance(against, Model):
         report.findings += check_equal(table, against, _counting(report, progress))
+    if catalog and model.id:  # the index keeps what reading said; what checking added is kept beside it
+        known = found.findings if found else ()
+        kept = [finding for finding in report.findings if finding.severity != "info" and finding not in known]
+        catalog.set_findings(model, report.level, kept)
     report.seconds = time.monotonic() - started
     return report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -77,7 +77,16 @@ class Session:
         """Note in the catalog what a conversion made, and of what."""
         from modelhub.provenance import record
 
-        record(self.catalog, report, self.plugins)
+        made = record(self.catalog, report, self.plugins)
+        if made is not None:
+            self.tell("converted", made)
+
+    def tell(self, kind: Literal["converted", "verified", "failed"], model: Model) -> None:
+        """Let the plugins' observers know of something that happened to a model of the catalog."""
+        from modelhub.types import Event
+
+        if model.id:
+            self.plugins.emit(Event(kind=kind, checkpoint=model.id, path=model.absolute_path))
 
 
 class ModelParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click

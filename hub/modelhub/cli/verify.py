@@ -77,6 +77,7 @@ def command(models: tuple[str, ...], level: str | None, against: str | None, as_
                     progress=progress.advance,
                 )
                 reports.append(report)
+                session.tell("verified" if report.ok else "failed", found)
                 answer.status = max(answer.status, 0 if report.ok else 1)
                 if not as_json:
                     progress.clear()
