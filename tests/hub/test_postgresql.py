@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,18 +30,16 @@ def programs() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """The URL of a server of our own, on a free port of the loopback interface."""
     place = programs()
     if place is None:
         pytest.skip("no PostgreSQL server is installed here (Debian: postgresql)")
-    data = tmp_path_factory.mktemp("postgresql")
+    data = Path(tempfile.mkdtemp(prefix="modelhub-postgresql-"))  # not below pytest's own, which only its user may enter
     user = pwd.getpwuid(os.getuid()).pw_name
     as_user: dict[str, object] = {}
     if os.getuid() == 0:  # the server refuses to run as root
         nobody = pwd.getpwnam("nobody")
-        for folder in (data, *data.parents[:2]):
-            folder.chmod(0o755)
         os.chown(data, nobody.pw_uid, nobody.pw_gid)
         as_user, user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}, "nobody"
     environ = {**os.environ, "HOME": str(data), "LC_ALL": "C.UTF-8"}
@@ -66,6 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=20)
+        shutil.rmtree(data, ignore_errors=True)
 
 
 def test_the_whole_round_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,4 +60,5 @@ def test_any_state_dict_comes_back_from_safetensors(state: dict[str, Any], zippe
         assert {name: value for name, value in contents(expected).items() if name in stored} == contents(stored)
         loaded = torch.load(converted(middle, "pytorch", place / "out.pt"), weights_only=True)
         assert contents(loaded) == contents(expected)
-        assert tied(expected) <= tied(loaded)
+        # What was tied is tied; a view of one element may join, for it is the same bytes whatever its stride was.
+        assert all(any(names <= others for others in tied(loaded)) for names in tied(expected))
