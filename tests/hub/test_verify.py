@@ -157,3 +157,15 @@ def test_all_levels_and_several_models_and_the_highest_status(drive: Path, model
     done = modelhub("verify", drive / "one.safetensors", drive / "missing.bin", "--level", "all", "--json", status=3)
     assert done.json
     assert modelhub("verify", drive / "one.safetensors", "--level", "wishful", status=2).stderr.startswith("modelhub: error")
+
+
+def test_what_a_check_found_is_kept_until_the_next_one(tmp_path: Path, modelhub: Modelhub) -> None:
+    wild = torch.tensor([1.0, float("nan")])
+    save_file({"wild": wild}, tmp_path / "x.safetensors")
+    modelhub("scan", tmp_path)
+    modelhub("verify", "x", "--level", "values")
+    assert [finding["message"] for finding in modelhub("show", "x", "--json").json["findings"]] == ["1 NaN of 2 values"]
+    save_file({"wild": torch.ones(2)}, tmp_path / "x.safetensors")
+    modelhub("scan", tmp_path)
+    modelhub("verify", "x", "--level", "values")
+    assert modelhub("show", "x", "--json").json["findings"] == []
