@@ -106,8 +106,8 @@ def sweep(parent: str) -> list[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
-        except OSError:
-            pass  # somebody is at work in it
+        except OSError:  # somebody is at work in it, or the file system cannot lock: it is left alone
+            continue
         finally:
             os.close(lock)
     return removed

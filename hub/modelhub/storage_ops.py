@@ -188,7 +188,8 @@ def _gather(source: Any, unit: np.dtype[Any], base: int, shape: list[int], strid
     span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if span * size <= max(WINDOW, 4 * prod(shape) * size) or max(shape) == 1:
         run = _bytes_of(source, base * size, (base + span) * size).view(unit)
-        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(run, shape, [stride * size for stride in strides]))
+        view = np.lib.stride_tricks.as_strided(run, shape, [stride * size for stride in strides])
+        return np.array(view, order="C")  # not ascontiguousarray, which makes a row of a single element
     widest = max((axis for axis in range(len(shape)) if shape[axis] > 1), key=lambda axis: strides[axis])
     out = np.empty(shape, unit)
     inner = shape[:widest] + shape[widest + 1 :]

@@ -69,6 +69,18 @@ def test_strided_gathers_what_numpy_gathers(data: st.DataObject, tmp_path_factor
         storage.WINDOW = before
 
 
+@pytest.mark.parametrize(("shape", "strides"), [((3,), (6,)), ((3, 1), (6, 1)), ((2, 3), (1, 6)), ((), ())])
+def test_a_sparse_view_is_read_element_by_element(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr("modelhub.storage_ops.WINDOW", 1)
+    run = np.arange(40, dtype="<i4")
+    (tmp_path / "run").write_bytes(run.tobytes())
+    node = ops.strided(Extent(str(tmp_path / "run"), 0, run.nbytes), "I32", shape, strides, 2)
+    wanted = np.lib.stride_tricks.as_strided(run[2:], shape, [4 * stride for stride in strides])
+    assert read_tensor(Tensor("t", "I32", shape, node)).tobytes() == wanted.tobytes()
+
+
 def test_a_view_beyond_its_storage_is_refused_before_anything_is_read() -> None:
     with pytest.raises(ValueError, match="reaches element 10, its storage has 10"):
         ops.strided(Extent("/nowhere", 0, 40), "F32", (2, 6), (5, 1))

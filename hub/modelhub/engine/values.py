@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import prod
 from types import TracebackType
@@ -85,7 +86,7 @@ def pread_into(fd: int, buffer: memoryview, offset: int, what: str) -> None:
         got += n
 
 
-class Source:
+class Source(ABC):
     """A value open for reading: ``dtype``, ``shape``, ``read(start, stop)`` for rows; ``state`` is its op's to use."""
 
     seekable = True
@@ -94,8 +95,9 @@ class Source:
         self.dtype, self.shape = dtype, shape
         self.state: dict[str, Any] = {}
 
+    @abstractmethod
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        raise NotImplementedError
+        """Rows ``start``..``stop``, as stored units."""
 
     def spooled(self) -> Source:
         return self
