@@ -169,6 +169,7 @@ checkpoint = Table(
 Index("ix_checkpoint_root_path", checkpoint.c.root, checkpoint.c.path)
 Index("ix_checkpoint_name", checkpoint.c.name)
 Index("ix_checkpoint_tensor_table", checkpoint.c.tensor_table)
+Index("ix_checkpoint_indexed_at", checkpoint.c.indexed_at)
 
 # Apart from the checkpoint, so that a search over all checkpoints reads few pages.
 description = Table("description", metadata, _of("checkpoint", primary=True), _column("metadata", Text), _column("stored", Text))
@@ -246,7 +247,7 @@ note = Table("note", metadata, _key(), _of("checkpoint"), _column("text", Text),
 Index("ix_note_checkpoint", note.c.checkpoint)
 
 # How an output came to be. `parent` is null for a source outside the catalog, or one that was removed; what it was stays
-# written here.
+# written here. `rule`: the name of the owner's rule that asked for it, "" where a person did.
 lineage = Table(
     "lineage",
     metadata,
@@ -263,6 +264,81 @@ lineage = Table(
     _column("options", Text),
     _column("errors", Text),
     _column("created", BigInteger),
+    _column("rule", Text, ""),
 )
 Index("ix_lineage_checkpoint", lineage.c.checkpoint)
 Index("ix_lineage_parent", lineage.c.parent)
+
+# Work: waiting, at work, or done with. `checkpoint` and `version`: the content it is to be done to; `source` is where that lay.
+# `spec`: what to do, JSON by kind. `action`: a digest of kind and spec, by which the same work is known. `owner`: the process
+# that has it in hand, as host:pid:start; it must beat before `lease`. `output` and `made` (JSON: the files with their stats) are
+# written before anything stands under a real name. `crashes`: how often its process died; `attempts`: how often it was begun.
+job = Table(
+    "job",
+    metadata,
+    _key(),
+    Column("id", Text, nullable=False, unique=True),
+    _column("kind", Text),
+    _column("state", Text),
+    _column("priority", Integer, "0"),
+    _of("checkpoint", nullable=True, ondelete="SET NULL"),
+    _column("version", Integer, "0"),
+    _column("source", LargeBinary),
+    _column("spec", Text),
+    _column("action", LargeBinary),
+    _column("origin", Text),
+    _column("rule", Text, ""),
+    _column("attempts", Integer, "0"),
+    _column("crashes", Integer, "0"),
+    _column("max_attempts", Integer, "1"),
+    _column("not_before", BigInteger, "0"),
+    _column("created", BigInteger),
+    Column("started", BigInteger),
+    Column("finished", BigInteger),
+    _column("owner", Text, ""),
+    _column("lease", BigInteger, "0"),
+    _column("cancel", Integer, "0"),
+    _column("stage", Text, ""),
+    _column("done", BigInteger, "0"),
+    _column("total", BigInteger, "0"),
+    _column("output", LargeBinary),
+    _column("made", Text, ""),
+    _column("result", Text, ""),
+    _column("error", Text, ""),
+    _column("hint", Text, ""),
+)
+Index("ix_job_state", job.c.state, job.c.priority, job.c.created)
+Index("ix_job_checkpoint", job.c.checkpoint)
+
+job_log = Table(
+    "job_log",
+    metadata,
+    _key(),
+    _of("job"),
+    _column("at", BigInteger),
+    _column("level", Text),
+    _column("message", Text),
+)
+Index("ix_job_log_job", job_log.c.job)
+
+# What rules have had done to a content: never twice. Kept when the job's row is dropped.
+dispatched = Table(
+    "dispatched",
+    metadata,
+    _of("checkpoint", primary=True),
+    Column("action", LargeBinary, primary_key=True),
+    _column("version", Integer),
+    _column("modified", BigInteger),
+    _column("at", BigInteger),
+)
+
+# The daemon that watches for this catalog, or the last that did. One row at most. `status`: JSON, for people.
+daemon = Table(
+    "daemon",
+    metadata,
+    _key(),
+    _column("owner", Text),
+    _column("started", BigInteger),
+    _column("beat", BigInteger),
+    _column("status", Text),
+)

@@ -17,7 +17,7 @@ from modelhub.errors import CatalogError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration's revision. A test compares it with the migrations."""
 
 
