@@ -1,4 +1,6 @@
-"""Jobs, what rules have had done, and the daemon."""
+"""Jobs, what rules have had done, and the daemon; since when a model is missing, and what a source was."""
+
+import time
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +13,9 @@ KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     op.add_column("lineage", sa.Column("rule", sa.Text(), server_default="", nullable=False))
+    op.add_column("lineage", sa.Column("parent_was", sa.Text(), server_default="", nullable=False))
+    op.add_column("checkpoint", sa.Column("missing_since", sa.BigInteger(), nullable=True))
+    op.execute(f"UPDATE checkpoint SET missing_since={time.time_ns()} WHERE missing<>0")
     op.create_index("ix_checkpoint_indexed_at", "checkpoint", ["indexed_at"], unique=False)
     op.create_table(
         "job",

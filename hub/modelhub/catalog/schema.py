@@ -133,7 +133,8 @@ Index("ix_tensor_table_names", tensor_table.c.names)
 
 # A model at a place. Several may be missing from one place; one at most is there.
 # `search`: name, path and architecture, casefolded, on a line each. `files`: how many;
-# `alone`: its path is its only one. `sha256`: over its files, null until all are digested.
+# `alone`: its path is its only one. `sha256`: over its files, null until all are digested. `missing_since`: of use only while it
+# is missing.
 checkpoint = Table(
     "checkpoint",
     metadata,
@@ -165,6 +166,7 @@ checkpoint = Table(
     _column("modified_at", BigInteger),
     Column("derived_from", Text),
     _column("search", Text),
+    Column("missing_since", BigInteger),
 )
 Index("ix_checkpoint_root_path", checkpoint.c.root, checkpoint.c.path)
 Index("ix_checkpoint_name", checkpoint.c.name)
@@ -247,7 +249,8 @@ note = Table("note", metadata, _key(), _of("checkpoint"), _column("text", Text),
 Index("ix_note_checkpoint", note.c.checkpoint)
 
 # How an output came to be. `parent` is null for a source outside the catalog, or one that was removed; what it was stays
-# written here. `rule`: the name of the owner's rule that asked for it, "" where a person did.
+# written here. `rule`: the name of the owner's rule that asked for it, "" where a person did. `parent_was`: JSON of the source as
+# it was then, with how it came to be itself: what is left when it is replaced or removed.
 lineage = Table(
     "lineage",
     metadata,
@@ -265,6 +268,7 @@ lineage = Table(
     _column("errors", Text),
     _column("created", BigInteger),
     _column("rule", Text, ""),
+    _column("parent_was", Text, ""),
 )
 Index("ix_lineage_checkpoint", lineage.c.checkpoint)
 Index("ix_lineage_parent", lineage.c.parent)
