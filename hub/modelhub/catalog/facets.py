@@ -92,6 +92,38 @@ class Written:
             return registry.take_in(writer, data, time.time_ns())
 
 
+class Watched:
+    """What the daemon says of itself."""
+
+    database: Database
+
+    def set_daemon_status(self, owner: str, status: Mapping[str, Any]) -> None:
+        """Write down how the daemon of process ``owner`` is doing, in place of what the last one wrote."""
+        import orjson
+
+        now = time.time_ns()
+        self.database.touch(
+            "INSERT INTO daemon (key,owner,started,beat,status) VALUES (1,?,?,?,?) "
+            "ON CONFLICT (key) DO UPDATE SET owner=excluded.owner,beat=excluded.beat,status=excluded.status,"
+            "started=CASE WHEN daemon.owner=excluded.owner THEN daemon.started ELSE excluded.started END",
+            (owner, now, now, orjson.dumps(dict(status)).decode()),
+        )
+
+    def daemon_status(self) -> dict[str, Any]:
+        """What the last daemon wrote, with ``owner``, ``started`` and ``beat`` (nanoseconds); empty where there was none."""
+        import orjson
+
+        with self.database.read() as reader:
+            row = reader.row("SELECT owner,started,beat,status FROM daemon WHERE key=1")
+        if row is None:
+            return {}
+        try:
+            status = orjson.loads(row[3])
+        except orjson.JSONDecodeError:
+            status = {}
+        return {**status, "owner": row[0], "started": row[1], "beat": row[2]}
+
+
 class Digested:
     """Digests of files and tensors, and lineage."""
 

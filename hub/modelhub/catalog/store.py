@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelhub.catalog import upgrade
 from modelhub.catalog.database import Database, Row
-from modelhub.catalog.facets import Digested, Written
+from modelhub.catalog.facets import Digested, Watched, Written
 from modelhub.errors import CatalogError, ModelNotFound
 from modelhub.model import Model, clean, printable
 
@@ -42,7 +42,7 @@ class Root(NamedTuple):
     scanned: int | None
 
 
-class Catalog(Written, Digested):
+class Catalog(Written, Digested, Watched):
     """An open catalog; a context manager. Threads may share it. All errors of the database are `CatalogError`."""
 
     def __init__(self, database: Database) -> None:

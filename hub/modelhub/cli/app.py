@@ -30,6 +30,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "convert": "Write a model in another format or precision.",
         "quantize": "Write a model with a recipe's precision.",
     },
+    "Keep watch": {
+        "watch": "Watch drives, and keep the catalog right as they change.",
+    },
     "Keep order": {
         "alias": "Give a model a name that sticks to its content.",
         "tag": "Set key=value tags on a model, or remove them.",
