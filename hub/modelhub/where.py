@@ -128,7 +128,7 @@ def quantity(value: str, kind: str, field: str) -> int | float:
     """A number with a unit: bytes (GB = 10^9, GiB = 2^30) for "size", else a count (B = 10^9)."""
     match = _QUANTITY.fullmatch(value)
     factor = _UNITS[kind].get(match[2].lower()) if match else None
-    if match is None or factor is None:
+    if match is None or factor is None or float(match[1]) * factor >= 1 << 63:  # no more does a database compare
         example = "1.5GB, 700MiB or 4096" if kind == "size" else "7B, 350M or 1000"
         raise UsageError(f"'{value}' is no value for {field}", f"like {example}")
     number = float(match[1]) * factor
