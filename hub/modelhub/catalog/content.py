@@ -9,6 +9,7 @@ from hashlib import sha256 as hash_sha256
 from typing import Any
 
 from modelhub.catalog.database import Database, Reader, Row, Writer
+from modelhub.catalog.lineage import snapshot
 from modelhub.catalog.places import file_rows
 from modelhub.catalog.rows import signed
 from modelhub.catalog.tables import dump, load
@@ -17,7 +18,8 @@ from modelhub.model import Model, checkpoint_sha256, clean, iso, printable
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How an output was made. ``errors``: the error of each tensor against its source, by name: any JSON value."""
+    """How an output was made. ``errors``: the error of each tensor against its source, by name: any JSON value. ``rule``: the
+    owner's rule that asked for it, "" where a person did."""
 
     kind: str = "conversion"
     plugin: str = ""
@@ -25,6 +27,7 @@ class Provenance:
     recipe: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     errors: Mapping[str, Any] = field(default_factory=dict)
+    rule: str = ""
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -173,10 +176,13 @@ def record_output(database: Database, output: Model, sources: Sequence[Model], h
                     clean(dump(dict(how.options))),
                     clean(dump(dict(how.errors))),
                     now,
+                    clean(how.rule),
+                    snapshot(writer, source),
                 )
             )
         columns = (
-            "key,checkpoint,version,parent,parent_path,parent_sha256,kind,plugin,plugin_version,recipe,options,errors,created"
+            "key,checkpoint,version,parent,parent_path,parent_sha256,kind,plugin,plugin_version,recipe,options,errors,created,rule,"
+            "parent_was"
         )
         writer.run("DELETE FROM lineage WHERE checkpoint=? AND version=?", (output.key, output.version))
         writer.insert("lineage", columns, rows)
@@ -186,7 +192,7 @@ def record_output(database: Database, output: Model, sources: Sequence[Model], h
 
 def lineage(reader: Reader, model: Model) -> list[dict[str, Any]]:
     rows = reader.rows(
-        "SELECT p.id,l.parent_path,l.parent_sha256,l.kind,l.plugin,l.plugin_version,l.recipe,l.options,l.errors,l.created "
+        "SELECT p.id,l.parent_path,l.parent_sha256,l.kind,l.plugin,l.plugin_version,l.recipe,l.options,l.errors,l.created,l.rule "
         "FROM lineage l "
         "LEFT JOIN checkpoint p ON p.key=l.parent WHERE l.checkpoint=? AND l.version=? ORDER BY l.key",
         (model.key, model.version),
@@ -203,6 +209,7 @@ def lineage(reader: Reader, model: Model) -> list[dict[str, Any]]:
             "options": load(options),
             "errors": load(errors),
             "created": iso(created),
+            "rule": rule,
         }
-        for parent, path, digest, kind, plugin, version, recipe, options, errors, created in rows
+        for parent, path, digest, kind, plugin, version, recipe, options, errors, created, rule in rows
     ]
