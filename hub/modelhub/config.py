@@ -67,8 +67,8 @@ def _key(default: Any, kind: Callable[[object, str], Any], least: float = 0) -> 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """``[watch]``, in seconds. A new or changed file is looked at once it has stood still for ``settle``, or has kept changing
-    for ``longest_wait`` (at least 6 times ``settle`` where that alone is given). ``poll``: between two looks at a drive that sends no events; ``reconcile``: between two full looks at
-    one that does."""
+    for ``longest_wait`` (at least 6 times ``settle`` where only that is given). ``poll``: between two looks at a drive that sends
+    no events; ``reconcile``: between two full looks at one that does."""
 
     settle: float = _key(5.0, duration)
     longest_wait: float = _key(30.0, duration)
