@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelhub.catalog.database import Database
@@ -12,6 +12,7 @@ from modelhub.model import Model
 
 if TYPE_CHECKING:
     from modelhub.catalog.content import Provenance
+    from modelhub.catalog.registry import Pin
 
 
 class Written:
@@ -32,11 +33,27 @@ class Written:
             return writer.run("DELETE FROM alias WHERE name=?", (name,)) > 0
 
     def aliases(self) -> list[dict[str, Any]]:
-        """Every alias: ``{alias, id, name, version, stale}``; stale where its content was replaced or is missing."""
+        """Every alias: ``{alias, id, name, version, stale, now, why}``; stale where its content was replaced or is missing, and
+        ``why`` says which; ``now``: the version that stands there."""
         from modelhub.catalog import registry
 
         with self.database.read() as reader:
             return registry.aliases(reader)
+
+    def pin(self, alias: str) -> Pin | None:
+        """What an alias pins; None where there is no such alias."""
+        from modelhub.catalog import registry
+
+        with self.database.read() as reader:
+            return registry.pin(reader, alias)
+
+    def history(self, model: Model) -> list[dict[str, Any]]:
+        """Every version that stood at the model's place, the present one first: ``{version, current, format, precision,
+        parameters, size, digest, modified, indexed, replaced, aliases}``; ``aliases``: those that pin it."""
+        from modelhub.catalog import registry
+
+        with self.database.read() as reader:
+            return registry.versions(reader, model.key)
 
     def aliases_of(self, model: Model) -> tuple[str, ...]:
         """The model's aliases; those that pin a replaced content end in " (stale)"."""
@@ -71,10 +88,23 @@ class Written:
         with self.database.write() as writer:
             registry.add_note(writer, model.key, text, time.time_ns())
 
-    def remove_notes(self, model: Model) -> int:
-        """Remove every note; how many there were."""
+    def numbered_notes(self, model: Model) -> list[dict[str, Any]]:
+        """The model's notes, oldest first: ``{note, text, created}``; ``note`` is its number, from 1."""
+        from modelhub.catalog import registry
+
+        with self.database.read() as reader:
+            return registry.notes(reader, model.key)
+
+    def remove_notes(self, model: Model, numbers: Collection[int] | None = None) -> int:
+        """Remove every note, or those with these numbers; how many. ModelNotFound, and nothing removed, where there is no such
+        note."""
+        from modelhub.catalog import registry
+
         with self.database.write() as writer:
-            return writer.run("DELETE FROM note WHERE checkpoint=?", (model.key,))
+            if numbers is None:
+                return writer.run("DELETE FROM note WHERE checkpoint=?", (model.key,))
+            registry.remove_notes(writer, model.key, numbers)
+            return len(set(numbers))
 
     def export_registry(self) -> dict[str, Any]:
         """Aliases, tags and notes as one JSON value, each with what its model is known by (id, digest, place, name)."""
@@ -180,7 +210,7 @@ class Digested:
 
     def lineage(self, model: Model) -> list[dict[str, Any]]:
         """One entry for each source of the model's present content: ``{parent, path, digest, kind, plugin, plugin_version,
-        recipe, options, errors, created}``; parent is an id or None."""
+        recipe, options, errors, created, rule}``; parent is an id or None. `modelhub.lineage` has all generations."""
         from modelhub.catalog import content
 
         with self.database.read() as reader:

@@ -184,7 +184,9 @@ def worst(errors: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _steps(rows: Sequence[Row]) -> list[Step]:
     found = []
-    for *before, options, errors, created, was in rows:
+    for row in rows:
+        options, errors, created, was = row[-4:]
         written = load(was) if was else {}
-        found.append(Step(*before, load(options), worst(load(errors)), created, written if isinstance(written, dict) else {}))
+        values = (*row[:-4], load(options), worst(load(errors)), created, written if isinstance(written, dict) else {})
+        found.append(Step._make(values))
     return found

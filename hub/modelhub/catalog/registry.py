@@ -1,20 +1,31 @@
-"""What people wrote about models: aliases, tags, notes; their export and import. No scan touches these rows."""
+"""What people wrote about models: aliases, tags, notes; their export and import. No scan touches these rows. And the versions
+that aliases pin."""
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from base64 import b64decode, b64encode
+from calendar import timegm
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from modelhub.catalog.database import Reader, Writer
-from modelhub.errors import UsageError
-from modelhub.model import clean
+from modelhub.errors import ModelNotFound, UsageError
+from modelhub.model import clean, iso
 
 _ALIAS = re.compile(r"[^\s@:/\\][^\s@:\\]*(@[^\s@:/\\]+)?")
 _TAG = re.compile(r"[^\s=]+")
+
+
+class Pin(NamedTuple):
+    """What an alias pins: the version; when that was replaced (nanoseconds) and its SHA-256, where this is known."""
+
+    version: int
+    replaced: int | None
+    sha256: bytes | None
 
 
 def set_alias(writer: Writer, name: str, checkpoint: int, version: int) -> None:
@@ -30,12 +41,56 @@ def set_alias(writer: Writer, name: str, checkpoint: int, version: int) -> None:
 
 def aliases(reader: Reader) -> list[dict[str, Any]]:
     rows = reader.rows(
-        "SELECT a.name,c.id,c.name,a.version,a.version<>c.version OR c.missing<>0 FROM alias a "
-        "JOIN checkpoint c ON c.key=a.checkpoint ORDER BY a.name"
+        "SELECT a.name,c.id,c.name,a.version,c.version,c.missing FROM alias a JOIN checkpoint c ON c.key=a.checkpoint "
+        "ORDER BY a.name"
     )
     return [
-        {"alias": alias, "id": id, "name": name, "version": version, "stale": bool(stale)}
-        for alias, id, name, version, stale in rows
+        {
+            "alias": alias,
+            "id": id,
+            "name": name,
+            "version": version,
+            "stale": version != now or bool(missing),
+            "now": now,
+            "why": "replaced" if version != now else "missing" if missing else "",
+        }
+        for alias, id, name, version, now, missing in rows
+    ]
+
+
+def pin(reader: Reader, alias: str) -> Pin | None:
+    row = reader.row(
+        "SELECT a.version,v.replaced_at,v.sha256 FROM alias a "
+        "LEFT JOIN version v ON v.checkpoint=a.checkpoint AND v.number=a.version WHERE a.name=?",
+        (clean(alias),),
+    )
+    return Pin._make(row) if row else None
+
+
+def versions(reader: Reader, checkpoint: int) -> list[dict[str, Any]]:
+    pins = defaultdict(list)
+    for name, version in reader.rows("SELECT name,version FROM alias WHERE checkpoint=? ORDER BY name", (checkpoint,)):
+        pins[version].append(name)
+    columns = "format,precision,parameters,size,sha256,modified_at,indexed_at"
+    rows = reader.rows(f"SELECT version,{columns},NULL FROM checkpoint WHERE key=?", (checkpoint,))
+    rows += reader.rows(
+        f"SELECT number,{columns},replaced_at FROM version WHERE checkpoint=? ORDER BY number DESC", (checkpoint,)
+    )
+    return [
+        {
+            "version": number,
+            "current": replaced is None,
+            "format": format,
+            "precision": precision,
+            "parameters": parameters,
+            "size": size,
+            "digest": None if digest is None else f"sha256:{digest.hex()}",
+            "modified": iso(modified),
+            "indexed": iso(indexed),
+            "replaced": None if replaced is None else iso(replaced),
+            "aliases": pins.get(number, []),
+        }
+        for number, format, precision, parameters, size, digest, modified, indexed, replaced in rows
     ]
 
 
@@ -52,17 +107,32 @@ def add_note(writer: Writer, checkpoint: int, text: str, now: int) -> None:
     writer.insert("note", "key,checkpoint,text,created", [(writer.next_key("note"), checkpoint, clean(text), now)])
 
 
+def notes(reader: Reader, checkpoint: int) -> list[dict[str, Any]]:
+    rows = reader.rows("SELECT text,created FROM note WHERE checkpoint=? ORDER BY key", (checkpoint,))
+    return [{"note": number, "text": text, "created": iso(created)} for number, (text, created) in enumerate(rows, 1)]
+
+
+def remove_notes(writer: Writer, checkpoint: int, numbers: Collection[int]) -> None:
+    keys = [key for (key,) in writer.rows("SELECT key FROM note WHERE checkpoint=? ORDER BY key", (checkpoint,))]
+    for number in numbers:
+        if not 1 <= number <= len(keys):
+            raise ModelNotFound(f"there is no note {number}", "'modelhub note MODEL' lists them with their numbers")
+    writer.many("DELETE FROM note WHERE key=?", [(keys[number - 1],) for number in set(numbers)])
+
+
 def export(reader: Reader) -> dict[str, Any]:
-    """``{"modelhub": 1, "models": [{id, name, digest, path_b64, aliases: [[name, current]], tags, notes}]}``."""
-    found: dict[int, dict[str, Any]] = defaultdict(lambda: {"aliases": [], "tags": {}, "notes": []})
+    """``{"modelhub": 1, "models": [{id, name, digest, path_b64, aliases: [[name, current]], tags, notes, noted}]}``; ``noted``:
+    when each of the notes was written."""
+    found: dict[int, dict[str, Any]] = defaultdict(lambda: {"aliases": [], "tags": {}, "notes": [], "noted": []})
     for key, name, current in reader.rows(
         "SELECT a.checkpoint,a.name,a.version=c.version FROM alias a JOIN checkpoint c ON c.key=a.checkpoint ORDER BY a.name"
     ):
         found[key]["aliases"].append([name, bool(current)])
     for key, name, value in reader.rows("SELECT checkpoint,name,value FROM tag ORDER BY name"):
         found[key]["tags"][name] = value
-    for key, text in reader.rows("SELECT checkpoint,text FROM note ORDER BY key"):
+    for key, text, created in reader.rows("SELECT checkpoint,text,created FROM note ORDER BY key"):
         found[key]["notes"].append(text)
+        found[key]["noted"].append(iso(created))
     models = []
     rows = reader.rows_in(
         "SELECT c.key,c.id,c.name,c.sha256,c.path,r.path FROM checkpoint c LEFT JOIN root r ON r.key=c.root WHERE c.key IN (??)",
@@ -88,9 +158,10 @@ def take_in(writer: Writer, data: Mapping[str, Any], now: int) -> tuple[int, lis
                     set_alias(writer, alias, key, version if current else 0)
                 set_tags(writer, key, {str(name): str(value) for name, value in model["tags"].items()})
                 there = {text for (text,) in writer.rows("SELECT text FROM note WHERE checkpoint=?", (key,))}
-                for text in model["notes"]:
+                noted = [_time(when) for when in model.get("noted") or ()]
+                for number, text in enumerate(model["notes"]):
                     if text not in there:
-                        add_note(writer, key, text, now)
+                        add_note(writer, key, text, noted[number] if number < len(noted) else now)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"the export is damaged: {type(error).__name__} {error}", "nothing was taken in") from error
         if key:
@@ -98,6 +169,11 @@ def take_in(writer: Writer, data: Mapping[str, Any], now: int) -> tuple[int, lis
         else:
             unknown.append(str(model["name"]))
     return known, unknown
+
+
+def _time(text: str) -> int:
+    """Nanoseconds since 1970 of a time as `iso` writes it."""
+    return timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ")) * 10**9
 
 
 def _recognise(writer: Writer, model: Mapping[str, Any]) -> tuple[int, int]:
