@@ -2,7 +2,7 @@
 transaction each.
 
 The work is done by the modules beside this one: `query` reads models, `index` takes scans in, `registry` keeps what people wrote,
-`content` keeps digests and lineage.
+`content` keeps digests and lineage, `jobs` the queue.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,7 @@ from modelhub.errors import CatalogError, ModelNotFound
 from modelhub.model import Model, clean, printable
 
 if TYPE_CHECKING:
+    from modelhub.catalog.jobs import Jobs
     from modelhub.found import Found
     from modelhub.types import Finding
 
@@ -60,6 +62,13 @@ class Catalog(Written, Digested, Watched):
 
     def close(self) -> None:
         self.database.close()
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The queue of jobs."""
+        from modelhub.catalog.jobs import Jobs
+
+        return Jobs(self.database)
 
     def __enter__(self) -> Catalog:
         return self
@@ -188,6 +197,10 @@ class Catalog(Written, Digested, Watched):
         """The models of this name; where there are none, those of this name in any case."""
         name = clean(name)
         return self._where("c.name=?", (name,)) or self._where("lower(c.name)=?", (name.lower(),))
+
+    def with_digest(self, sha256: bytes) -> list[Model]:
+        """The models that are there, on a drive that is, and have this SHA-256."""
+        return self._where("c.sha256=? AND c.missing=0 AND coalesce(r.offline,0)=0", (sha256,))
 
     def at(self, path: str) -> list[Model]:
         """The models that lie at ``path`` (absolute): as their place, or as the primary file of theirs."""
