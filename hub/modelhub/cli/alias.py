@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from modelhub.cli import text
@@ -42,10 +44,13 @@ def command(name: str | None, model: str | None, remove: bool, as_json: bool) ->
             text.print_json(aliases if name is None else next(alias for alias in aliases if alias["alias"] == name))
         elif name is None and aliases:
             text.table(
-                [
-                    {**alias, "id": alias["id"][:8], "note": "stale: its content was replaced" if alias["stale"] else ""}
-                    for alias in aliases
-                ],
+                [{**alias, "id": alias["id"][:8], "note": _note(alias)} for alias in aliases],
                 COLUMNS,
             )
     return 0
+
+
+def _note(alias: dict[str, Any]) -> str:
+    if alias["why"] == "replaced":
+        return f"stale: its content was replaced, version {alias['now']} stands there"
+    return "stale: its content is missing" if alias["why"] == "missing" else ""

@@ -62,7 +62,7 @@ class Session:
         """The model that ``reference`` names."""
         from modelhub.resolve import resolve
 
-        return resolve(self.catalog, reference, pool=self)
+        return resolve(self.catalog, reference, pool=self, warn=warn)
 
     def inspect_path(self, path: str) -> Found:
         """One look at a path, in a worker; the pool is there only once this is asked."""
@@ -87,6 +87,13 @@ class Session:
 
         if model.id:
             self.plugins.emit(Event(kind=kind, checkpoint=model.id, path=model.absolute_path))
+
+
+def warn(message: str) -> None:
+    """Say on stderr what is not as it seems, though the command goes on."""
+    from modelhub.cli import text
+
+    click.echo(f"modelhub: warning: {text.escape(message)}", err=True)
 
 
 class ModelParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click

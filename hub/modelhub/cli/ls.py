@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     text.Column("id", "ID"),
     text.Column("name", "NAME", shrink=14, middle=True),
+    text.Column("aliases", "ALIASES", shrink=10, drop=4),
     text.Column("format", "FORMAT"),
     text.Column("architecture", "ARCHITECTURE", shrink=10, drop=3),
     text.Column("precision", "PRECISION"),
@@ -89,7 +90,9 @@ def command(
         if totals:
             return _totals(session.catalog, search, where, as_json, as_csv)
         if as_json:
-            text.print_json([model.to_json() for model in session.catalog.models(search, where, sort, limit)])
+            aliases = _aliases(session.catalog)
+            models = session.catalog.models(search, where, sort, limit)
+            text.print_json([{**model.to_json(), "aliases": aliases.get(model.id or "", [])} for model in models])
         elif as_csv:
             _csv(CSV, ([_flat(model.to_json().get(key)) if key != "tensors" else model.tensors for key in CSV]
                        for model in session.catalog.models(search, where, sort, limit)))  # fmt: skip
@@ -118,10 +121,12 @@ def _table(catalog: Catalog, search: str, where: tuple[str, ...], sort: str, lim
             )
             click.echo(empty, err=True)
         return
+    aliases = _aliases(catalog)
     rows = [
         {
             "id": identity[:SHOWN_ID],
             "name": name,
+            "aliases": ", ".join(aliases.get(identity, ())),
             "format": kind,
             "architecture": architecture,
             "precision": precision,
@@ -136,6 +141,14 @@ def _table(catalog: Catalog, search: str, where: tuple[str, ...], sort: str, lim
     text.table(rows, COLUMNS)
     if text.is_terminal():
         text.line(f"{text.plural(len(found), 'model')}, {text.size(sum(row[6] for row in found))}")
+
+
+def _aliases(catalog: Catalog) -> dict[str, list[str]]:
+    """The aliases of each model that has some, by its id; a stale one says so."""
+    found: dict[str, list[str]] = {}
+    for alias in catalog.aliases():
+        found.setdefault(alias["id"], []).append(f"{alias['alias']} (stale)" if alias["why"] == "replaced" else alias["alias"])
+    return found
 
 
 def _totals(catalog: Catalog, search: str, where: tuple[str, ...], as_json: bool, as_csv: bool) -> int:
