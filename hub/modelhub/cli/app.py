@@ -36,6 +36,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Keep order": {
         "alias": "Give a model a name that sticks to its content.",
         "tag": "Set key=value tags on a model, or remove them.",
+        "note": "Write notes on a model, and read them.",
         "rm": "Forget a model; delete its files if asked to.",
         "export": "Write aliases, tags and notes as JSON.",
         "import": "Read aliases, tags and notes from JSON.",

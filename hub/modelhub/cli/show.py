@@ -12,6 +12,7 @@ from modelhub.cli.app import define
 from modelhub.cli.common import Session, json_option, model_argument
 
 if TYPE_CHECKING:
+    from modelhub.lineage import Graph
     from modelhub.model import Model
     from modelhub.types import Tensor
 
@@ -24,33 +25,86 @@ TENSORS = (
     text.Column("file", "FILE", shrink=12, middle=True, drop=1),
     text.Column("note", "NOTE", shrink=10, drop=1),
 )
+VERSIONS = (
+    text.Column("version", "VERSION", align=">"),
+    text.Column("format", "FORMAT"),
+    text.Column("precision", "PRECISION"),
+    text.Column("size", "SIZE", align=">"),
+    text.Column("indexed", "INDEXED"),
+    text.Column("replaced", "REPLACED"),
+    text.Column("aliases", "ALIASES", shrink=10),
+    text.Column("digest", "DIGEST", shrink=16, drop=1),
+)
 SHOWN_FILES = 8
 LONG = 200
 """Metadata longer than this (a chat template) is cut, except with ``--json``."""
 
 
-@define("show", examples=["modelhub show llama@prod", "modelhub show ./model.safetensors --tensors", "modelhub show 3fa8 --json"])
+@define(
+    "show",
+    examples=[
+        "modelhub show llama@prod",
+        "modelhub show ./model.safetensors --tensors",
+        "modelhub show llama-q4 --lineage",
+        "modelhub show 3fa8 --json",
+    ],
+)
 @model_argument()
 @click.option("--tensors", is_flag=True, help="List every tensor: dtype, shape, and where its bytes lie.")
+@click.option("--lineage", is_flag=True, help="Draw what it was made from and what was made of it, over all generations.")
+@click.option("--versions", is_flag=True, help="List the contents that its place has had, and the aliases that pin them.")
 @json_option
-def command(model: str, tensors: bool, as_json: bool) -> int:
-    """MODEL may be any file or directory: it need not have been scanned."""
+def command(model: str, tensors: bool, lineage: bool, versions: bool, as_json: bool) -> int:
+    """MODEL may be any file or directory: it need not have been scanned. With --json, --lineage adds 'graph': nodes, and edges
+    between them by number, node 0 being the MODEL; --versions adds 'versions', the present one first."""
     with Session() as session:
         found = session.model(model)
         if as_json:
             document = found.to_json(details=True)
             if tensors:
                 document["tensors"] = [tensor_json(tensor) for tensor in found.table().tensors]
+            if lineage:
+                document["graph"] = _graph(session, found).to_json()
+            if versions:
+                document["versions"] = _versions(session, found)
             text.print_json(document)
         else:
-            _print(found)
+            _print(found, not lineage)
+            if lineage:
+                from modelhub.cli.tree import print_lineage
+
+                sys.stdout.write("\n")
+                print_lineage(_graph(session, found))
+            if versions:
+                sys.stdout.write("\n")
+                text.table([_version_row(row) for row in _versions(session, found)], VERSIONS)
             if tensors:
                 sys.stdout.write("\n")
                 text.table([_tensor_row(tensor, found) for tensor in found.table().tensors], TENSORS)
     return 0
 
 
-def _print(model: Model) -> None:
+def _graph(session: Session, model: Model) -> Graph:
+    from modelhub.lineage import lineage
+
+    return lineage(session.catalog, model)
+
+
+def _versions(session: Session, model: Model) -> list[dict[str, Any]]:
+    return session.catalog.history(model) if model.id else []
+
+
+def _version_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **row,
+        "size": text.size(row["size"]),
+        "indexed": row["indexed"][:10],
+        "replaced": (row["replaced"] or "")[:10],
+        "aliases": ", ".join(row["aliases"]),
+    }
+
+
+def _print(model: Model, made_from: bool) -> None:
     sys.stdout.write(text.style(text.escape(model.name), text.BOLD) + "\n")
     paths = model.file_paths
     container = f" ({model.container})" if model.container and model.container != model.format else ""
@@ -87,7 +141,7 @@ def _print(model: Model) -> None:
             text.line(f"  {path}")
         if len(paths) > SHOWN_FILES:
             text.line(f"  and {len(paths) - SHOWN_FILES} more")
-    if model.lineage:
+    if made_from and model.lineage:
         _section("made from")
         for parent in model.lineage:
             recipe = f" with {parent['recipe']}" if parent.get("recipe") else ""
