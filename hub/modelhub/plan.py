@@ -6,7 +6,7 @@ A plan's table is the whole conversion: each tensor of the output with the expre
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -109,6 +109,25 @@ def parse_target(to: str, plugins: Plugins) -> tuple[Format, Recipe | None]:
     return target, recipe
 
 
+def format_with(recipe: str, preferred: Sequence[str], plugins: Plugins, *, output: str | None = None) -> str:
+    """The format that ``recipe`` is for: the one that ``output`` is named for, the first of ``preferred`` that has it, else the
+    first of all. UsageError where there is no such recipe, or no format that can be written has it."""
+    found = [item for item in plugins.recipes if item.name == recipe]
+    if not found:
+        known = ", ".join(sorted({item.name for item in plugins.recipes}))
+        raise UsageError(f"there is no recipe called {recipe!r}", f"there are: {known}")
+    writable = [format.name for format in plugins.formats.values() if format.create]
+    fitting = [name for name in writable if any(not item.formats or name in item.formats for item in found)]
+    if not fitting:
+        raise UsageError(f"no format that can be written has the recipe {recipe!r}", "'modelhub plugins' lists them")
+    if output:
+        for name in fitting:
+            extension = plugins.formats[name].extension
+            if extension and output.endswith(extension):
+                return name
+    return next((name for name in preferred if name in fitting), fitting[0])
+
+
 def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions, plugins: Plugins) -> Plan:
     """Decide a conversion. Raises UsageError for a target that does not exist, ConversionError for one that cannot be reached."""
     target, recipe = parse_target(to, plugins)
@@ -135,7 +154,7 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     _note_losses(source, losses)
     path = _place(model, target, recipe, output)
     size = sum(tensor_nbytes(tensor) for tensor in _unique(derived, target))
-    _check_suffix(path, target, plugins)
+    check_suffix(path, target, plugins)
     _check_place(path, model, target, options)
     if program is None:
         _ask_writer(derived, target, path, options)
@@ -246,15 +265,26 @@ def _unique(table: Table, target: Format) -> list[Tensor]:
 def _place(model: Model, target: Format, recipe: Recipe | None, output: str | None) -> str:
     """Where the output goes: ``-o``, a default name in the directory that ``-o`` is, or a default name beside the source."""
     source = model.absolute_path.rstrip("/")
-    stem = os.path.basename(source) if os.path.isdir(source) else os.path.splitext(os.path.basename(source))[0]
-    name = (model.name.rsplit("/", 1)[-1] or stem) + (f".{recipe.name}" if recipe else "")
-    if not target.extension and (output is None or output.endswith("/")) and not recipe and os.path.isdir(source):
-        name += f"-{target.name}"
+    name = default_name(model.name, source, target, recipe, directory=os.path.isdir(source), beside=output is None)
     if output is None:
-        return os.path.join(os.path.dirname(os.path.abspath(source)), name + target.extension)
+        return os.path.join(os.path.dirname(os.path.abspath(source)), name)
     if target.extension and (output.endswith("/") or os.path.isdir(output)):
-        return os.path.join(os.path.abspath(output), name + target.extension)
+        return os.path.join(os.path.abspath(output), name)
     return os.path.abspath(output)
+
+
+def default_stem(name: str, source: str, *, directory: bool) -> str:
+    """What an output is called after: the last part of the model's ``name``, else its file's or directory's stem."""
+    base = os.path.basename(source)
+    last = name.rsplit("/", 1)[-1]
+    return last if last not in ("", ".", "..") else base if directory else os.path.splitext(base)[0]
+
+
+def default_name(name: str, source: str, target: Format, recipe: Recipe | None, *, directory: bool, beside: bool) -> str:
+    """How an output is called where nobody says: ``NAME[.RECIPE].EXT``. ``source``: the absolute path of the model, which is a
+    ``directory`` or not; ``beside``: it may come to stand beside its source, whose name it must not take."""
+    stem = default_stem(name, source, directory=directory) + (f".{recipe.name}" if recipe else "")
+    return f"{stem}-{target.name}" if beside and directory and not target.extension and not recipe else stem + target.extension
 
 
 def _ask_writer(table: Table, target: Format, path: str, options: ConvertOptions) -> None:
@@ -267,8 +297,9 @@ def _ask_writer(table: Table, target: Format, path: str, options: ConvertOptions
         writer.close()
 
 
-def _check_suffix(path: str, target: Format, plugins: Plugins) -> None:
-    """A name that says one format for a file of another would be read back, by us and by others, as what it says."""
+def check_suffix(path: str, target: Format, plugins: Plugins) -> None:
+    """UsageError where an output's name does not say its format: one that says another would be read back, by us and by others,
+    as what it says."""
     name = os.path.basename(path)
     if not target.extension or name.lower().endswith((target.extension, *target.suffixes)):
         return

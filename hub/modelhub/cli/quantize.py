@@ -9,7 +9,6 @@ import click
 from modelhub.cli.app import define
 from modelhub.cli.common import Session, model_argument
 from modelhub.cli.convert import convert_options, output_options, run
-from modelhub.errors import UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -52,18 +51,6 @@ def command(model: str, recipe: str, as_json: bool, dry_run: bool, output: str |
 def target_format(model: Model, recipe: str, output: str | None, plugins: Plugins) -> str:
     """The format that ``recipe`` is for: the one that ``output`` is named for, the model's own or its container's, else the
     first that has it."""
-    found = [item for item in plugins.recipes if item.name == recipe]
-    if not found:
-        raise UsageError(
-            f"there is no recipe called {recipe!r}", f"there are: {', '.join(sorted({item.name for item in plugins.recipes}))}"
-        )
-    writable = [format.name for format in plugins.formats.values() if format.create]
-    fitting = [name for name in writable if any(not item.formats or name in item.formats for item in found)]
-    if not fitting:
-        raise UsageError(f"no format that can be written has the recipe {recipe!r}", "'modelhub plugins' lists them")
-    if output:
-        for name in fitting:
-            extension = plugins.formats[name].extension
-            if extension and output.endswith(extension):
-                return name
-    return next((name for name in (model.format, model.container) if name in fitting), fitting[0])
+    from modelhub.plan import format_with
+
+    return format_with(recipe, (model.format, model.container), plugins, output=output)
