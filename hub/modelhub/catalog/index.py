@@ -104,7 +104,9 @@ class Indexer:
         others = reader.rows_in(
             "SELECT f.key,f.size,f.mtime,f.inode,f.device,f.missing,f.content,f.path,r.path FROM file f "
             "LEFT JOIN root r ON r.key=f.root "
-            "WHERE f.inode IN (??) AND f.content IS NOT NULL",
+            "WHERE f.inode IN (??) AND f.content IS NOT NULL "
+            # What a checkpoint left behind when it moved on is no candidate: it may well come back.
+            "AND (f.missing=0 OR EXISTS (SELECT 1 FROM checkpoint_file x WHERE x.file=f.key))",
             list(wanted),
         )
         elsewhere = []
