@@ -393,7 +393,8 @@ def test_replaced_content_is_a_new_version_of_the_same_checkpoint(catalog: Catal
     assert (after.digest, catalog.tensor_digests(after), after.findings) == (None, None, ())
     assert catalog.file_digest(str(path)) is None
     assert catalog.tags(after) == {"team": "vision"}
-    assert catalog.aliases() == [{"alias": "best", "id": after.id, "name": "a", "version": 1, "stale": True}]
+    stale = {"alias": "best", "id": after.id, "name": "a", "version": 1, "stale": True, "now": 2, "why": "replaced"}
+    assert catalog.aliases() == [stale]
     assert after.aliases == ("best (stale)",)
     (old,) = catalog.versions(after)
     assert (old["version"], old["precision"], old["digest"]) == (1, "F32", "sha256:" + "01" * 32)
