@@ -72,7 +72,12 @@ def torment(daemon: Watching, kills: int, seed: int = 7, shortest: float = 0.2, 
 
 def leftovers(root: Path) -> list[str]:
     """Scratch of ours below ``root``."""
-    return [os.path.join(place, name) for place, directories, files in os.walk(root) for name in directories + files if name.startswith(".modelhub-")]
+    return [
+        os.path.join(place, name)
+        for place, directories, files in os.walk(root)
+        for name in directories + files
+        if name.startswith(".modelhub-")
+    ]
 
 
 def damage(home: Path) -> list[str]:

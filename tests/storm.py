@@ -19,10 +19,12 @@ from pathlib import Path
 
 def checkpoint(uid: str, floats: int = 64) -> bytes:
     """A whole safetensors file whose metadata says ``uid``."""
-    header = json.dumps({
-        "__metadata__": {"uid": uid},
-        "weight": {"dtype": "F32", "shape": [floats], "data_offsets": [0, 4 * floats]},
-    }).encode()
+    header = json.dumps(
+        {
+            "__metadata__": {"uid": uid},
+            "weight": {"dtype": "F32", "shape": [floats], "data_offsets": [0, 4 * floats]},
+        }
+    ).encode()
     header += b" " * (-len(header) % 8)
     data = random.Random(uid).randbytes(4 * floats)
     return struct.pack("<Q", len(header)) + header + data
@@ -65,7 +67,9 @@ class Storm:
         self.serial = 0
 
     def run(self) -> Log:
-        actions = [self.create] * 6 + [self.grow] * 2 + [self.rename] * 5 + [self.replace] * 2 + [self.delete] * 2 + [self.rename_dir]
+        actions = (
+            [self.create] * 6 + [self.grow] * 2 + [self.rename] * 5 + [self.replace] * 2 + [self.delete] * 2 + [self.rename_dir]
+        )
         made = 0
         while made < self.creates:
             action = self.random.choice(actions)

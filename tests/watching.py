@@ -26,8 +26,8 @@ class Watching:
         home.mkdir(parents=True, exist_ok=True)
         (home / "config.toml").write_text(f"{config}\n[watch]\nsettle = {settle}\nlongest_wait = {6 * settle}\npoll = 2\n")
         self.words = [str(word) for word in words]
-        self.output = tempfile.TemporaryFile("w+b")
-        self.errors = tempfile.TemporaryFile("w+b")
+        self.output = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by `close`
+        self.errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by `close`
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Watching:

@@ -52,17 +52,18 @@ def add_roots(catalog: Any, paths: tuple[str, ...]) -> None:
         if any(path == root or path.startswith(root.rstrip("/") + "/") for root in known):
             continue
         if not os.path.isdir(path):
-            raise ModelNotFound(f"{given} is not a directory", "give a directory; what is not mounted yet can be watched once it was")
+            raise ModelNotFound(
+                f"{given} is not a directory", "give a directory; what is not mounted yet can be watched once it was"
+            )
         catalog.add_root(path)
 
 
 def _print(message: dict[str, Any]) -> None:
     """One event, as a line that its reader gets at once."""
     import json
+    import time
 
     from modelhub.model import iso, printable
-
-    import time
 
     fields = {name: printable(value) if isinstance(value, str) else value for name, value in message.items()}
     try:

@@ -1,7 +1,7 @@
 """One daemon to a catalog. The lock ends with its holder, however that ends; who holds it stands beside it.
 
-A SQLite catalog is locked by a file beside it (``flock(2)``: local disks only, which is all that a SQLite catalog may lie on); one
-on PostgreSQL by an advisory lock of a connection that stays open.
+A SQLite catalog is locked by a file beside it (``flock(2)``: local disks only, which is all that a SQLite catalog may lie on);
+one on PostgreSQL by an advisory lock of a connection that stays open.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def holder_of(catalog: Catalog) -> Holder | None:
     if not database.path:
         with database.read() as reader:
             locked = reader.value(
-                "SELECT count(*) FROM pg_locks WHERE locktype='advisory' AND ((classid::bigint << 32) | objid::bigint)=? AND granted",
+                "SELECT count(*) FROM pg_locks WHERE locktype='advisory' AND granted "
+                "AND ((classid::bigint << 32) | objid::bigint)=?",
                 (DAEMON_LOCK,),
             )
         return _written(database) or Holder(0, "?", 0.0) if locked else None

@@ -8,6 +8,7 @@ that is done here is to have workers while there are any.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -104,7 +105,9 @@ class Daemon:
         now = time.monotonic()
         self._look_at_roots(now)
         self.next = {"roots": now + ROOTS, "rules": now, "scrub": now + SCRUB, "jobs": now, "watchdog": now}
-        self.log.info("watching", pid=os.getpid(), roots=len(self.supervisor.roots), catalog=self.catalog.database.path or "server")
+        self.log.info(
+            "watching", pid=os.getpid(), roots=len(self.supervisor.roots), catalog=self.catalog.database.path or "server"
+        )
         systemd.notify("READY=1")
 
     def _signal(self, number: int, _: object) -> None:
@@ -135,7 +138,12 @@ class Daemon:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        due = [*self.next.values(), self.supervisor.next_due(), self.pending.next_due(self.scanners.busy), self.scanners.next_due()]
+        due = [
+            *self.next.values(),
+            self.supervisor.next_due(),
+            self.pending.next_due(self.scanners.busy),
+            self.scanners.next_due(),
+        ]
         for key, _ in self.selector.select(max(0.0, min(due) - now)):
             key.data(key.fileobj)
         if self.ending:
@@ -230,18 +238,14 @@ class Daemon:
         self.hints.append((root, hint))
         if not self.woken.is_set():
             self.woken.set()
-            try:
+            with contextlib.suppress(OSError):  # full: it wakes anyway
                 os.write(self.wake_write, b"\0")
-            except OSError:  # full: it wakes anyway
-                pass
 
     def _woken(self, handle: Any) -> None:
         self.woken.clear()
-        try:
+        with contextlib.suppress(OSError):
             while os.read(handle, 4096):
                 pass
-        except OSError:
-            pass
 
     def _mounted(self, _: Any) -> None:
         if self.mounts.changed():
@@ -252,10 +256,8 @@ class Daemon:
         self.selector.register(process.lines.handle, selectors.EVENT_READ, lambda _: heard(process))
 
     def leave(self, process: Process) -> None:
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(process.lines.handle)
-        except (KeyError, ValueError):
-            pass
 
     def _heard(self, member: Process) -> None:
         """A job worker has something to say, or has ended."""

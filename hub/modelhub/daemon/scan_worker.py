@@ -172,9 +172,10 @@ def main() -> None:
 
     worker = ScanWorker(tell)
     # Imported while there is time: a request comes when files have stood still.
+    import sqlalchemy  # noqa: F401
+
     import modelhub.catalog.index
     import modelhub.rescan  # noqa: F401
-    import sqlalchemy  # noqa: F401
 
     for line in sys.stdin.buffer:
         import json

@@ -176,9 +176,7 @@ class Scanners:
     def next_due(self) -> float:
         """When `tick` has something to do at the earliest (monotonic)."""
         now = time.monotonic()
-        due = [
-            now + 5.0 if scanner.asked else scanner.since + IDLE for scanner in self.running.values()
-        ]
+        due = [now + 5.0 if scanner.asked else scanner.since + IDLE for scanner in self.running.values()]
         due += [until for until, _ in self.hung.values() if until > now]
         return min(due, default=now + 3600.0)
 
