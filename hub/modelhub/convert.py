@@ -5,9 +5,10 @@ Whatever happens in between, the destination holds either what it held before or
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,10 @@ from modelhub.types import Extent, Tensor, WriteOptions
 from modelhub.workers import ParsePool
 
 Progress = Callable[[str, int], None]
-"""Called with a stage (write, verify) and a number of bytes, from several threads."""
+"""Called with a stage (write, verify) and a number of bytes, from several threads. What it raises stops the work."""
+BeforePublish = Callable[[Written, "Sequence[tuple[str, str]]"], None]
+"""Called when all is written, synced and verified, with (where a file is now, where it will be) of each. What it raises keeps the
+output from getting its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +88,16 @@ def convert(
     return carry_out(make_plan(model, to, output, options, plugins), plugins, progress)
 
 
-def carry_out(plan: Plan, plugins: Plugins, progress: Progress | None = None) -> ConvertReport:
+def carry_out(
+    plan: Plan, plugins: Plugins, progress: Progress | None = None, before_publish: BeforePublish | None = None
+) -> ConvertReport:
     """Write what the plan says. Nothing stands under a real name until it was read back and found equal to its source."""
     if plan.size > plan.free:
         raise ConversionError(
             f"{plan.directory} has {plan.free:,} bytes free, the output takes {plan.size:,}", "name another place with -o PATH"
-        )
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     started = time.monotonic()
     stages: dict[str, float] = {}
-    os.makedirs(plan.directory, exist_ok=True)
     with Scratch(plan.directory) as scratch:
         name = os.path.basename(plan.output)
         target = os.path.join(scratch.output, name)
@@ -103,6 +108,8 @@ def carry_out(plan: Plan, plugins: Plugins, progress: Progress | None = None) ->
             with Handles(scratch=scratch.path) as handles:
                 written = _write(plan, target, handles, progress)
         stages["write"] = time.monotonic() - stamp
+        if progress:
+            progress("verify" if plan.options.verify else "sync", 0)
         stamp = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="modelhub-sync") as syncing:
             synced = syncing.submit(_sync, scratch.output, written.files, plan)
@@ -111,11 +118,18 @@ def carry_out(plan: Plan, plugins: Plugins, progress: Progress | None = None) ->
         stages["verify and sync" if found else "sync"] = time.monotonic() - stamp
         names = [name] if not plan.format.extension else _last_things_last(written.files, plan)
         _check_replaceable(plan)
+        if before_publish:
+            base = target if not plan.format.extension else scratch.output
+            before_publish(written, [(os.path.join(base, file), _final(plan, file)) for file in written.files])
         scratch.publish(names, replace=plan.options.force)
-    files = tuple(os.path.join(plan.output if not plan.format.extension else plan.directory, file) for file in written.files)
+    files = tuple(_final(plan, file) for file in written.files)
     size = sum(os.path.getsize(file) for file in files)
     shown = plan.output if plan.output in files or not plan.format.extension else files[0]
     return ConvertReport(plan, shown, files, size, time.monotonic() - started, found is not None, found, written, stages)
+
+
+def _final(plan: Plan, file: str) -> str:
+    return os.path.join(plan.output if not plan.format.extension else plan.directory, file)
 
 
 def _write(plan: Plan, target: str, handles: Handles, progress: Progress | None) -> Written:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from modelhub.engine.values import Handles, tensor_chunks
-from modelhub.errors import ModelhubError
+from modelhub.errors import ModelhubError, SourceChanged
 from modelhub.types import Tensor
 
 BUFFER = 1 << 20
@@ -58,7 +58,7 @@ def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
         after.st_mtime_ns,
         after.st_ino,
     ) or done != after.st_size:
-        raise ModelhubError(f"{path} changed while it was being hashed", "try again once nothing writes to it")
+        raise SourceChanged(f"{path} changed while it was being hashed", "try again once nothing writes to it")
     return FileDigest(path, state.digest(), after)
 
 

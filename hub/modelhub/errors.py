@@ -71,6 +71,18 @@ class VerificationError(ConversionError):
     code = "verification"
 
 
+class TemporaryError(ModelhubError):
+    """It cannot be done now, and perhaps it can later: a drive is away, a file is still being written."""
+
+    code = "temporary"
+
+
+class SourceChanged(TemporaryError):
+    """A file changed while it was being read: what was made of it would be half old, half new."""
+
+    code = "changed"
+
+
 class MissingCapability(ModelhubError):
     """A library that this work needs is not installed; the hint names the extra that brings it."""
 

@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from modelhub.detect import inspect_path
 
 if TYPE_CHECKING:
     from modelhub.catalog import Catalog
+    from modelhub.catalog.content import Provenance
     from modelhub.convert import ConvertReport
+    from modelhub.engine.write import Written
     from modelhub.model import Model
+    from modelhub.plan import Plan
     from modelhub.plugins import Plugins
 
 
 def record(catalog: Catalog, report: ConvertReport, plugins: Plugins) -> Model | None:
     """Record the output of ``report``; the Model it became. None, and nothing recorded, where neither the source nor the
     output's place is known to the catalog: a path that was never scanned leaves no trace."""
-    from modelhub.catalog.content import Provenance
-
     plan = report.plan
     if plan.source.id is None and not any(_inside(report.output, root.path) for root in catalog.roots()):
         return None
-    output = catalog.add(inspect_path(report.output, plugins.formats))
+    source = plan.source if plan.source.id is None else catalog.refresh(plan.source)
+    return record_output(catalog, report.output, [source], how(plan, report.written, plugins), plugins)
+
+
+def record_output(catalog: Catalog, path: str, sources: Sequence[Model], made: Provenance, plugins: Plugins) -> Model:
+    """Take the output at ``path`` in as what ``made`` says of it; the Model it became."""
+    output = catalog.add(inspect_path(path, plugins.formats))
+    catalog.record_output(output, sources, made)
+    return catalog.refresh(output)
+
+
+def how(plan: Plan, written: Written, plugins: Plugins, rule: str = "") -> Provenance:
+    """How a plan's output was made; ``rule``: what asked for it."""
+    from modelhub.catalog.content import Provenance
+
     by = plugins.plugin_of("format", plan.format.name)
-    how = Provenance(
+    return Provenance(
         plugin=by.name,
         plugin_version=by.version,
         recipe=plan.recipe.name if plan.recipe else "",
-        options={"to": plan.format.name, "max_shard_size": plan.options.max_shard_size, **plan.options.extra},
+        options=options_of(plan),
         errors={
-            tensor["name"]: {key: tensor[key] for key in ("rmse", "snr", "max_error")}
-            for tensor in report.tensors
-            if "rmse" in tensor
+            name: {key: value for key, value in errors.to_json().items() if key in ("rmse", "snr", "max_error")}
+            for name, errors in written.errors.items()
         },
+        rule=rule,
     )
-    source = plan.source if plan.source.id is None else catalog.refresh(plan.source)
-    catalog.record_output(output, [source], how)
-    return catalog.refresh(output)
+
+
+def options_of(plan: Plan) -> Mapping[str, Any]:
+    """What besides the recipe shapes a plan's output: two of the same content that agree in both are the same work."""
+    options = plan.options
+    skip = {"skip_unsupported": True} if options.skip_unsupported else {}
+    return {"to": plan.format.name, "max_shard_size": options.max_shard_size, **skip, **options.extra}
 
 
 def _inside(path: str, root: str) -> bool:

@@ -16,6 +16,7 @@ def upgrade() -> None:
     op.add_column("lineage", sa.Column("parent_was", sa.Text(), server_default="", nullable=False))
     op.add_column("checkpoint", sa.Column("missing_since", sa.BigInteger(), nullable=True))
     op.execute(f"UPDATE checkpoint SET missing_since={time.time_ns()} WHERE missing<>0")
+    op.create_index("ix_lineage_parent_sha256", "lineage", ["parent_sha256"], unique=False)
     op.create_index("ix_checkpoint_indexed_at", "checkpoint", ["indexed_at"], unique=False)
     op.create_table(
         "job",
@@ -55,6 +56,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_job_state", "job", ["state", "priority", "created"], unique=False)
     op.create_index("ix_job_checkpoint", "job", ["checkpoint"], unique=False)
+    op.create_index("ix_job_output", "job", ["output"], unique=False)
     op.create_table(
         "job_log",
         sa.Column("key", KEY, autoincrement=False, nullable=False),

@@ -190,6 +190,16 @@ def record_output(database: Database, output: Model, sources: Sequence[Model], h
         writer.run("UPDATE checkpoint SET derived_from=? WHERE key=?", (first, output.key))
 
 
+def outputs_of(reader: Reader, digest: bytes, recipe: str) -> list[tuple[str, dict[str, Any]]]:
+    """(id, options) of each conversion with ``recipe`` of content with this SHA-256, whose output is still what stands there."""
+    rows = reader.rows(
+        "SELECT c.id,l.options FROM lineage l JOIN checkpoint c ON c.key=l.checkpoint AND c.version=l.version "
+        "WHERE l.parent_sha256=? AND l.recipe=? AND l.kind='conversion' AND c.missing=0 ORDER BY l.key",
+        (digest, recipe),
+    )
+    return [(id, load(options)) for id, options in rows]
+
+
 def lineage(reader: Reader, model: Model) -> list[dict[str, Any]]:
     rows = reader.rows(
         "SELECT p.id,l.parent_path,l.parent_sha256,l.kind,l.plugin,l.plugin_version,l.recipe,l.options,l.errors,l.created,l.rule "

@@ -208,6 +208,14 @@ class Digested:
 
         content.record_output(self.database, output, sources, provenance, time.time_ns())
 
+    def outputs_of(self, digest: str, recipe: str) -> list[tuple[str, dict[str, Any]]]:
+        """(id, options) of what is there that was converted with ``recipe`` ("" for none) from a content whose digest is
+        ``digest``."""
+        from modelhub.catalog import content
+
+        with self.database.read() as reader:
+            return content.outputs_of(reader, bytes.fromhex(digest.removeprefix("sha256:")), recipe)
+
     def lineage(self, model: Model) -> list[dict[str, Any]]:
         """One entry for each source of the model's present content: ``{parent, path, digest, kind, plugin, plugin_version,
         recipe, options, errors, created, rule}``; parent is an id or None. `modelhub.lineage` has all generations."""

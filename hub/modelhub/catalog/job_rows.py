@@ -1,4 +1,4 @@
-"""A job as a row: the record, how it is written and read, and its log. What becomes of jobs is decided in `modelhub.catalog.jobs`."""
+"""A job as a row: the record, how it is written and read, and its log. `modelhub.catalog.jobs` decides what becomes of jobs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PRIORITY = {"user": 10, "rule": 0, "scrub": -10}
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job as its row has it. ``checkpoint``: id of the model it is about, None for one outside the catalog (``version`` is 0
-    then) or one that was forgotten. Times in nanoseconds since 1970; ``done`` and ``total`` in bytes of ``stage``. ``made``: the
-    files that are about to get, or have, their real names, as ``{path, size, mtime, inode, sha256?}``."""
+    then) or one that was forgotten. Times in nanoseconds since 1970; ``done`` and ``total`` in bytes of ``stage``. ``made``: what
+    is about to get its real name, or has it (see `modelhub.jobs.run`)."""
 
     key: int
     id: str
@@ -53,7 +53,7 @@ class Job:
     done: int
     total: int
     output: str
-    made: Sequence[Mapping[str, Any]]
+    made: Mapping[str, Any]
     result: Mapping[str, Any]
     error: str
     hint: str
@@ -95,7 +95,7 @@ class Job:
             "cancelling": self.cancel and self.state == "running",
             "error": self.error or None,
             "hint": self.hint or None,
-            "result": dict(self.result) or None,
+            "result": dict(self.result) if self.result and self.state == "done" else None,
         }
 
 
@@ -150,7 +150,7 @@ def read_job(row: Row) -> Job:
     return Job(
         key, id, kind, state, priority, checkpoint, version, os.fsdecode(bytes(source)), load(spec), bytes(action), origin, rule,
         attempts, crashes, most, not_before, created, started, finished, owner, lease, bool(cancel), stage, done, total,
-        os.fsdecode(bytes(output)), load(made) if made else [], load(result) if result else {}, error, hint,
+        os.fsdecode(bytes(output)), load(made) if made else {}, load(result) if result else {}, error, hint,
     )  # fmt: skip
 
 

@@ -175,10 +175,10 @@ class Jobs:
         with self.database.write() as writer:
             return writer.run(f"UPDATE job SET output=? WHERE {_OURS}", (os.fsencode(path), job.key, job.owner)) > 0
 
-    def made(self, job: Job, files: Sequence[Mapping[str, Any]]) -> bool:
-        """Write down the files that are about to get their real names (see `Job.made`). False as above."""
+    def made(self, job: Job, made: Mapping[str, Any]) -> bool:
+        """Write down what is about to get its real name. False as above."""
         with self.database.write() as writer:
-            return writer.run(f"UPDATE job SET made=? WHERE {_OURS}", (json.dumps(list(files)), job.key, job.owner)) > 0
+            return writer.run(f"UPDATE job SET made=? WHERE {_OURS}", (json.dumps(made), job.key, job.owner)) > 0
 
     def first_of_its_kind(self, job: Job, content: bytes) -> bool:
         """Whether nobody else is doing the same to the same content (by its SHA-256) now; from here on, we are. False: another

@@ -272,6 +272,7 @@ lineage = Table(
 )
 Index("ix_lineage_checkpoint", lineage.c.checkpoint)
 Index("ix_lineage_parent", lineage.c.parent)
+Index("ix_lineage_parent_sha256", lineage.c.parent_sha256)
 
 # Work: waiting, at work, or done with. `checkpoint` and `version`: the content it is to be done to; `source` is where that lay.
 # `spec`: what to do, JSON by kind. `action`: a digest of kind and spec, by which the same work is known. `owner`: the process
@@ -313,6 +314,7 @@ job = Table(
 )
 Index("ix_job_state", job.c.state, job.c.priority, job.c.created)
 Index("ix_job_checkpoint", job.c.checkpoint)
+Index("ix_job_output", job.c.output)
 
 job_log = Table(
     "job_log",

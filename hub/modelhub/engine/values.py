@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes, ops
-from modelhub.errors import IncompleteFile, InvalidFile, ModelhubError
+from modelhub.errors import IncompleteFile, InvalidFile, ModelhubError, SourceChanged
 from modelhub.types import Extent, Inline, Node, Tensor, Value
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Handles:
         """Raises where a file changed since it was opened: what was read of it may be half old, half new."""
         for path, (fd, before) in self._open.items():
             if _identity(fd) != before:
-                raise ModelhubError(f"{path} changed while it was being read", "try again once nothing writes to it")
+                raise SourceChanged(f"{path} changed while it was being read", "try again once nothing writes to it")
 
     def close(self) -> None:
         for fd, _ in self._open.values():

@@ -1,0 +1,311 @@
+"""Carries out one job: the same code for a worker, and for somebody who waits at a terminal. Claims nothing, and decides nothing
+of retries.
+
+A conversion is written down in its row step by step: where its output will be, before anything is written; which files are about
+to get their names, and how they were made, before they do. Whoever takes it up after a crash finds out from that how far it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelhub.errors import ModelhubError, ModelNotFound, SourceChanged, TemporaryError
+from modelhub.jobs.heart import Heart, Stopped
+from modelhub.model import Model, printable
+
+if TYPE_CHECKING:
+    from modelhub.catalog import Catalog
+    from modelhub.catalog.jobs import Job
+    from modelhub.convert import ConvertReport, Progress
+    from modelhub.digest import FileDigest
+    from modelhub.engine.write import Written
+    from modelhub.plan import ConvertOptions, Plan
+    from modelhub.plugins import Plugins
+    from modelhub.workers import ParsePool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a job came to. ``result`` is kept with it; ``message`` ends its log; ``event`` and ``model`` are for observers."""
+
+    result: Mapping[str, Any]
+    message: str
+    event: Literal["converted", "verified", "failed"] | None = None
+    model: Model | None = None
+
+
+class Superseded(Exception):
+    """There is nothing to do any more: what the job was about is gone, or was replaced."""
+
+
+class Busy(Exception):
+    """Another job is doing the same to the same content now: once it is done, there may be nothing left to do."""
+
+
+def run(catalog: Catalog, job: Job, plugins: Plugins, *, heart: Heart, pool: ParsePool) -> Outcome:
+    """Do what ``job`` says. Raises ModelhubError, OSError or MemoryError where it fails; `Stopped`, `Superseded`, `Busy`."""
+    if job.kind == "convert":
+        return _convert(catalog, job, plugins, heart, pool)
+    if job.kind == "verify":
+        return _verify(catalog, job, plugins, heart, pool)
+    raise ModelhubError(f"this modelhub knows no jobs of the kind {job.kind!r}", "a newer one has queued it")
+
+
+def spec_of(to: str, output: str | None, options: ConvertOptions, *, digest: bool = False, own: bool = False) -> dict[str, Any]:
+    """The spec of a conversion job."""
+    return {
+        "to": to,
+        "output": output,
+        "options": {**asdict(options), "extra": dict(options.extra)},
+        "digest": digest,
+        "own": own,
+    }
+
+
+def _source(catalog: Catalog, job: Job, pool: ParsePool) -> Model:
+    """The model that the job is about, where it is now, with the content that the job was made for."""
+    if job.checkpoint is None:
+        if job.version:
+            raise Superseded("its model was forgotten")
+        from modelhub.resolve import resolve
+
+        return resolve(catalog, job.source, pool=pool)
+    try:
+        model = catalog.get(job.checkpoint)
+    except ModelNotFound:
+        raise Superseded("its model was forgotten") from None
+    if model.version != job.version:
+        raise Superseded(f"its source was replaced: version {job.version} was meant, {model.version} stands there now")
+    if model.state == "offline":
+        raise TemporaryError(f"{model.name} is on a drive that is not there ({model.root})", "it is tried again later")
+    if model.state == "missing":
+        raise TemporaryError(f"{model.name} is missing from {model.absolute_path}", "a scan finds it again where it was moved to")
+    if not catalog.unchanged(model):
+        raise SourceChanged(f"{model.absolute_path} is not as it was when it was scanned", "scan it again")
+    return model
+
+
+# --- verification -------------------------------------------------------------------------------------------------
+
+
+def _verify(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: ParsePool) -> Outcome:
+    from modelhub.verify import levels_of, verify
+
+    level = job.spec.get("level") or None
+    model = _source(catalog, job, pool)
+    whole = {"digest", "values"} & set(levels_of(level))
+    heart.begin("verify", model.size * len(whole))
+    report = verify(model, plugins=plugins, pool=pool, level=level, catalog=catalog if model.id else None, progress=heart.did)
+    heart.check()
+    wrong = [finding for finding in report.findings if finding.severity in ("error", "unsafe")]
+    result = {
+        "ok": report.ok,
+        "level": report.level,
+        "findings": len([finding for finding in report.findings if finding.severity != "info"]),
+        "bytes": report.bytes,
+        "seconds": round(report.seconds, 3),
+    }
+    message = "verified: ok" if report.ok else f"verified: {len(wrong)} wrong, the first: {wrong[0].check}: {wrong[0].message}"
+    return Outcome(result, message, "verified" if report.ok else "failed", model)
+
+
+# --- conversion ---------------------------------------------------------------------------------------------------
+
+
+def _convert(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: ParsePool) -> Outcome:
+    from modelhub.plan import ConvertOptions, make_plan
+
+    if job.made:
+        again = _resume(catalog, job, plugins)
+        if again is not None:
+            return again
+    source = _source(catalog, job, pool)
+    options = ConvertOptions(**job.spec.get("options", {}))
+    output = job.spec.get("output")
+    digests: Sequence[FileDigest] = ()
+    if job.spec.get("digest") and source.id:
+        source, digests = digest_source(catalog, source, heart)
+        if job.origin != "user":
+            same = _same_output(catalog, job, source, plugins)
+            if same is not None:
+                path = printable(same.absolute_path)
+                return Outcome({"same_as": path, "model": same.id}, f"nothing to do: {path} is the same made of the same")
+            if source.digest and not catalog.jobs.first_of_its_kind(job, bytes.fromhex(source.digest.removeprefix("sha256:"))):
+                raise Busy
+    if job.spec.get("own") and output and _is_ours(catalog, job, output):
+        options = replace(options, force=True)
+    plan = make_plan(source, job.spec["to"], output, options, plugins)
+    report, made = carry(catalog, job, plan, plugins, heart, digests=digests)
+    return Outcome(result_of(report), f"made {printable(report.output)}, {report.size:,} bytes", "converted", made)
+
+
+def carry(
+    catalog: Catalog,
+    job: Job,
+    plan: Plan,
+    plugins: Plugins,
+    heart: Heart,
+    *,
+    progress: Progress | None = None,
+    digests: Sequence[FileDigest] = (),
+) -> tuple[ConvertReport, Model]:
+    """Carry ``plan`` out as ``job``, and record what came of it. ``digests``: of the source's files, as they were read."""
+    from modelhub import provenance
+    from modelhub.convert import carry_out
+
+    def tell(stage: str, nbytes: int) -> None:
+        if stage != heart.stage:
+            heart.begin(stage)
+        heart.did(nbytes)
+        if progress:
+            progress(stage, nbytes)
+
+    def before_publish(written: Written, files: Sequence[tuple[str, str]]) -> None:
+        for digest in digests:
+            if _stat(digest.path) != (digest.stat.st_size, digest.stat.st_mtime_ns, digest.stat.st_ino):
+                raise SourceChanged(f"{digest.path} changed while it was being converted", "try again once nothing writes to it")
+        made.update(
+            files=[_made(path, final, bool(job.spec.get("digest")), heart) for path, final in files],
+            path=plan.output if plan.output in [final for _, final in files] or not plan.format.extension else files[0][1],
+            how=asdict(provenance.how(plan, written, plugins, job.rule)),
+            digest=plan.source.digest,
+        )
+        heart.begin("publish")
+        heart.last_step = True  # before the row says so: what it says is carried through
+        if heart.why is not None:
+            heart.last_step = False
+            raise Stopped(heart.why)
+        if not catalog.jobs.made(job, made):
+            heart.last_step = False
+            raise Stopped("lost")
+
+    made: dict[str, Any] = {}
+    if not catalog.jobs.output(job, plan.output):
+        raise Stopped("lost")
+    heart.begin("write", plan.size)
+    report = carry_out(plan, plugins, tell, before_publish)
+    return report, _record(catalog, made, plan.source, plugins)
+
+
+def result_of(report: ConvertReport) -> dict[str, Any]:
+    """What is kept of a conversion: all that ``convert --json`` says but its tensors."""
+    return {name: value for name, value in report.to_json().items() if name not in ("source", "tensors")}
+
+
+def digest_source(catalog: Catalog, source: Model, heart: Heart) -> tuple[Model, Sequence[FileDigest]]:
+    """The source with its SHA-256, and those of its files with the stats that they hold for. What was hashed before, and has not
+    changed since, is not read again."""
+    from modelhub.digest import FileDigest, Hashing
+
+    known = {path: catalog.file_digest(path) for path in source.file_paths}
+    heart.begin("hash", sum(os.stat(path).st_size for path, digest in known.items() if digest is None))
+    digests = []
+    with Hashing(progress=heart.did) as hashing:
+        hashing.ahead(path for path, digest in known.items() if digest is None)
+        for path, digest in known.items():
+            if digest is not None:
+                digests.append(FileDigest(path, digest, os.stat(path)))
+                continue
+            found = hashing.digest(path)
+            if not catalog.set_file_digest(path, found.sha256, found.stat):
+                raise SourceChanged(f"{path} is not as it was when it was scanned", "scan it again")
+            digests.append(found)
+    return catalog.refresh(source), digests
+
+
+def _made(path: str, final: str, digest: bool, heart: Heart) -> dict[str, Any]:
+    """What is written down of a file before it gets its name."""
+    size, mtime, inode = _stat(path)
+    made: dict[str, Any] = {"path": final, "size": size, "mtime": mtime, "inode": inode}
+    if digest:
+        from modelhub.digest import digest_file
+
+        made["sha256"] = digest_file(path, lambda _: heart.check()).sha256.hex()
+    return made
+
+
+def _stat(path: str) -> tuple[int, int, int]:
+    info = os.stat(path)
+    return info.st_size, info.st_mtime_ns, info.st_ino
+
+
+def _resume(catalog: Catalog, job: Job, plugins: Plugins) -> Outcome | None:
+    """An earlier try may have got as far as giving the output its name, or may have begun to: then that is finished, and
+    recorded. None where it did not."""
+    from modelhub.scratch import sweep
+
+    files = job.made["files"]
+    sweep(os.path.dirname(job.output))
+    try:
+        # The inode may change by itself on some network drives; size and time together do not.
+        if not files or any(_stat(file["path"])[:2] != (file["size"], file["mtime"]) for file in files):
+            return None
+    except FileNotFoundError:
+        return None
+    source = _source_then(catalog, job)
+    model = _record(catalog, job.made, source, plugins)
+    size = sum(file["size"] for file in files)
+    result = {
+        "output": printable(job.made["path"]),
+        "files": [printable(file["path"]) for file in files],
+        "size": size,
+        "resumed": True,
+    }
+    return Outcome(result, f"{printable(job.made['path'])} was made already when its process died: recorded", "converted", model)
+
+
+def _source_then(catalog: Catalog, job: Job) -> Model:
+    """The source as it was when the output was made of it, as far as that is known."""
+    digest = job.made.get("digest")
+    if job.checkpoint is not None:
+        model = catalog.get(job.checkpoint)
+        return model if model.version == job.version else model._replace(version=job.version, digest=digest)
+    return Model(
+        None, os.path.basename(job.source), None, job.source, "", "", "", "", {}, 0, 0, 0, (), "missing", "", digest, 0, None
+    )  # fmt: skip
+
+
+def _record(catalog: Catalog, made: Mapping[str, Any], source: Model, plugins: Plugins) -> Model:
+    from modelhub import provenance
+    from modelhub.catalog.content import Provenance
+
+    model = provenance.record_output(catalog, made["path"], [source], Provenance(**made["how"]), plugins)
+    digested = [file for file in made["files"] if "sha256" in file]
+    for file in digested:
+        catalog.set_file_digest(file["path"], bytes.fromhex(file["sha256"]), os.stat(file["path"]))
+    return catalog.refresh(model) if digested else model
+
+
+# --- never twice --------------------------------------------------------------------------------------------------
+
+
+def _same_output(catalog: Catalog, job: Job, source: Model, plugins: Plugins) -> Model | None:
+    """An output that is there, as it was written, and was made of the same content in the same way."""
+    from modelhub.plan import parse_target
+
+    if not source.digest:
+        return None
+    target, recipe = parse_target(job.spec["to"], plugins)
+    given = job.spec.get("options", {})
+    wanted: dict[str, Any] = {"to": target.name, "max_shard_size": given.get("max_shard_size", 0)}
+    if given.get("skip_unsupported"):
+        wanted["skip_unsupported"] = True
+    wanted |= given.get("extra", {})
+    for id, options in catalog.outputs_of(source.digest, recipe.name if recipe else ""):
+        if options == wanted:
+            model = catalog.get(id)
+            if model.state == "ready" and catalog.unchanged(model):
+                return model
+    return None
+
+
+def _is_ours(catalog: Catalog, job: Job, output: str) -> bool:
+    """Whether what stands at ``output`` was made by the same rule of the same source, and nobody has touched it since."""
+    for model in catalog.at(os.path.abspath(output)):
+        for step in catalog.lineage(model):
+            if step["rule"] == job.rule and job.rule and step["parent"] == job.checkpoint and catalog.unchanged(model):
+                return True
+    return False
