@@ -34,7 +34,7 @@ def duration(value: object, where: str) -> float:
                 return seconds
         elif re.fullmatch(r"\d+(\.\d+)?", text) and float(text) <= _DECADE:
             return float(text)
-    raise UsageError(f"{where} is {_shown(value)}, which is no duration", 'give seconds, or a text like "90s", "1h30m" or "30d"')
+    raise UsageError(f"{where} is {shown(value)}, which is no duration", 'give seconds, or a text like "90s", "1h30m" or "30d"')
 
 
 def size(value: object, where: str) -> int:
@@ -50,14 +50,14 @@ def size(value: object, where: str) -> int:
             found = -1
         if 0 <= found < 1 << 63:
             return int(found)
-    raise UsageError(f"{where} is {_shown(value)}, which is no size", 'give bytes, or a text like "8GB" or "500MiB"')
+    raise UsageError(f"{where} is {shown(value)}, which is no size", 'give bytes, or a text like "8GB" or "500MiB"')
 
 
 def count(value: object, where: str) -> int:
     """A whole number from 0. ``where`` names the key in errors."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31:
         return value
-    raise UsageError(f"{where} is {_shown(value)}, which is no whole number from 0", "give one, without quotes")
+    raise UsageError(f"{where} is {shown(value)}, which is no whole number from 0", "give one, without quotes")
 
 
 def _key(default: Any, kind: Callable[[object, str], Any], least: float = 0) -> Any:
@@ -148,7 +148,7 @@ def unknown_key(what: str, key: str, known: list[str]) -> UsageError:
 def _section(kind: type[Any], config: Mapping[str, Any], name: str, path: str) -> Any:
     given = config.get(name, {})
     if not isinstance(given, Mapping):
-        raise UsageError(f"'{name}' in {path} is {_shown(given)}, not a section", f"write [{name}] on a line, its keys below it")
+        raise UsageError(f"'{name}' in {path} is {shown(given)}, not a section", f"write [{name}] on a line, its keys below it")
     keys = {item.name: item for item in fields(kind)}
     values = {}
     for key, value in given.items():
@@ -158,7 +158,7 @@ def _section(kind: type[Any], config: Mapping[str, Any], name: str, path: str) -
         values[key] = keys[key].metadata["kind"](value, where)
         least = keys[key].metadata["least"]
         if values[key] < least:
-            raise UsageError(f"{where} is {_shown(value)}, which is too little", f"give at least {least:,}")
+            raise UsageError(f"{where} is {shown(value)}, which is too little", f"give at least {least:,}")
     return kind(**values)
 
 
@@ -176,11 +176,11 @@ def _catalog(given: object, path: str) -> str | None:
 
 def _rules(given: object, path: str) -> tuple[Any, ...]:
     if not isinstance(given, list):
-        raise UsageError(f"'rules' in {path} is {_shown(given)}, not a list of tables", "each rule begins with [[rules]]")
+        raise UsageError(f"'rules' in {path} is {shown(given)}, not a list of tables", "each rule begins with [[rules]]")
     return tuple(given)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as it stands in the file, more or less."""
     if isinstance(value, bool):
         return str(value).lower()
