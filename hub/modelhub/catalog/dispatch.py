@@ -310,3 +310,36 @@ def last_jobs(reader: Reader, rule: str) -> dict[int, tuple[str, str, str]]:
     """The latest job of a rule for each checkpoint: key -> (id, state, error)."""
     rows = reader.rows("SELECT checkpoint,id,state,error FROM job WHERE origin='rule' AND rule=? ORDER BY key", (clean(rule),))
     return {checkpoint: (id, state, error) for checkpoint, id, state, error in rows if checkpoint is not None}
+
+
+# --- scrubbing ----------------------------------------------------------------------------------------------------
+
+
+def scrubbed_since(reader: Reader, since: int) -> list[tuple[int, int]]:
+    """(when, bytes) of the scrub's jobs that were added after this time."""
+    rows = reader.rows("SELECT created,spec FROM job WHERE origin='scrub' AND created>?", (since,))
+    return [(created, int(load(spec).get("size", 0))) for created, spec in rows]
+
+
+def scrubs_waiting(reader: Reader) -> int:
+    return int(reader.value("SELECT count(*) FROM job WHERE state IN ('queued','running') AND origin='scrub'"))
+
+
+def longest_unread(reader: Reader, action: bytes, before: int, failed_before: int, limit: int) -> list[Match]:
+    """The ready checkpoints with a file that was last read before ``before``, or never; and that were not taken up for that since
+    then (one that was, and still has no digest: not since ``failed_before``). What was read longest ago comes first."""
+    read = (
+        "SELECT min(CASE WHEN t.digested_mtime=f.mtime AND t.digested_inode=f.inode THEN t.digested ELSE 0 END) "
+        "FROM checkpoint_file x JOIN file f ON f.key=x.file LEFT JOIN content t ON t.key=f.content WHERE x.checkpoint=c.key"
+    )
+    rows = reader.rows(
+        f"SELECT s.key FROM (SELECT c.key AS key,coalesce(({read}),0) AS read,"
+        f"CASE WHEN d.version=c.version THEN d.at ELSE 0 END AS taken{_FROM.format(join='')}{_READY} "
+        "AND (d.at IS NULL OR d.version<>c.version OR d.at<?)) s "
+        "WHERE (s.read=0 AND s.taken<?) OR (s.read>0 AND s.read<? AND s.taken<?) "
+        f"ORDER BY CASE WHEN s.read=0 THEN 0 WHEN s.taken>s.read THEN s.taken ELSE s.read END,s.key LIMIT {int(limit)}",
+        (action, max(before, failed_before), failed_before, before, before),
+    )
+    order = {key: place for place, (key,) in enumerate(rows)}
+    found = reader.rows_in(f"SELECT {_COLUMNS}{_FROM.format(join='')}c.key IN (??)", list(order), (action,))
+    return sorted(map(Match._make, found), key=lambda match: order[match.key])
