@@ -83,6 +83,13 @@ class SourceChanged(TemporaryError):
     code = "changed"
 
 
+class Cancelled(ModelhubError):
+    """Somebody had this job stopped. Exit status 130, as for Ctrl-C."""
+
+    code = "cancelled"
+    exit_status = 130
+
+
 class MissingCapability(ModelhubError):
     """A library that this work needs is not installed; the hint names the extra that brings it."""
 

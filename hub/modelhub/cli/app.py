@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "verify": "Check models: structure, safety, digests, values.",
         "convert": "Write a model in another format or precision.",
         "quantize": "Write a model with a recipe's precision.",
+        "jobs": "List jobs, look at one, cancel or retry some.",
     },
     "Keep watch": {
         "watch": "Watch drives, and keep the catalog right as they change.",

@@ -76,6 +76,7 @@ def output_options(function: Any) -> Any:
             ),
             click.option("--no-verify", is_flag=True, help="Do not read the output back to compare it with its source."),
             click.option("--skip-unsupported", is_flag=True, help="Leave out tensors that cannot be converted (sparse ones)."),
+            click.option("--background", is_flag=True, help="Queue it, and return at once; 'modelhub jobs' tells how far it is."),
             json_option,
         )
     ):
@@ -89,6 +90,7 @@ def output_options(function: Any) -> Any:
         "modelhub convert pytorch_model.bin --to safetensors",
         "modelhub convert llama --to safetensors:bf16 -o /mnt/out/ --max-shard-size 5GB",
         "modelhub convert ./model.ckpt --to safetensors --dry-run",
+        "modelhub convert llama --to safetensors --background",
     ],
 )
 @model_argument()
@@ -96,11 +98,11 @@ def output_options(function: Any) -> Any:
     "--to", "to", metavar="FORMAT[:RECIPE]", type=TargetParameter(), required=True, help="As listed by 'modelhub plugins'."
 )
 @output_options
-def command(model: str, to: str, as_json: bool, dry_run: bool, output: str | None, **options: Any) -> int:
+def command(model: str, to: str, as_json: bool, dry_run: bool, background: bool, output: str | None, **options: Any) -> int:
     """The source is never touched, and nothing is overwritten without --force. What was written is read back and compared with
     its source before it gets its name."""
     with Session() as session:
-        return run(session, model, to, output, convert_options(**options), dry_run, as_json)
+        return run(session, model, to, output, convert_options(**options), dry_run, background, as_json)
 
 
 def convert_options(
@@ -114,11 +116,16 @@ def convert_options(
 
 
 def run(
-    session: Session, reference: str, to: str, output: str | None, options: ConvertOptions, dry_run: bool, as_json: bool
+    session: Session,
+    reference: str,
+    to: str,
+    output: str | None,
+    options: ConvertOptions,
+    dry_run: bool,
+    background: bool,
+    as_json: bool,
 ) -> int:
-    """Plan, tell the plan, carry it out, tell what was done."""
-    from modelhub.cli.progress import Progress
-    from modelhub.convert import carry_out
+    """Plan, tell the plan, carry it out (or have it carried out), tell what was done."""
     from modelhub.plan import make_plan
 
     plan = make_plan(session.model(reference), to, output, options, session.plugins)
@@ -131,13 +138,60 @@ def run(
     if not as_json:
         _print_route(plan)
         sys.stdout.flush()
-    with Progress("converting", total=plan.size) as progress:
-        report = carry_out(plan, session.plugins, lambda stage, n: progress.advance(n, stage))
-    session.record(report)
+    if background:
+        return _queue(session, plan, to, as_json)
+    report = _carry_out(session, plan, to)
     if as_json:
         text.print_json(report.to_json())
     else:
         _print_report(report)
+    return 0
+
+
+def _carry_out(session: Session, plan: Plan, to: str) -> ConvertReport:
+    from modelhub.cli.progress import Progress
+
+    with Progress("converting", total=plan.size) as progress:
+
+        def tell(stage: str, nbytes: int) -> None:
+            progress.advance(nbytes, stage)
+
+        if plan.source.id is not None:
+            from modelhub.jobs.front import convert
+
+            report, made = convert(session.catalog, plan, to, session.plugins, tell)
+            session.tell("converted", made)
+            return report
+        from modelhub.convert import carry_out
+
+        report = carry_out(plan, session.plugins, tell)  # what the catalog does not know leaves no trace in it
+    session.record(report)
+    return report
+
+
+def _queue(session: Session, plan: Plan, to: str, as_json: bool) -> int:
+    from modelhub.errors import ConversionError
+    from modelhub.jobs.front import queue
+    from modelhub.model import printable
+
+    if plan.size > plan.free:
+        raise ConversionError(
+            f"{plan.directory} has {plan.free:,} bytes free, the output takes {plan.size:,}", "name another place with -o PATH"
+        )
+    job = queue(session.catalog, plan, to)
+    if as_json:
+        text.print_json(
+            {
+                "job": job.id,
+                "state": job.state,
+                "source": printable(plan.source.absolute_path),
+                "output": printable(plan.output),
+                "format": plan.format.name,
+                "recipe": plan.recipe.name if plan.recipe else None,
+            }
+        )
+    else:
+        text.line(f"   job {job.id} is queued; 'modelhub jobs show {job.id}' tells how far it is")
     return 0
 
 

@@ -40,12 +40,12 @@ class RecipeParameter(click.ParamType):  # type: ignore[type-arg]  # generic onl
 @model_argument()
 @click.argument("recipe", metavar="RECIPE", type=RecipeParameter())
 @output_options
-def command(model: str, recipe: str, as_json: bool, dry_run: bool, output: str | None, **options: Any) -> int:
+def command(model: str, recipe: str, as_json: bool, dry_run: bool, background: bool, output: str | None, **options: Any) -> int:
     """Short for 'modelhub convert MODEL --to FORMAT:RECIPE', FORMAT being what -o is named for, else the model's own where it
     has RECIPE."""
     with Session() as session:
         to = f"{target_format(session.model(model), recipe.lower(), output, session.plugins)}:{recipe}"
-        return run(session, model, to, output, convert_options(**options), dry_run, as_json)
+        return run(session, model, to, output, convert_options(**options), dry_run, background, as_json)
 
 
 def target_format(model: Model, recipe: str, output: str | None, plugins: Plugins) -> str:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -41,15 +42,15 @@ class Stopped(Exception):
 
 class Heart:
     """Beats for ``job`` while its block runs. The work calls `begin`, `did` and `check`, from any thread; they raise `Stopped`
-    when it is to stop. ``status``: what the process exits with where the work does not hear."""
+    when it is to stop. ``status``: what the process exits with where the work does not hear; ``farewell`` is called before."""
 
-    def __init__(self, jobs: Jobs, job: Job, status: int = 0) -> None:
+    def __init__(self, jobs: Jobs, job: Job, status: int = 0, farewell: Callable[[], None] | None = None) -> None:
         self.job = job
         self.stage, self.done, self.total = "", 0, 0
         self.why: Why | None = None
         self.last_step = False
         """Whether the output is getting its name: it is too late to stop."""
-        self._jobs, self._status = jobs, status
+        self._jobs, self._status, self._farewell = jobs, status, farewell
         self._asked = 0.0
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -118,6 +119,8 @@ class Heart:
                 self._jobs.stop(self.job, "asked to stop; its process was ended, for it did not hear")
             elif self.why == "end":
                 self._jobs.release(self.job, "put back; its process was ended, for it did not hear")
+            if self._farewell:
+                self._farewell()
         sweeping.join(0.5)  # a drive that hangs keeps what it has; the next who works there sweeps it
         with contextlib.suppress(Exception):
             if self._status == 130:

@@ -51,6 +51,8 @@ class Worker:
         self.owner = identity.owner()
         self.ending = threading.Event()
         self.heart: Heart | None = None
+        self.farewell: Callable[[], None] | None = None
+        """What is to be done where a job does not hear that it is to stop, and this process ends with it."""
         self._plugins: Plugins | None = None
         self._pool: ParsePool | None = None
 
@@ -113,7 +115,7 @@ class Worker:
         self.tell("started", job=job.id, id=job.checkpoint, path=_shown(job.source), kind=job.kind, rule=job.rule or None)
         plugins, pool = self._tools()
         try:
-            with Heart(jobs, job) as self.heart:
+            with Heart(jobs, job, farewell=self.farewell) as self.heart:
                 if self.ending.is_set():
                     raise Stopped("end")
                 outcome = run(self.catalog, job, plugins, heart=self.heart, pool=pool)
@@ -199,6 +201,21 @@ class Worker:
         return self._plugins, self._pool
 
 
+def _work_unwatched(worker: Worker, most: int) -> None:
+    """Work until the queue is empty, where fewer than ``most`` do so already. Whoever queues something starts one of us: it ends
+    at once where all places are taken. So those who leave one look at the queue again, when the place is free."""
+    from modelhub.jobs.front import slot
+
+    while not worker.ending.is_set() and worker.catalog.jobs.next_due() is not None:
+        handle = slot(worker.catalog, most)
+        if handle is None:
+            return
+        try:
+            worker.work()
+        finally:
+            os.close(handle)
+
+
 def recover(catalog: Catalog) -> list[Job]:
     """Take up what dead processes have left: their jobs, and their scratch. The jobs, as they are now."""
     from modelhub.scratch import sweep
@@ -224,6 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, help="die with this process")
     parser.add_argument("--idle", type=float, default=20.0, help="end after so many seconds without a job")
     parser.add_argument("--drain", action="store_true", help="end when nothing is queued any more")
+    parser.add_argument("--detached", action="store_true", help="the same, and only as many at a time as [jobs] workers says")
     parser.add_argument("--events", action="store_true", help="tell on stdout what happens, one JSON object a line")
     given = parser.parse_args(arguments)
     if given.parent:
@@ -233,6 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from modelhub import config
     from modelhub.catalog import Catalog
+    from modelhub.jobs.front import see_to_it
 
     try:
         settings = config.settings().jobs
@@ -242,13 +261,18 @@ def main(arguments: list[str] | None = None) -> int:
     limits.step_back()
     try:
         with Catalog.open() as catalog:
-            worker = Worker(catalog, memory=settings.memory, idle=given.idle, drain=given.drain, events=given.events)
+            drain = given.drain or given.detached
+            worker = Worker(catalog, memory=settings.memory, idle=given.idle, drain=drain, events=given.events)
             signal.signal(signal.SIGTERM, worker.end)
-            if given.drain:
+            if given.detached:
                 catalog.jobs.drop_old(time.time_ns() - int(settings.keep * 1e9))
             limits.limit_memory(settings.memory)
             with contextlib.closing(worker):
-                worker.work()
+                if given.detached:
+                    worker.farewell = lambda: see_to_it(catalog)
+                    _work_unwatched(worker, settings.workers)
+                else:
+                    worker.work()
     except ModelhubError as error:
         print(f"modelhub: error: {error}", file=sys.stderr)
         return error.exit_status
