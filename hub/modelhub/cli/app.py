@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "convert": "Write a model in another format or precision.",
         "quantize": "Write a model with a recipe's precision.",
         "jobs": "List jobs, look at one, cancel or retry some.",
+        "rules": "List the rules, test what they would do, apply them now.",
     },
     "Keep watch": {
         "watch": "Watch drives, and keep the catalog right as they change.",

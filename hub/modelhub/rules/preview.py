@@ -15,6 +15,7 @@ from modelhub.rules.read import Rule, problem
 
 if TYPE_CHECKING:
     from modelhub.catalog import Catalog
+    from modelhub.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +130,18 @@ def _may_replace(catalog: Catalog, rule: Rule, one: Planned) -> bool:
         for model in catalog.at(one.output)
         for step in catalog.lineage(model)
     )
+
+
+def not_meant(catalog: Catalog, rules: Sequence[Rule], models: Sequence[Model], meant: Sequence[Preview]) -> list[Preview]:
+    """What to say of the ``models`` that are not among ``meant``: which of a rule's conditions does not hold."""
+    seen = {(preview.rule.number, preview.match.key) for preview in meant}
+    found = []
+    for rule in rules:
+        for model in models:
+            if (rule.number, model.key) in seen:
+                continue
+            with catalog.database.read() as reader:
+                (listed,) = sql.listed(reader, wanted(rule)._replace(where=("*",)), [model.key])
+                fails = [one for one in rule.where if not sql.still_meant(reader, [one], [model.key])]
+            found.append(Preview(rule, listed.match, skipped=f"the rule does not mean it: {' and '.join(fails)} does not hold"))
+    return found
