@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256 as hash_sha256
 from typing import Any
 
 from modelhub.catalog.database import Database, Reader, Row, Writer
 from modelhub.catalog.lineage import snapshot
 from modelhub.catalog.places import file_rows
 from modelhub.catalog.rows import signed
-from modelhub.catalog.tables import dump, load
+from modelhub.catalog.tables import contents_digest, dump, load
 from modelhub.model import Model, checkpoint_sha256, clean, iso, printable
 
 
@@ -131,7 +130,7 @@ def _kept_under(reader: Reader, checkpoint: int) -> tuple[bytes, int]:
     contents = [content for content, _ in rows]
     if not contents or None in contents:
         return b"", 0
-    return hash_sha256(b"".join(content.to_bytes(8) for content in contents)).digest(), rows[0][1]
+    return contents_digest(contents), rows[0][1]
 
 
 def tensor_digests(database: Database, model: Model) -> bytes | None:

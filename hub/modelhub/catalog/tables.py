@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from itertools import groupby
 from typing import Any
 
 import orjson
 
-from modelhub.catalog.database import Writer
+from modelhub.catalog.database import Reader, Writer
 from modelhub.model import clean
 from modelhub.table import names
 from modelhub.where import tensor_pattern
@@ -58,14 +59,42 @@ def load_names(packed: bytes) -> str:
     return zlib.decompress(packed).decode()
 
 
-def drop_orphans(writer: Writer) -> None:
-    """Delete what nothing refers to any more: tables, names, contents, tensor digests."""
-    writer.run(
-        "DELETE FROM tensor_table WHERE NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.tensor_table=tensor_table.key) "
-        "AND NOT EXISTS (SELECT 1 FROM version v WHERE v.tensor_table=tensor_table.key)"
+def contents_digest(contents: Sequence[int]) -> bytes:
+    """What the tensor digests of a checkpoint are kept under, given the keys of its files' contents in order."""
+    return sha256(b"".join(content.to_bytes(8) for content in contents)).digest()
+
+
+ORPHANS = {
+    "tensor_table": "NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.tensor_table=tensor_table.key) "
+    "AND NOT EXISTS (SELECT 1 FROM version v WHERE v.tensor_table=tensor_table.key)",
+    "tensor_names": "NOT EXISTS (SELECT 1 FROM tensor_table t WHERE t.names=tensor_names.key)",
+    # Where a checkpoint was before it moved on.
+    "file": "missing=1 AND NOT EXISTS (SELECT 1 FROM checkpoint_file x WHERE x.file=file.key)",
+    "content": "NOT EXISTS (SELECT 1 FROM file f WHERE f.content=content.key)",
+}
+"""Table -> the condition for a row of it to which nothing refers any more."""
+
+
+def orphaned_digests(reader: Reader) -> list[int]:
+    """Keys of the tensor digests of contents that no checkpoint has."""
+    living = set()
+    rows = reader.rows(
+        "SELECT x.checkpoint,f.content FROM checkpoint_file x JOIN file f ON f.key=x.file WHERE f.content IS NOT NULL "
+        "ORDER BY x.checkpoint,x.position"
     )
-    writer.run("DELETE FROM tensor_names WHERE NOT EXISTS (SELECT 1 FROM tensor_table t WHERE t.names=tensor_names.key)")
-    writer.run("DELETE FROM content WHERE NOT EXISTS (SELECT 1 FROM file f WHERE f.content=content.key)")
+    for _, group in groupby(rows, lambda row: row[0]):
+        living.add(contents_digest([content for _, content in group]))
+    return [key for key, contents in reader.rows("SELECT key,contents FROM tensor_digests") if bytes(contents) not in living]
+
+
+def drop_orphans(writer: Writer) -> None:
+    """Delete what nothing refers to any more: tables, names, places, contents, tensor digests."""
+    # A scan at work has these places in its hands: it is to read them again.
+    writer.run(f"UPDATE root SET generation=generation+1 WHERE key IN (SELECT root FROM file WHERE {ORPHANS['file']})")
+    for table, condition in ORPHANS.items():
+        writer.run(f"DELETE FROM {table} WHERE {condition}")
+    # Last, and never left out: the keys of contents that are gone are given out again.
+    writer.many("DELETE FROM tensor_digests WHERE key=?", [(key,) for key in orphaned_digests(writer)])
 
 
 def dump(value: Any) -> str:
