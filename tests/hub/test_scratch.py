@@ -1,0 +1,284 @@
+"""Outputs get their names whole or not at all, whenever and however often the process is killed.
+
+A child process publishes, and kills itself at its N-th step, for every N there is; what it left is swept by another, which is
+killed at its M-th step, for every M; then by one that lives. Steps are the calls that change a directory or order its writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from modelhub import scratch
+from modelhub.errors import ConversionError, OutputExists
+from modelhub.scratch import PREFIX, Scratch, sweep
+
+STEPS = ("rename", "replace", "link", "unlink", "rmdir", "mkdir", "fsync")
+Tree = dict[str, str]
+
+
+def read(place: Path) -> Tree:
+    """Every file below ``place`` that is no scratch."""
+    return {
+        str(path.relative_to(place)): path.read_text()
+        for path in place.rglob("*")
+        if path.is_file() and PREFIX not in str(path.relative_to(place))
+    }
+
+
+def write(place: Path, tree: Tree) -> None:
+    for name, text in tree.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def left_in(place: Path) -> list[str]:
+    return [name for name in os.listdir(place) if name.startswith(PREFIX)]
+
+
+def killed_at(step: int, work: Callable[[], object]) -> bool:
+    """Run ``work`` in a child that kills itself right before its ``step``-th step. False where it ended before that."""
+    child = os.fork()
+    if child == 0:
+        try:
+            count = [0]
+
+            def counted(function: Callable[..., object], real: bool = True) -> Callable[..., object]:
+                def call(*args: object, **kwargs: object) -> object:
+                    count[0] += 1
+                    if count[0] == step:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return function(*args, **kwargs) if real else None
+
+                return call
+
+            for name in STEPS:  # a power failure is not what is tested: what was written is there
+                setattr(os, name, counted(getattr(os, name), real=name != "fsync"))
+            scratch.exchange = counted(scratch.exchange)
+            work()
+        except BaseException as error:  # noqa: BLE001 - told to the parent
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            os._exit(7)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.waitstatus_to_exitcode(status) == 0
+    return False
+
+
+def publish(place: Path, names: list[str], new: Tree, replace: bool) -> None:
+    with Scratch(str(place)) as made:
+        write(Path(made.output), new)
+        made.publish(names, replace=replace)
+
+
+FILE = (["m.bin"], {"m.bin": "new"}, {"m.bin": "old"})
+SHARDS = (
+    ["m-1.bin", "m-2.bin", "m-3.bin", "m.json"],
+    {"m-1.bin": "new 1", "m-2.bin": "new 2", "m-3.bin": "new 3", "m.json": "new index"},
+    {"m-1.bin": "old 1", "m-2.bin": "old 2", "m.json": "old index"},
+)
+DIRECTORY = (
+    ["m"],
+    {"m/config.json": "new", "m/w/1.bin": "new 1"},
+    {"m/config.json": "old", "m/w/2.bin": "old 2", "m/x": "old x"},
+)
+# A directory is replaced as one: nothing of the old one stays. Of several files those that have no successor do.
+CASES = {"file": FILE, "shards": SHARDS, "directory": DIRECTORY}
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("replace", [False, True], ids=["new", "force"])
+@pytest.mark.parametrize("able", [True, False], ids=["", "simple"])
+def test_killed_at_every_step(kind: str, replace: bool, able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``simple``: on a file system that knows neither hard links nor swapping two names."""
+    names, new, old = CASES[kind]
+    if not able:
+        monkeypatch.setattr(os, "link", _unable)
+        monkeypatch.setattr(scratch, "exchange", _unable)
+    before = {"other": "untouched"} | (old if replace else {})
+    after = {"other": "untouched"} | new
+    seen = set()
+    step = count = 0
+    killed = True
+    while killed:
+        step += 1
+        again = 0
+        swept_dead = True
+        while swept_dead and killed:  # for every step of the sweep: from the start
+            again += 1 if able else 3
+            count += 1
+            place = tmp_path / f"{step}-{again}"
+            write(place, before)
+            killed = killed_at(step, lambda place=place: publish(place, names, new, replace))  # type: ignore[misc]
+            if kind == "file" or (kind == "directory" and able):  # one step: there is no in between, swept or not
+                assert read(place) in (before, after)
+            swept_dead = killed and killed_at(again, lambda place=place: sweep(str(place)))  # type: ignore[misc]
+            sweep(str(place))
+            assert left_in(place) == []
+            state = read(place)
+            assert state in (before, after), f"killed at step {step}, its sweep at {again}"
+            seen.add(state == after)
+    assert step > 6
+    assert count > 20
+    assert seen == {True, False}
+
+
+def _unable(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def test_what_came_in_between_is_never_replaced(tmp_path: Path) -> None:
+    names, new, _ = SHARDS
+    for step in range(1, 100):
+        place = tmp_path / str(step)
+        place.mkdir()
+        if not killed_at(step, lambda place=place: publish(place, names, new, False)):  # type: ignore[misc]
+            break
+        began = {name for name in names if (place / name).exists()}
+        missing = [name for name in names if name not in began]
+        if missing:  # somebody takes a name that the killed one wanted
+            (place / missing[0]).write_text("somebody else's")
+        sweep(str(place))
+        assert left_in(place) == []
+        if missing:
+            assert read(place) == {missing[0]: "somebody else's"}  # and nothing of what would be of no use without it
+        else:
+            assert read(place) == new
+
+
+def test_an_old_output_is_kept_where_its_place_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without swapping names there is a moment in which the old directory has none. If its process is killed in that moment, and
+    somebody takes the name, the old output is not thrown away with the scratch."""
+    names, new, old = DIRECTORY
+    monkeypatch.setattr(scratch, "exchange", _unable)
+    caught = 0
+    for step in range(1, 100):
+        place = tmp_path / str(step)
+        write(place, old)
+        if not killed_at(step, lambda place=place: publish(place, names, new, True)):  # type: ignore[misc]
+            break
+        if (place / "m").exists():
+            continue
+        caught += 1
+        write(place, {"m/mine": "somebody else's"})
+        sweep(str(place))
+        assert read(place) == {"m/mine": "somebody else's"}
+        kept = [path.read_text() for path in place.rglob("replaced-m/config.json")]
+        assert kept == ["old"]
+        (place / "m" / "mine").unlink()
+        (place / "m").rmdir()
+        sweep(str(place))  # the name is free again: now it is carried through
+        assert read(place) == new
+        assert left_in(place) == []
+    assert caught == 1
+
+
+def test_a_publish_that_fails_takes_back_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, new, _ = SHARDS
+    link = os.link
+
+    def full(source: str, target: str) -> None:
+        if target.endswith("m-3.bin"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        link(source, target)
+
+    def taken(source: str, target: str) -> None:
+        if target.endswith("m-3.bin") and not os.path.exists(target):
+            Path(target).write_text("somebody was faster")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(os, "rename", lambda a, b: _unable() if b.endswith("m-3.bin") else os.replace(a, b))
+    with pytest.raises(ConversionError, match="could not be given its name") as caught:
+        publish(tmp_path, names, new, False)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert os.listdir(tmp_path) == []
+
+    monkeypatch.setattr(os, "link", taken)
+    with pytest.raises(OutputExists):
+        publish(tmp_path, names, new, False)
+    assert read(tmp_path) == {"m-3.bin": "somebody was faster"}
+    assert left_in(tmp_path) == []
+
+
+def test_an_old_directory_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, new, old = DIRECTORY
+    write(tmp_path, old)
+    rename = os.rename
+
+    def failing(source: str, target: str) -> None:
+        if source.endswith("output/m"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(scratch, "exchange", _unable)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(ConversionError):
+        publish(tmp_path, names, new, True)
+    assert read(tmp_path) == old
+    assert left_in(tmp_path) == []
+
+
+def test_a_living_owner_is_left_alone_and_so_is_another_host_at_work(tmp_path: Path) -> None:
+    with Scratch(str(tmp_path)) as living:
+        assert sweep(str(tmp_path)) == []
+        assert os.path.isdir(living.output)
+    assert left_in(tmp_path) == []
+    # A lock does not always reach over a network: what another host has written to lately is not touched, lock or not.
+    far = tmp_path / f"{PREFIX}far.tmp"
+    write(far, {"owner.lock": "elsewhere:4711:99", "output/big.bin": "half"})
+    assert sweep(str(tmp_path)) == []
+    old = time.time() - 2 * scratch.FOREIGN_SECONDS
+    for path in (*far.rglob("*"), far):
+        os.utime(path, (old, old))
+    assert sweep(str(tmp_path)) == [str(far)]
+
+
+def test_what_a_scratch_says_leads_nowhere_else(tmp_path: Path) -> None:
+    """Anybody may put a directory of that name on a shared drive."""
+    (tmp_path / "victim").write_text("mine")
+    place = tmp_path / "drive"
+    place.mkdir()
+    planted = place / f"{PREFIX}0123.tmp"
+    for names in ('["../victim"]', '["/etc/passwd"]', '"victim"', "[7]", '[["a"]]'):
+        text = f'{{"names": {names}, "replace": true, "news": {{"../victim": [1, 1, 1]}}, "olds": {{}}}}'
+        write(planted, {"owner.lock": "", "output/victim": "theirs", "intent.json": text})
+        assert sweep(str(place)) == [str(planted)]
+        assert read(tmp_path) == {"victim": "mine"}
+    (planted / "output").mkdir(parents=True)
+    (planted / "owner.lock").touch()
+    (planted / "output" / "link").symlink_to(tmp_path)
+    assert sweep(str(place)) == [str(planted)]
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_many_at_once_in_one_directory(tmp_path: Path) -> None:
+    """Owners make scratch and sweepers look for the dead, all at the same time: nobody's is taken from under them."""
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if child == 0:
+            try:
+                for turn in range(60):
+                    publish(tmp_path, [f"{number}-{turn}"], {f"{number}-{turn}": "whole"}, False)
+            except BaseException as error:  # noqa: BLE001 - told to the parent
+                sys.stderr.write(f"{type(error).__name__}: {error}\n")
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert ends == [0] * 4
+    assert read(tmp_path) == {f"{number}-{turn}": "whole" for number in range(4) for turn in range(60)}
+    assert left_in(tmp_path) == []
