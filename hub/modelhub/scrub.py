@@ -52,7 +52,8 @@ def due(catalog: Catalog, config: Scrub | None, now: int) -> list[str]:
     if not chosen:
         return []
     with catalog.database.write() as writer:
-        still = {match.key for match in sql.longest_unread(writer, ACTION, before, now - DAY, AT_ONCE)}
+        keys = [match.key for match in chosen]
+        still = {match.key for match in sql.longest_unread(writer, ACTION, before, now - DAY, AT_ONCE, keys)}
         chosen = [match for match in chosen if match.key in still]
         jobs = [
             NewJob(

@@ -181,12 +181,11 @@ def record(writer: Writer, action: bytes, matches: Sequence[Match], now: int) ->
 def bring_up_to_date(writer: Writer, action: bytes, new: Mapping[int, NewJob]) -> set[int]:
     """Have jobs that still wait do what they were to do to the present content: ``new`` maps checkpoints to the jobs that would
     be added otherwise. Those for which there was one."""
-    rows = writer.rows_in(
-        "SELECT key,checkpoint,spec FROM job WHERE checkpoint IN (??) AND state='queued' AND origin='rule'", list(new)
-    )
+    # Asked by the checkpoint alone: a database may take many jobs that are queued for fewer.
+    rows = writer.rows_in("SELECT key,checkpoint,spec,state,origin FROM job WHERE checkpoint IN (??)", list(new))
     done = set()
-    for key, checkpoint, spec in rows:
-        if _action(spec) == action:
+    for key, checkpoint, spec, state, origin in rows:
+        if (state, origin) == ("queued", "rule") and _action(spec) == action:
             job = new[checkpoint]
             place = os.fsencode(str(job.spec.get("output") or ""))
             values = (job.version, os.fsencode(job.source), clean(dump(dict(job.spec))), place, key)
@@ -246,16 +245,16 @@ def rename(writer: Writer, jobs: Mapping[int, tuple[str, int]]) -> None:
 def withdraw(writer: Writer, jobs: Mapping[int, str], now: int) -> int:
     """Cancel waiting jobs of rules: key -> reason. That they were dispatched is forgotten, so that a rule which comes back finds
     them again. How many there were."""
-    count = 0
-    for key, reason in jobs.items():
-        row = writer.row("SELECT checkpoint,spec FROM job WHERE key=? AND state='queued'", (key,))
-        if row is None:
-            continue
-        writer.run("UPDATE job SET state='cancelled',finished=?,error=? WHERE key=?", (now, clean(reason), key))
-        job_rows.log(writer, key, now, "info", f"cancelled: {reason}")
-        writer.run("DELETE FROM dispatched WHERE checkpoint=? AND action=?", (row[0], _action(row[1])))
-        count += 1
-    return count
+    rows = writer.rows_in("SELECT key,checkpoint,spec,state FROM job WHERE key IN (??)", list(jobs))
+    still = [(key, checkpoint, spec) for key, checkpoint, spec, state in rows if state == "queued"]
+    writer.many(
+        "UPDATE job SET state='cancelled',finished=?,error=? WHERE key=?", [(now, clean(jobs[key]), key) for key, *_ in still]
+    )
+    writer.many(
+        "DELETE FROM dispatched WHERE checkpoint=? AND action=?",
+        [(checkpoint, _action(spec)) for _, checkpoint, spec in still if checkpoint is not None],
+    )
+    return len(still)
 
 
 # --- for people ---------------------------------------------------------------------------------------------------
@@ -325,17 +324,21 @@ def scrubs_waiting(reader: Reader) -> int:
     return int(reader.value("SELECT count(*) FROM job WHERE state IN ('queued','running') AND origin='scrub'"))
 
 
-def longest_unread(reader: Reader, action: bytes, before: int, failed_before: int, limit: int) -> list[Match]:
+def longest_unread(
+    reader: Reader, action: bytes, before: int, failed_before: int, limit: int, keys: Sequence[int] | None = None
+) -> list[Match]:
     """The ready checkpoints with a file that was last read before ``before``, or never; and that were not taken up for that since
-    then (one that was, and still has no digest: not since ``failed_before``). What was read longest ago comes first."""
+    then (one that was, and still has no digest: not since ``failed_before``). What was read longest ago comes first. ``keys``: of
+    these only."""
+    among = "" if keys is None else f" AND c.key IN ({','.join(str(int(key)) for key in keys)})"
     read = (
         "SELECT min(CASE WHEN t.digested_mtime=f.mtime AND t.digested_inode=f.inode THEN t.digested ELSE 0 END) "
         "FROM checkpoint_file x JOIN file f ON f.key=x.file LEFT JOIN content t ON t.key=f.content WHERE x.checkpoint=c.key"
     )
     rows = reader.rows(
-        f"SELECT s.key FROM (SELECT c.key AS key,coalesce(({read}),0) AS read,"
+        f"SELECT s.key FROM (SELECT c.key AS key,CASE WHEN c.sha256 IS NULL THEN 0 ELSE coalesce(({read}),0) END AS read,"
         f"CASE WHEN d.version=c.version THEN d.at ELSE 0 END AS taken{_FROM.format(join='')}{_READY} "
-        "AND (d.at IS NULL OR d.version<>c.version OR d.at<?)) s "
+        f"AND (d.at IS NULL OR d.version<>c.version OR d.at<?){among}) s "
         "WHERE (s.read=0 AND s.taken<?) OR (s.read>0 AND s.read<? AND s.taken<?) "
         f"ORDER BY CASE WHEN s.read=0 THEN 0 WHEN s.taken>s.read THEN s.taken ELSE s.read END,s.key LIMIT {int(limit)}",
         (action, max(before, failed_before), failed_before, before, before),

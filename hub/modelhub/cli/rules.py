@@ -138,7 +138,7 @@ def _test(session: Session, rules: tuple[Rule, ...], models: tuple[str, ...], as
     for number, rule in enumerate(rules):
         mine = [preview for preview in previews if preview.rule is rule]
         would = [preview for preview in mine if not preview.skipped]
-        sys.stdout.write("\n" * bool(number) + text.style(text.escape(f"{rule.name}: {rule.what}"), text.BOLD) + "\n")
+        sys.stdout.write("\n" * bool(number) + text.style(text.escape(_title(rule)), text.BOLD) + "\n")
         _print(rule, mine if models else would)
         size = text.size(sum(preview.match.size for preview in would))
         summary = f"  {text.plural(len(would), 'job')} would be queued" + (f", for {size}" if would else "")
@@ -146,6 +146,10 @@ def _test(session: Session, rules: tuple[Rule, ...], models: tuple[str, ...], as
         if not models:
             for reason, count in Counter(_kind(preview.skipped) for preview in mine if preview.skipped).most_common():
                 text.line(f"  {count:,} passed by: {reason}")
+
+
+def _title(rule: Rule) -> str:
+    return rule.name if rule.name.endswith(rule.what) else f"{rule.name}: {rule.what}"
 
 
 def _print(rule: Rule, previews: list[Preview]) -> None:

@@ -103,11 +103,16 @@ def output_of(place: Place, target: Format, recipe: Recipe | None, template: Tem
     else:
         path = os.path.join(place.root, template.fill(_values(place, target, recipe)))
     path = os.path.normpath(path)
-    files = {source, os.path.join(place.root, place.primary)}
-    if path in files or source.startswith(path.rstrip("/") + "/") or (directory and path.startswith(source + "/")):
-        what = "is the checkpoint itself" if path in files else "lies in the checkpoint" if directory else "holds the checkpoint"
+    wrong = ""
+    if path in (source, os.path.join(place.root, place.primary)):
+        wrong = "is the checkpoint itself"
+    elif directory and path.startswith(source.rstrip("/") + "/"):
+        wrong = "lies in the checkpoint"
+    elif source.startswith(path.rstrip("/") + "/"):
+        wrong = "holds the checkpoint"
+    if wrong:
         raise ConversionError(
-            f"the output {printable(path)} {what}", "give the rule another output, like '{root}/.converted/{dir}/{stem}{ext}'"
+            f"the output {printable(path)} {wrong}", "give the rule another output, like '{root}/.converted/{dir}/{stem}{ext}'"
         )
     return path
 

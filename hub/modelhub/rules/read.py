@@ -241,19 +241,16 @@ def problem(rule: Rule, plugins: Plugins, path: str | None = None) -> UsageError
     """What `check` would say of this rule; None where nothing is wrong."""
     if not rule.converts or not rule.enabled:
         return None
-    key: str = rule.do
+    place = path or home.config_path()
     try:
         target, _ = target_of(rule, (), plugins)
-        key = "output"
-        if rule.do == "convert" and rule.output and target.extension and not rule.output.text.endswith("/"):
-            from modelhub.plan import check_suffix
-
-            literal, field = rule.output.parts[-1]
-            if field != "ext":
-                check_suffix("x" + literal if not field else "x", target, plugins)
     except ModelhubError as error:
-        hint = "end it with {ext}" if key == "output" else error.hint
-        return UsageError(f"{_place(path or home.config_path(), rule.number, rule.name, key)}: {error.message}", hint)
+        return UsageError(f"{_place(place, rule.number, rule.name, rule.do)}: {error.message}", error.hint)
+    if rule.do == "convert" and rule.output and target.extension and not rule.output.text.endswith("/"):
+        literal, field = rule.output.parts[-1]
+        if field != "ext" and (field or not literal.lower().endswith((target.extension, *target.suffixes))):
+            what = f"what it makes would not be called as {target.name} is, *{target.extension}"
+            return UsageError(f"{_place(place, rule.number, rule.name, 'output')}: {what}", "end it with {ext}")
     return None
 
 
