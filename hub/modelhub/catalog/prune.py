@@ -117,7 +117,6 @@ def relinked(database: Database, path: str, before: Stat, after: Stat, same_as: 
                 "UPDATE file SET mtime=?,inode=?,device=?,content=? WHERE key=?",
                 (after.mtime, after.inode, after.device, new, key),
             )
-            writer.run("UPDATE root SET generation=generation+1 WHERE key=(SELECT root FROM file WHERE key=?)", (key,))
             _set_modified(writer, key)
             done = True
     return done

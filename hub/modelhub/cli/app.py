@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "tag": "Set key=value tags on a model, or remove them.",
         "note": "Write notes on a model, and read them.",
         "rm": "Forget a model; delete its files if asked to.",
+        "prune": "Say what may go, and do it if asked to.",
         "export": "Write aliases, tags and notes as JSON.",
         "import": "Read aliases, tags and notes from JSON.",
         "roots": "List, add and remove the directories that are scanned.",
