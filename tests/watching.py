@@ -31,14 +31,14 @@ class Watching:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Watching:
-        before = self.log.count(" watching ")
+        before = self.log.count("watching")
         self.process = subprocess.Popen(
             [command_path(), "watch", "--json", "--verbose", *self.words],
             stdout=self.output,
             stderr=self.errors,
             env={**os.environ, "MODELHUB_HOME": str(self.home)},
         )
-        self.until(lambda: self.log.count(" watching ") > before)
+        self.until(lambda: self.log.count("watching") > before)
         return self
 
     @property

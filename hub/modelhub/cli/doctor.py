@@ -39,6 +39,8 @@ def command(as_json: bool) -> int:
             lambda: _catalog(session),
             lambda: _roots(session),
             _watching,
+            lambda: _daemon(session),
+            lambda: _jobs(session),
             lambda: _plugins(session),
             _extras,
         ):
@@ -81,7 +83,21 @@ def _home() -> Iterator[Diagnosis]:
     else:
         yield Diagnosis("home", "ok", place + ("" if above == place else " (made when it is needed)"))
     if home.read_config():
-        yield Diagnosis("configuration", "ok", home.config_path())
+        from modelhub import config
+        from modelhub.rules.read import check, load_rules
+
+        try:
+            config.settings()
+            rules = load_rules()
+            if rules:
+                from modelhub import plugins
+
+                check(rules, plugins.get())
+        except ModelhubError as error:
+            yield Diagnosis("configuration", "error", error.message, error.hint)
+        else:
+            more = f", {text.plural(len(rules), 'rule')}" if rules else ""
+            yield Diagnosis("configuration", "ok", home.config_path() + more)
 
 
 def _catalog(session: Session) -> Iterator[Diagnosis]:
@@ -119,7 +135,7 @@ def _roots(session: Session) -> Iterator[Diagnosis]:
                 "root",
                 "note",
                 f"{root.path}{on} is on a network: changes made by other hosts send no events",
-                "scan it regularly",
+                "modelhub watch polls it",
             )
         elif root.scanned is None:
             yield Diagnosis("root", "note", f"{root.path}{on} was never scanned", f"modelhub scan {root.path}")
@@ -140,6 +156,37 @@ def _watching() -> Iterator[Diagnosis]:
         yield Diagnosis("watching", "warning", f"{watches:,} directories can be watched, by all programs together", hint)
     else:
         yield Diagnosis("watching", "ok", f"{watches:,} directories can be watched")
+
+
+def _daemon(session: Session) -> Iterator[Diagnosis]:
+    from modelhub.daemon.lock import holder_of
+
+    holder = holder_of(session.catalog)
+    if holder is None:
+        hint = "modelhub watch, or: modelhub service install" if session.catalog.roots() else ""
+        yield Diagnosis("daemon", "note", "nobody watches for this catalog", hint)
+        return
+    yield Diagnosis("daemon", "ok", str(holder))
+    for root, status in session.catalog.daemon_status().get("roots", {}).items():
+        if not status.get("answers", True):
+            yield Diagnosis("daemon", "error", f"{root} does not answer: its file system hangs", "check the mount")
+        elif status.get("error"):
+            yield Diagnosis("daemon", "warning", f"{root}: {status['error']}", "it is polled meanwhile")
+
+
+def _jobs(session: Session) -> Iterator[Diagnosis]:
+    counts = session.catalog.jobs.counts()
+    failed, waiting = counts.get("failed", 0), counts.get("queued", 0)
+    if failed:
+        yield Diagnosis("jobs", "warning", f"{text.plural(failed, 'job')} failed", "see: modelhub jobs ls --state failed")
+    elif any(counts.values()):
+        shown = ", ".join(f"{number:,} {state}" for state, number in sorted(counts.items()) if number)
+        yield Diagnosis("jobs", "ok", shown)
+    if waiting:
+        from modelhub.daemon.lock import alive
+
+        if not alive(session.catalog) and not counts.get("running"):
+            yield Diagnosis("jobs", "note", f"{text.plural(waiting, 'job')} wait for somebody to do them", "modelhub watch does")
 
 
 def _plugins(session: Session) -> Iterator[Diagnosis]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +12,15 @@ from modelhub.cli.app import define
 from modelhub.cli.common import Session, json_option, quiet_option
 from modelhub.errors import ModelNotFound, UsageError
 
+if TYPE_CHECKING:
+    from modelhub.catalog import Catalog
+
 COLUMNS = (
     text.Column("path", "ROOT", shrink=20, middle=True),
     text.Column("models", "MODELS", align=">"),
     text.Column("state", "STATE"),
     text.Column("fstype", "FILE SYSTEM", drop=2),
+    text.Column("watched", "WATCHED BY", drop=3),
     text.Column("scanned", "SCANNED", drop=1),
 )
 
@@ -46,6 +51,7 @@ def command(action: str, paths: tuple[str, ...], as_json: bool, quiet: bool) -> 
                     text.line(f"{place} is no root any more; {text.plural(forgotten, 'model')} forgotten, no file touched")
         if action != "ls" and not as_json:
             return 0
+        observers = observers_of(catalog)
         roots = [
             {
                 "path": root.path,
@@ -55,6 +61,7 @@ def command(action: str, paths: tuple[str, ...], as_json: bool, quiet: bool) -> 
                 "fstype": root.fstype,
                 "source": root.source,
                 "scanned": _time(root.scanned),
+                **observers[root.path],
             }
             for root in catalog.roots()
         ]
@@ -66,8 +73,38 @@ def command(action: str, paths: tuple[str, ...], as_json: bool, quiet: bool) -> 
         for root in roots:
             text.line(root["path"])
     elif roots:
-        text.table([{**root, "models": str(root["models"]), "scanned": root["scanned"] or "never"} for root in roots], COLUMNS)
+        shown = [
+            {
+                **root,
+                "models": str(root["models"]),
+                "scanned": root["scanned"] or "never",
+                "watched": f"{root['observer']} ({root['why']})" if root["watched"] else f"nobody; would be {root['observer']}",
+            }
+            for root in roots
+        ]
+        text.table(shown, COLUMNS)
     return 0
+
+
+def observers_of(catalog: Catalog) -> dict[str, dict[str, Any]]:
+    """For each root ``{watched, observer, why}``: whether a daemon watches it now; how it does, or would: "events" or "poll"."""
+    from modelhub.daemon.lock import alive
+    from modelhub.model import printable
+    from modelhub.mounts import mounts
+    from modelhub.watch.choose import mount_at, observer_for
+
+    status = catalog.daemon_status().get("roots", {}) if alive(catalog) else {}
+    table = mounts()
+    found = {}
+    for root in catalog.roots():
+        told = status.get(printable(root.path))
+        choice = observer_for(root.path, mount_at(root.path, table))
+        found[root.path] = {
+            "watched": told is not None,
+            "observer": told["observer"] if told else choice.observer,
+            "why": told["reason"] if told else choice.reason,
+        }
+    return found
 
 
 def _time(ns: int | None) -> str | None:

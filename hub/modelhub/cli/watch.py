@@ -33,9 +33,13 @@ def command(paths: tuple[str, ...], poll: float | None, as_json: bool, style: st
     from modelhub.catalog import Catalog
     from modelhub.daemon.logs import Log
     from modelhub.daemon.loop import Daemon
-    from modelhub.rules.check import check_configured
+    from modelhub.rules.read import check, load_rules
 
-    check_configured()  # in a worker: it needs the plugins, and the daemon does not
+    rules = load_rules()
+    if rules:
+        from modelhub import plugins
+
+        check(rules, plugins.get())
     with Catalog.open() as catalog:
         add_roots(catalog, paths)
         if not catalog.roots():
