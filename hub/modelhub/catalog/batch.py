@@ -253,7 +253,7 @@ class Batch:
         self.indexer.old[old.key] = gone
         if self.indexer.at.get(old.path) == old:
             self.indexer.at[old.path] = gone
-        self.rows["missing"].append((old.key,))
+        self.rows["missing"].append((self.indexer.now, old.key))
         self.events.append(("missing", old.id, old.path))
 
     # --- writing --------------------------------------------------------------------------------------------------
@@ -299,5 +299,5 @@ _STATEMENTS: Mapping[str, str] = {
     "finding": "(finding: key,checkpoint,level,name,severity,message,tensor,file,recorded)",
     "file_drop": "DELETE FROM file WHERE key=?",
     "file_missing": "UPDATE file SET missing=1 WHERE key=?",
-    "missing": "UPDATE checkpoint SET missing=1 WHERE key=?",
+    "missing": "UPDATE checkpoint SET missing=1,missing_since=? WHERE key=?",
 }
