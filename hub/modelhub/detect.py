@@ -354,15 +354,22 @@ class _Look:
         return sizes, gone
 
 
-def inspect_path(path: str, formats: Mapping[str, Format] | Iterable[Format], *, mark: Mark = _no_mark) -> Found:
+def inspect_path(
+    path: str,
+    formats: Mapping[str, Format] | Iterable[Format],
+    *,
+    mark: Mark = _no_mark,
+    listed: Callable[[str], Listing] = list_directory,
+) -> Found:
     """The checkpoint at ``path``: a file (then it alone, or the group of shards it belongs to), or a directory that is one or
-    holds just one. `ModelNotFound` where there is none, `AmbiguousModel` where a directory holds several."""
+    holds just one. `ModelNotFound` where there is none, `AmbiguousModel` where a directory holds several. ``listed`` lists the
+    directory that a file lies in."""
     path = os.path.abspath(path)
     chosen = _formats(formats)
     try:
         info = os.stat(path)
         is_directory = stat_module.S_ISDIR(info.st_mode)
-        listing = list_directory(path if is_directory else os.path.dirname(path))
+        listing = list_directory(path) if is_directory else listed(os.path.dirname(path))
     except FileNotFoundError as error:
         raise ModelNotFound(f"{path} does not exist") from error
     except OSError as error:

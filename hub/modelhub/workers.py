@@ -368,9 +368,14 @@ def _problem(part: _Part, error: ModelhubError) -> Finding:
 
 def inspect_path_here(path: str) -> Found:
     """What `ParsePool.inspect_path` runs in the worker."""
-    from modelhub import plugins, process
+    from modelhub import files, plugins, process
 
-    return inspect_path(path, plugins.get().formats, mark=process.mark)
+    formats = plugins.get().formats
+    with contextlib.suppress(OSError):
+        found = inspect_path(path, formats, mark=process.mark, listed=files.listing_again)
+        if found.state == "ready" and found.size == sum(map(os.path.getsize, found.files)):
+            return found
+    return inspect_path(path, formats, mark=process.mark)  # a remembered listing may have old sizes
 
 
 def serve_inspect(
