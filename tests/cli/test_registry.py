@@ -87,7 +87,7 @@ def test_moves_keep_everything(registry: Registry, tmp_path: Path) -> None:
         registry.out.with_name("renamed.safetensors"),
         registry.drive / "elsewhere" / "deep" / "renamed.safetensors",
         other / "small.safetensors",
-        registry.drive / "small.safetensors",
+        registry.drive / "elsewhere" / "deep" / "renamed.safetensors",
     ):
         place.parent.mkdir(parents=True, exist_ok=True)
         registry.out.rename(place)
@@ -97,7 +97,7 @@ def test_moves_keep_everything(registry: Registry, tmp_path: Path) -> None:
         assert registry.written() == registry.before
     registry.drive.rename(tmp_path / "moved")
     registry.run("scan", tmp_path / "moved")
-    assert registry.where() == ("ready", str(tmp_path / "moved" / "small.safetensors"))
+    assert registry.where() == ("ready", str(tmp_path / "moved" / "elsewhere" / "deep" / "renamed.safetensors"))
     assert registry.written() == registry.before
 
 

@@ -96,6 +96,8 @@ class Indexer:
             if row[1:4] != stat[:3]:
                 wanted[stat.inode] = stat
                 left.append(row)
+            elif row.flags & 2:  # it is back, perhaps from another root
+                wanted[stat.inode] = stat
         for row in left:
             if row.content is not None:
                 away[Stat(row.size, row.mtime, row.inode, row.device)].append(row.key)
@@ -128,6 +130,8 @@ class Indexer:
         for path, stat in self.stats.items():
             keys = away.get(stat, [])
             row = self.known.get(path)
+            if row is not None and row[1:4] == stat[:3] and not row.flags & 2:
+                continue  # it has been here all along; another name of the same file is what went
             if len(keys) == 1 and (row is None or row.key != keys[0]):
                 self.moves[path] = keys[0]
                 for owner in self.owners.get(keys[0], ()):
