@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LEAST = 4096
 """Bytes of a file that is worth it: a block."""
+CANNOT_SHARE = "this file system cannot share blocks between files; --link hard would make them one file"
 EDGE = 65536
 """Bytes of its beginning and its end that are looked at for a plan."""
 
@@ -95,6 +96,11 @@ class DuplicatesPlan:
     @property
     def bytes(self) -> int:
         return sum(group.bytes for group in self.groups)
+
+    @property
+    def only_hard(self) -> int:
+        """Bytes that hard links alone could gain."""
+        return sum(twin.size for group in self.groups for twin in group.twins if twin.why_not == CANNOT_SHARE)
 
     @property
     def gained(self) -> int:
@@ -276,7 +282,7 @@ def _edges(path: str, size: int) -> bytes:
 
 def _why_not(kept: os.stat_result, other: os.stat_result, link: Link, able: bool, settle: float) -> str:
     if not able:
-        return "this file system cannot share blocks between files; --link hard would make them one file"
+        return CANNOT_SHARE
     if link == "hard":
         if other.st_nlink > 1:
             return f"it has {other.st_nlink} names, and all of them would have to go"

@@ -193,12 +193,13 @@ def _print_duplicates(plan: DuplicatesPlan, applied: bool, models: tuple[str, ..
     elif twins:
         able = [twin for twin in twins if not twin.why_not]
         title = f"{text.plural(len(able), 'file')}, {text.size(plan.bytes)} to gain"
+        title += f"; {text.size(plan.only_hard)} with --link hard" if plan.only_hard else ""
     else:
         title = "none" if not models else f"{' '.join(models)}: nothing on the same file system has the same bytes"
     _title("duplicates", title)
     lines = []
     for group in plan.groups:
-        lines.append(f"{text.size(group.size):>9}  {group.kept}")
+        lines.append(f"{text.size(group.size):>9}  {group.kept}  stays as it is")
         for twin in group.twins:
             how = twin.done or ("hard link" if plan.link == "hard" else "reflink")
             lines.append(f"{'':9}    {twin.path}  " + (f"left as it is: {twin.why_not}" if twin.why_not else how))
