@@ -14,6 +14,7 @@ import selectors
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ SCRUB = 600.0
 """Seconds between looks at what is due for reading again."""
 END = 3.0
 """Seconds that workers get to put their work back before they are killed."""
+FAULTS = 20
+"""So many unexpected errors in a minute end the daemon: whoever runs it starts it afresh."""
 
 Tell = Callable[[Message], None]
 
@@ -66,7 +69,11 @@ class Daemon:
             os.set_blocking(handle, False)
         self.pending = Pending(self.settings.watch.settle, longest=self.settings.watch.longest_wait)
         self.supervisor = Supervisor(
-            self.notify, poll=poll, interval=self.settings.watch.poll, reconcile=self.settings.watch.reconcile
+            self.notify,
+            poll=poll,
+            interval=self.settings.watch.poll,
+            reconcile=self.settings.watch.reconcile,
+            exclude=self.settings.exclude,
         )
         self.scanners = Scanners(self)
         self.crew = Crew(self.settings.jobs.workers)
@@ -76,6 +83,7 @@ class Daemon:
         self.next: dict[str, float] = {}
         self.status: dict[str, Any] = {}
         self.owner = ""
+        self.faults: list[float] = []
         self.jobs_due = True
 
     # --- its life -------------------------------------------------------------------------------------------------
@@ -87,7 +95,10 @@ class Daemon:
         try:
             self._start()
             while not self.ending:
-                self._turn()
+                try:
+                    self._turn()
+                except Exception as error:  # noqa: BLE001 - a fault of ours must not end a watch of months
+                    self._fault(error)
             return self._stop()
         finally:
             self.scanners.close()
@@ -108,7 +119,18 @@ class Daemon:
         self.log.info(
             "watching", pid=os.getpid(), roots=len(self.supervisor.roots), catalog=self.catalog.database.path or "server"
         )
-        systemd.notify("READY=1")
+        systemd.notify(systemd.READY)
+
+    def _fault(self, error: Exception) -> None:
+        """Note an error that nobody expected, and go on; but not in a circle."""
+        self.faults = [when for when in self.faults if when > time.monotonic() - 60.0] + [time.monotonic()]
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        self.log.error(
+            "internal", error=f"{type(error).__name__}: {error}", at=f"{os.path.basename(where.filename)}:{where.lineno}"
+        )
+        if len(self.faults) > FAULTS:
+            raise error
+        time.sleep(0.2)
 
     def _signal(self, number: int, _: object) -> None:
         if number == signal.SIGHUP:
@@ -118,7 +140,7 @@ class Daemon:
 
     def _stop(self) -> int:
         """Put everything down: job workers give their jobs back, a scan ends where it is."""
-        systemd.notify("STOPPING=1")
+        systemd.notify(systemd.STOPPING)
         self.log.info("ending", signal=signal.Signals(self.ending).name)
         for member in self.crew.members:
             member.ask()
@@ -176,8 +198,8 @@ class Daemon:
             if self.settings.scrub is not None:
                 self.scanners.service({"do": "scrub"})
         if "watchdog" in due:
-            self.next["watchdog"] = now + (systemd.watchdog_seconds() or 3600.0)
-            systemd.notify("WATCHDOG=1")
+            self.next["watchdog"] = now + (systemd.interval() or 3600.0)
+            systemd.notify(systemd.WATCHDOG)
         if "jobs" in due or self.jobs_due:
             self.next["jobs"] = now + LOOK
             self.jobs_due = False
@@ -213,7 +235,7 @@ class Daemon:
     def _reload(self, now: float) -> None:
         """Read the configuration again; where it is wrong, the old one stays."""
         self.reload = False
-        systemd.notify("RELOADING=1")
+        systemd.reloading()
         try:
             settings = config.settings()
             from modelhub.rules.read import load_rules
@@ -225,11 +247,12 @@ class Daemon:
             self.settings = settings
             self.crew.most = settings.jobs.workers
             self.pending.settle, self.pending.longest = settings.watch.settle, settings.watch.longest_wait
-            self.supervisor.configure(interval=settings.watch.poll, reconcile=settings.watch.reconcile)
+            self.supervisor.configure(interval=settings.watch.poll, reconcile=settings.watch.reconcile, exclude=settings.exclude)
             self.scanners.retire()
-            self.next["rules"] = now
+            self.scanners.service({"do": "rules", "changed": True})
+            self.next["rules"] = now + RULES
             self.log.info("reload")
-        systemd.notify("READY=1")
+        systemd.notify(systemd.READY)
 
     # --- what comes in --------------------------------------------------------------------------------------------
 
@@ -285,7 +308,7 @@ class Daemon:
         self.supervisor.done(root, seconds, now)
         if message.get("error"):
             self.log.error("scan", root=root, error=message["error"], hint=message.get("hint"))
-            self.pending.requeue(root, [Hint(b"", True)], 60.0, now)
+            self.pending.requeue(root, [Hint(b"", True)], float(message.get("after", 60.0)), now)
             return
         for path, wait in message["unsettled"]:
             self.pending.requeue(root, [Hint(os.fsencode(path), False)], wait, now)

@@ -86,8 +86,9 @@ class ScanWorker:
             self.tell({"done": do, "error": describe(error), "code": "internal"})
 
     def do_scan(self, request: Message) -> Message:
+        from modelhub.mounts import mount_of
         from modelhub.rescan import Part, rescan
-        from modelhub.settle import Settling
+        from modelhub.settle import LOCAL, Settling
 
         began = time.time_ns()
         started = time.monotonic()
@@ -95,7 +96,9 @@ class ScanWorker:
         watch = self.settings.watch
         settling = self.settling.get(root)
         if settling is None:
-            settling = Settling(watch.settle, longest=watch.longest_wait, trust_clock=not request.get("network"))
+            mount = mount_of(root)
+            local = mount is not None and mount.type in LOCAL
+            settling = Settling(watch.settle, longest=watch.longest_wait, trust_clock=local)
             self.settling[root] = settling
         found = rescan(
             self.catalog,
@@ -124,7 +127,10 @@ class ScanWorker:
         }
 
     def do_rules(self, request: Message) -> Message:
-        return {"jobs": self.dispatch(since=None)}
+        from modelhub.rules.dispatch import forget
+
+        cancelled = forget(self.catalog, self.rules) if request.get("changed") else 0
+        return {"jobs": self.dispatch(since=None) if self.rules else 0, "cancelled": cancelled}
 
     def do_scrub(self, request: Message) -> Message:
         from modelhub import scrub

@@ -56,6 +56,7 @@ class Scanners:
         self.owner = owner
         self.running: dict[str, _Scanner] = {}
         self.hung: dict[str, tuple[float, float]] = {}  # root -> (left alone until, seconds of that)
+        self.deaths: dict[str, int] = {}
         self.hopeless: list[Process] = []
 
     @property
@@ -104,6 +105,7 @@ class Scanners:
             scanner.asked.pop(0)
             scanner.since = now
             self.hung.pop(key, None)
+            self.deaths.pop(key, None)
             self._done(key, message)
         if process.lines.ended:
             self._ended(key, process)
@@ -123,12 +125,22 @@ class Scanners:
         if scanner is None or scanner.process is not process:
             return
         del self.running[key]
-        if scanner.asked and key != SERVICE:
-            self.owner.scanned(key, {"error": f"the scan worker ended ({process.ended()})", "hint": "it is started again"})
+        status = process.process.wait()
+        process.close()
+        if not scanner.asked:
+            return
+        if key == SERVICE:
+            self.owner.log.error(str(scanner.asked[0]["do"]), error=f"the worker ended with status {status}")
+            return
+        self.deaths[key] = self.deaths.get(key, 0) + 1
+        after = min(60.0, 0.25 * 2.0 ** self.deaths[key])
+        self.owner.scanned(key, {"error": f"the scan worker ended with status {status}", "after": after})
 
     def tick(self, now: float) -> None:
         """End workers that have been idle, and those that hang."""
-        self.hopeless = [process for process in self.hopeless if process.ended() is None]
+        for process in [process for process in self.hopeless if process.ended() is not None]:
+            process.close()
+            self.hopeless.remove(process)
         for key, scanner in list(self.running.items()):
             process = scanner.process
             process.flush()
