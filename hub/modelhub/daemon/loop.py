@@ -248,7 +248,7 @@ class Daemon:
             self.crew.most = settings.jobs.workers
             self.pending.settle, self.pending.longest = settings.watch.settle, settings.watch.longest_wait
             self.supervisor.configure(interval=settings.watch.poll, reconcile=settings.watch.reconcile, exclude=settings.exclude)
-            self.scanners.retire()
+            self.scanners.reload()
             self.scanners.service({"do": "rules", "changed": True})
             self.next["rules"] = now + RULES
             self.log.info("reload")

@@ -73,6 +73,10 @@ class ScanWorker:
     def answer(self, request: Message) -> None:
         """Do one request; what goes wrong is told, not raised."""
         do = str(request.get("do"))
+        if do == "reload":
+            self._settings = self._rules = None
+            self.settling.clear()
+            return
         try:
             done = getattr(self, f"do_{do}")(request)
             self.tell({"done": do, **done})

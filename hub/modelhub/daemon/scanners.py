@@ -46,7 +46,6 @@ class _Scanner:
     process: Process
     asked: list[Message] = field(default_factory=list)
     since: float = 0.0
-    retiring: bool = False
 
 
 class Scanners:
@@ -80,7 +79,7 @@ class Scanners:
 
     def _ask(self, key: str, request: Message) -> None:
         scanner = self.running.get(key)
-        if scanner is None or scanner.retiring:
+        if scanner is None:
             scanner = self._start(key)
         scanner.asked.append(request)
         scanner.process.heard(time.monotonic())
@@ -145,7 +144,7 @@ class Scanners:
             process = scanner.process
             process.flush()
             if not scanner.asked:
-                if now - scanner.since >= IDLE or scanner.retiring:
+                if now - scanner.since >= IDLE:
                     self._end(key)
             elif process.stalled(now) >= HANG:
                 self._hang(key, now)
@@ -178,12 +177,10 @@ class Scanners:
             self.owner.leave(scanner.process)
             scanner.process.kill()
 
-    def retire(self) -> None:
-        """The configuration changed: end each worker once it is done, so that the next one reads it."""
-        for key, scanner in list(self.running.items()):
-            scanner.retiring = True
-            if not scanner.asked:
-                self._end(key)
+    def reload(self) -> None:
+        """The configuration changed: workers read it again before what they do next."""
+        for scanner in self.running.values():
+            scanner.process.send({"do": "reload"})
 
     def next_due(self) -> float:
         """When `tick` has something to do at the earliest (monotonic)."""
