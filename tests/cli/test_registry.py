@@ -262,23 +262,23 @@ def test_export_and_import_carry_notes_with_their_times(registry: Registry, tmp_
 
 
 def test_lineage_is_drawn_both_ways(registry: Registry) -> None:
-    registry.run("convert", "small", "--to", "pytorch", "-o", registry.drive / "again.pt")
+    registry.run("convert", "small", "--to", "pytorch", "-o", registry.drive / "small-pickled.pt")
     drawn = registry.run("show", "small", "--lineage").stdout
     above, below = drawn.split("made from\n")[1].split("made into\n")
     lines = above.splitlines()
     assert lines[0] == f"* {registry.id[:8]}  small  safetensors BF16"
     assert "└─" in lines[1]
     assert "  base  safetensors F32  (conversion with bf16 by safetensors " in lines[1]
-    assert "  again  pytorch BF16  (conversion by pytorch " in below
-    assert "`- " in registry.run("show", "again", "--lineage", PYTHONIOENCODING="ascii").stdout
+    assert "  small-pickled  pytorch BF16  (conversion by pytorch " in below
+    assert "`- " in registry.run("show", "small-pickled", "--lineage", PYTHONIOENCODING="ascii").stdout
     assert "worst" in above
     # The same as JSON; and what --json has had all along is there as before.
     shown = registry.run("show", "small", "--lineage", "--json").json
-    assert [node["name"] for node in shown["graph"]["nodes"]] == ["small", "base", "again"]
+    assert [node["name"] for node in shown["graph"]["nodes"]] == ["small", "base", "small-pickled"]
     assert [node["node"] for node in shown["graph"]["nodes"]] == [0, 1, 2]
     assert {(edge["parent"], edge["child"]) for edge in shown["graph"]["edges"]} == {(1, 0), (0, 2)}
     assert shown["lineage"][0]["parent"] == shown["graph"]["nodes"][1]["id"]
     registry.run("rm", "base")
-    assert "[gone]" in registry.run("show", "again", "--lineage").stdout
+    assert "[gone]" in registry.run("show", "small-pickled", "--lineage").stdout
     assert "nothing is known" in registry.run("show", registry.base, "--lineage").stdout
     assert registry.run("show", registry.base, "--lineage", "--versions", "--json").json["versions"] == []

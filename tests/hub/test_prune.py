@@ -212,15 +212,16 @@ def test_it_counts_from_when_it_went_missing_last(catalog: Catalog, drive: Path,
 # --- orphans ------------------------------------------------------------------------------------------------------
 
 
-def test_orphans_go(catalog: Catalog, drive: Path, rescan: Scan) -> None:
+def test_orphans_go(catalog: Catalog, drive: Path, rescan: Scan, tmp_path: Path) -> None:
     safetensors(drive / "a.safetensors", {"a": (4, 4)})
     safetensors(drive / "b.safetensors", {"b": (4, 4)})
     rescan()
     assert plan_orphans(catalog).count == 0
     job = catalog.jobs.add("verify", "/x", {"level": "digest"}, owner="here:1:1")
     catalog.jobs.finish(job, {})
-    (drive / "a.safetensors").rename(drive / "moved.safetensors")
-    rescan()
+    (tmp_path / "other").mkdir()
+    (drive / "a.safetensors").rename(tmp_path / "other" / "moved.safetensors")
+    rescan(drive, tmp_path / "other")
     catalog.remove([only(catalog, "b")])
     plan = plan_orphans(catalog, 0)
     assert {table: count for table, count in plan.rows.items() if count} == {

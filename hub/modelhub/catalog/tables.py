@@ -64,15 +64,20 @@ def contents_digest(contents: Sequence[int]) -> bytes:
     return sha256(b"".join(content.to_bytes(8) for content in contents)).digest()
 
 
+_UNUSED_TABLE = (
+    "NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.tensor_table=tensor_table.key) "
+    "AND NOT EXISTS (SELECT 1 FROM version v WHERE v.tensor_table=tensor_table.key)"
+)
+# Where a checkpoint was before it moved on.
+_LEFT_FILE = "missing=1 AND NOT EXISTS (SELECT 1 FROM checkpoint_file x WHERE x.file=file.key)"
 ORPHANS = {
-    "tensor_table": "NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.tensor_table=tensor_table.key) "
-    "AND NOT EXISTS (SELECT 1 FROM version v WHERE v.tensor_table=tensor_table.key)",
-    "tensor_names": "NOT EXISTS (SELECT 1 FROM tensor_table t WHERE t.names=tensor_names.key)",
-    # Where a checkpoint was before it moved on.
-    "file": "missing=1 AND NOT EXISTS (SELECT 1 FROM checkpoint_file x WHERE x.file=file.key)",
-    "content": "NOT EXISTS (SELECT 1 FROM file f WHERE f.content=content.key)",
+    "tensor_names": "NOT EXISTS (SELECT 1 FROM tensor_table WHERE tensor_table.names=tensor_names.key "
+    f"AND NOT ({_UNUSED_TABLE}))",
+    "tensor_table": _UNUSED_TABLE,
+    "content": f"NOT EXISTS (SELECT 1 FROM file WHERE file.content=content.key AND NOT ({_LEFT_FILE}))",
+    "file": _LEFT_FILE,
 }
-"""Table -> the condition for a row of it to which nothing refers any more."""
+"""Table -> the condition for a row of it to which nothing refers but rows of which this is true as well."""
 
 
 def orphaned_digests(reader: Reader) -> list[int]:
@@ -89,10 +94,11 @@ def orphaned_digests(reader: Reader) -> list[int]:
 
 def drop_orphans(writer: Writer) -> None:
     """Delete what nothing refers to any more: tables, names, places, contents, tensor digests."""
-    # A scan at work has these places in its hands: it is to read them again.
-    writer.run(f"UPDATE root SET generation=generation+1 WHERE key IN (SELECT root FROM file WHERE {ORPHANS['file']})")
-    for table, condition in ORPHANS.items():
-        writer.run(f"DELETE FROM {table} WHERE {condition}")
+    # A scan at work has keys of what goes now in its hands: it is to ask again.
+    writer.run("UPDATE root SET generation=generation+1")
+    doomed = {table: [key for (key,) in writer.rows(f"SELECT key FROM {table} WHERE {sql}")] for table, sql in ORPHANS.items()}
+    for table in ("tensor_table", "tensor_names", "file", "content"):  # what refers to another goes before it
+        writer.many(f"DELETE FROM {table} WHERE key=?", [(key,) for key in doomed[table]])
     # Last, and never left out: the keys of contents that are gone are given out again.
     writer.many("DELETE FROM tensor_digests WHERE key=?", [(key,) for key in orphaned_digests(writer)])
 
