@@ -473,7 +473,7 @@ def test_a_kill_loses_nothing_and_doubles_nothing(catalog: Catalog, many: int) -
         before = sum(catalog.jobs.counts().values())
         process = start()
         while sum(catalog.jobs.counts().values()) == before and process.poll() is None:
-            time.sleep(0.001)
+            time.sleep(0.003)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert before < sum(catalog.jobs.counts().values()) < 2 * many  # it was killed on its way

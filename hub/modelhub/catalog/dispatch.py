@@ -340,7 +340,7 @@ def longest_unread(
         f"CASE WHEN d.version=c.version THEN d.at ELSE 0 END AS taken{_FROM.format(join='')}{_READY} "
         f"AND (d.at IS NULL OR d.version<>c.version OR d.at<?){among}) s "
         "WHERE (s.read=0 AND s.taken<?) OR (s.read>0 AND s.read<? AND s.taken<?) "
-        f"ORDER BY CASE WHEN s.read=0 THEN 0 WHEN s.taken>s.read THEN s.taken ELSE s.read END,s.key LIMIT {int(limit)}",
+        f"ORDER BY CASE WHEN s.taken>s.read THEN s.taken ELSE s.read END,s.key LIMIT {int(limit)}",
         (action, max(before, failed_before), failed_before, before, before),
     )
     order = {key: place for place, (key,) in enumerate(rows)}
