@@ -5,6 +5,7 @@ A plan's table is the whole conversion: each tensor of the output with the expre
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -325,7 +326,8 @@ def _check_place(path: str, model: Model, target: Format, options: ConvertOption
     while not os.path.isdir(parent):
         parent = os.path.dirname(parent)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ConversionError(f"{parent} cannot be written to", "name another place with -o PATH")
+        refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES), parent)
+        raise ConversionError(f"{parent} cannot be written to", "name another place with -o PATH") from refused
 
 
 def free_space(directory: str) -> int:

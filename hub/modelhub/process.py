@@ -203,7 +203,9 @@ def _spawn(channel: int, handle: int, memory: int) -> int:
     # A plugin that failed here would fail there, perhaps after hanging for a while.
     useless = {report.name for report in plugins.get().reports if report.status in ("failed", "blocked")}
     environment["MODELHUB_DISABLE"] = ",".join(sorted(useless | plugins.disabled_names()))
-    arguments = [sys.executable, "-c", "from modelhub.process import main; main()", str(memory), str(os.getpid())]
+    # Tied to the thread that starts it: see `_die_with`.
+    tied = "import ctypes; " if threading.current_thread() is threading.main_thread() else ""
+    arguments = [sys.executable, "-c", f"{tied}from modelhub.process import main; main()", str(memory), str(os.getpid())]
     # Numbers that are not in use here, so that neither copy can overwrite the other.
     actions = [(os.POSIX_SPAWN_DUP2, channel, 100), (os.POSIX_SPAWN_DUP2, handle, 101)]
     return os.posix_spawn(sys.executable, arguments, environment, file_actions=actions)

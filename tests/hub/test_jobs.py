@@ -33,7 +33,8 @@ from modelhub.errors import (
 from modelhub.jobs import heart as heart_module
 from modelhub.jobs import identity, limits
 from modelhub.jobs.heart import Heart, Stopped
-from modelhub.jobs.worker import Worker, recover
+from modelhub.jobs.recovery import recover
+from modelhub.jobs.worker import Worker
 from modelhub.model import Model
 from modelhub.scan import scan
 from modelhub.workers import ParsePool

@@ -42,6 +42,10 @@ class Reader:
     def rows(self, sql: str, values: Values = ()) -> list[Row]:
         return self._cursor.execute(sql, tuple(values)).fetchall()  # type: ignore[no-any-return]
 
+    def each(self, sql: str, values: Values = ()) -> Iterator[Row]:
+        """The rows one by one, so that not all of them are held twice."""
+        return iter(self._cursor.execute(sql, tuple(values)))
+
     def row(self, sql: str, values: Values = ()) -> Row | None:
         found = self.rows(sql, values)
         return found[0] if found else None
@@ -68,6 +72,10 @@ class _CoreReader(Reader):
 
     def rows(self, sql: str, values: Values = ()) -> list[Row]:
         return [tuple(row) for row in self._connection.exec_driver_sql(self._sql(sql), tuple(values))]
+
+
+    def each(self, sql: str, values: Values = ()) -> Iterator[Row]:
+        return iter(self.rows(sql, values))
 
 
 class Writer(_CoreReader):
@@ -152,15 +160,23 @@ class Database:
                     connection.execute("ROLLBACK")
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
-        """One transaction: all of it, or nothing. Waits for its turn; keep it short."""
+    def write(self, *, durable: bool = False) -> Iterator[Writer]:
+        """One transaction: all of it, or nothing. Waits for its turn; keep it short. ``durable``: it is on the disk when this
+        ends (on SQLite the last ones are otherwise lost when the power fails, though nothing is torn)."""
         with self.guard(), self.engine.connect() as core:
             if self.path:
+                if durable:
+                    core.exec_driver_sql("PRAGMA synchronous=FULL")
                 core.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 core.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
-            yield Writer(core)
-            core.commit()
+            try:
+                yield Writer(core)
+                core.commit()
+            finally:
+                if durable and self.path:
+                    core.rollback()  # of nothing, where it was committed
+                    core.exec_driver_sql("PRAGMA synchronous=NORMAL")
 
     def touch(self, sql: str, values: Values) -> None:
         """One UPDATE that nothing depends on. Like reads, it does not import SQLAlchemy for a SQLite catalog: a scan that finds
@@ -211,6 +227,13 @@ class Database:
                 f"the catalog {place} cannot be opened for writing ({text})", "check its owner and mode, or set MODELHUB_CATALOG"
             )
         return CatalogError(f"the catalog {place} failed: {text}", "run: modelhub doctor")
+
+    def leave(self) -> None:
+        """Close what this thread has open: for one that is about to end."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
 
     def close(self) -> None:
         connection = getattr(self._local, "connection", None)

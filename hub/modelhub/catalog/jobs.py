@@ -125,10 +125,12 @@ class Jobs:
         return None if found is None else int(found)
 
     def active_outputs(self) -> set[bytes]:
-        """Where queued and running jobs will write, absolute; as far as that is known yet."""
+        """Where queued and running jobs will write, absolute; as far as that is known yet. With every file of those that are
+        giving their outputs their names: shards are called otherwise."""
         with self.database.read() as reader:
-            rows = reader.rows("SELECT output FROM job WHERE state IN ('queued','running')")
-        return {bytes(output) for (output,) in rows if output}
+            rows = reader.rows("SELECT output,made FROM job WHERE state IN ('queued','running')")
+        files = [os.fsencode(file["path"]) for _, made in rows if made for file in load(made).get("files", ())]
+        return {bytes(output) for output, _ in rows if output} | set(files)
 
     def drop_old(self, before: int) -> int:
         """Forget the jobs that ended before then (nanoseconds since 1970); how many."""
@@ -176,8 +178,8 @@ class Jobs:
             return writer.run(f"UPDATE job SET output=? WHERE {_OURS}", (os.fsencode(path), job.key, job.owner)) > 0
 
     def made(self, job: Job, made: Mapping[str, Any]) -> bool:
-        """Write down what is about to get its real name. False as above."""
-        with self.database.write() as writer:
+        """Write down what is about to get its real name. False as above. It is on the disk before anything has its name."""
+        with self.database.write(durable=True) as writer:
             return writer.run(f"UPDATE job SET made=? WHERE {_OURS}", (json.dumps(made), job.key, job.owner)) > 0
 
     def first_of_its_kind(self, job: Job, content: bytes) -> bool:

@@ -62,7 +62,7 @@ def command(action: str, ids: tuple[str, ...], states: tuple[str, ...], limit: i
         raise UsageError("jobs show takes one ID", f"modelhub jobs show {ids[0]}")
     if action != "ls" and (states or limit):
         raise UsageError(f"--state and --limit are no options of jobs {action}", "they choose what 'modelhub jobs' lists")
-    from modelhub.jobs.worker import recover
+    from modelhub.jobs.recovery import recover
 
     with Session() as session:
         catalog = session.catalog
@@ -237,7 +237,7 @@ def _change(catalog: Catalog, action: str, ids: Sequence[str], as_json: bool, qu
 
 def _ended(catalog: Catalog, jobs: Sequence[Job]) -> list[Job]:
     """The jobs once they have ended, or a while later."""
-    from modelhub.jobs.worker import recover
+    from modelhub.jobs.recovery import recover
 
     deadline = time.monotonic() + PATIENCE
     while True:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from modelhub import home
 from modelhub.errors import Cancelled, ModelhubError
 from modelhub.jobs import identity, limits
-from modelhub.jobs.heart import Heart, Stopped
+from modelhub.jobs.heart import Heart, Stopped, patiently
 
 if TYPE_CHECKING:
     from modelhub.catalog import Catalog
@@ -60,7 +60,7 @@ def convert(
         with contextlib.suppress(ModelhubError):
             catalog.jobs.fail(job, *limits.told(error, 0))
         raise
-    catalog.jobs.finish(job, result_of(report), f"made {report.output}, {report.size:,} bytes")
+    patiently(lambda: catalog.jobs.finish(job, result_of(report), f"made {report.output}, {report.size:,} bytes"))
     return report, made
 
 

@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from modelhub.errors import CatalogError
 
 if TYPE_CHECKING:
     from modelhub.catalog.jobs import Job, Jobs
+
+T = TypeVar("T")
 
 LOOK = 0.2
 """Seconds between two looks at whether somebody wants the job stopped."""
@@ -91,6 +93,12 @@ class Heart:
     # --- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._beat()
+        finally:
+            self._jobs.database.leave()
+
+    def _beat(self) -> None:
         beat = time.monotonic() + BEAT
         while not self._over.wait(LOOK):
             now = time.monotonic()
@@ -99,8 +107,8 @@ class Heart:
                     self._give_up()
                     return
                 continue
-            # A catalog that cannot be had now can be had later; the lease is long enough for that.
-            with contextlib.suppress(CatalogError):
+            # A catalog, or memory, that cannot be had now can be had later; the lease is long enough for that.
+            with contextlib.suppress(CatalogError, MemoryError, OSError):
                 if now >= beat:
                     beat = now + BEAT
                     answer = self._jobs.beat(self.job, self.job.owner, self.stage, self.done, self.total)
@@ -112,8 +120,21 @@ class Heart:
     def _give_up(self) -> None:
         """The work does not hear: end the process, and leave everything in order."""
         kill_children()
-        sweeping = threading.Thread(target=_abandon, daemon=True)
-        sweeping.start()
+        # A drive that hangs keeps what it has, and the next who works there sweeps it; a catalog that is busy is told by whoever
+        # finds that we are dead.
+        parting = [threading.Thread(target=target, daemon=True) for target in (_abandon, self._tell)]
+        for thread in parting:
+            thread.start()
+        for thread in parting:
+            thread.join(0.5)
+        with contextlib.suppress(Exception):
+            if self._status == 130:
+                sys.stderr.write("\nmodelhub: cancelled\n")
+            sys.stderr.flush()
+            sys.stdout.flush()
+        os._exit(self._status)
+
+    def _tell(self) -> None:
         with contextlib.suppress(Exception):
             if self.why == "cancel":
                 self._jobs.stop(self.job, "asked to stop; its process was ended, for it did not hear")
@@ -121,13 +142,6 @@ class Heart:
                 self._jobs.release(self.job, "put back; its process was ended, for it did not hear")
             if self._farewell:
                 self._farewell()
-        sweeping.join(0.5)  # a drive that hangs keeps what it has; the next who works there sweeps it
-        with contextlib.suppress(Exception):
-            if self._status == 130:
-                sys.stderr.write("\nmodelhub: cancelled\n")
-            sys.stderr.flush()
-            sys.stdout.flush()
-        os._exit(self._status)
 
 
 def _abandon() -> None:
@@ -139,9 +153,33 @@ def _abandon() -> None:
 
 
 def kill_children() -> None:
-    """End every process that this one has started."""
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children", "rb") as file:
-            for pid in file.read().split():
-                with contextlib.suppress(OSError):
-                    os.kill(int(pid), signal.SIGKILL)
+    """End every process that this one has started, and those that they have."""
+    wave = found = _children("self")
+    while wave:
+        wave = [pid for parent in wave for pid in _children(str(parent))]
+        found += wave
+    for pid in found:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _children(pid: str) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def patiently(write: Callable[[], T], seconds: float = 120.0, hurry: Callable[[], bool] = bool) -> T:
+    """Tell the queue something that must not be lost because the catalog is away for a while. CatalogError where it is away for
+    longer, or ``hurry()``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return write()
+        except CatalogError:
+            if time.monotonic() > deadline or hurry():
+                raise
+            time.sleep(1.0)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelhub.errors import ModelhubError, ModelNotFound, SourceChanged, TemporaryError
-from modelhub.jobs.heart import Heart, Stopped
+from modelhub.jobs.heart import Heart, Stopped, patiently
 from modelhub.model import Model, printable
 
 if TYPE_CHECKING:
@@ -172,13 +172,14 @@ def carry(
             path=plan.output if plan.output in [final for _, final in files] or not plan.format.extension else files[0][1],
             how=asdict(provenance.how(plan, written, plugins, job.rule)),
             digest=plan.source.digest,
+            version=job.version,
         )
         heart.begin("publish")
         heart.last_step = True  # before the row says so: what it says is carried through
         if heart.why is not None:
             heart.last_step = False
             raise Stopped(heart.why)
-        if not catalog.jobs.made(job, made):
+        if not patiently(lambda: catalog.jobs.made(job, made)):
             heart.last_step = False
             raise Stopped("lost")
 
@@ -234,7 +235,7 @@ def _stat(path: str) -> tuple[int, int, int]:
 
 def _resume(catalog: Catalog, job: Job, plugins: Plugins) -> Outcome | None:
     """An earlier try may have got as far as giving the output its name, or may have begun to: then that is finished, and
-    recorded. None where it did not."""
+    recorded. None where it did not, or did so for what its source was before."""
     from modelhub.scratch import sweep
 
     files = job.made["files"]
@@ -247,6 +248,8 @@ def _resume(catalog: Catalog, job: Job, plugins: Plugins) -> Outcome | None:
         return None
     source = _source_then(catalog, job)
     model = _record(catalog, job.made, source, plugins)
+    if job.made["version"] != job.version:  # of what its source was when it was begun; now it is to be made of what it is
+        return None
     size = sum(file["size"] for file in files)
     result = {
         "output": printable(job.made["path"]),
@@ -261,8 +264,8 @@ def _source_then(catalog: Catalog, job: Job) -> Model:
     """The source as it was when the output was made of it, as far as that is known."""
     digest = job.made.get("digest")
     if job.checkpoint is not None:
-        model = catalog.get(job.checkpoint)
-        return model if model.version == job.version else model._replace(version=job.version, digest=digest)
+        model, version = catalog.get(job.checkpoint), job.made["version"]
+        return model if model.version == version else model._replace(version=version, digest=digest)
     return Model(
         None, os.path.basename(job.source), None, job.source, "", "", "", "", {}, 0, 0, 0, (), "missing", "", digest, 0, None
     )  # fmt: skip

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelhub.errors import CatalogError, ModelhubError
 from modelhub.jobs import identity, limits
-from modelhub.jobs.heart import Heart, Stopped
+from modelhub.jobs.heart import Heart, Stopped, patiently
+from modelhub.jobs.recovery import recover
 
 if TYPE_CHECKING:
     from modelhub.catalog import Catalog
@@ -159,15 +160,8 @@ class Worker:
         return after
 
     def _settle(self, write: Callable[[], T]) -> T:
-        """Tell the queue how a job ended. What is done is not forgotten because the catalog is away for a while."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return write()
-            except CatalogError:
-                if time.monotonic() > deadline or self.ending.is_set():
-                    raise
-                time.sleep(1.0)
+        """Tell the queue how a job ended."""
+        return patiently(write, PATIENCE, self.ending.is_set)
 
     def _emit(self, outcome: Outcome) -> None:
         from modelhub.types import Event
@@ -179,6 +173,11 @@ class Worker:
         message, hint = limits.told(error, self.memory)
         again = None if limits.out_of_memory(error) else limits.again_at(error, job.failures, job.max_attempts)
         self._settle(lambda: self.catalog.jobs.fail(job, message, hint, again))
+        if again is None and job.checkpoint and self._plugins and self._plugins.observers:
+            from modelhub.types import Event
+
+            what = {"job": job.id, "error": message}
+            self._plugins.emit(Event(kind="failed", checkpoint=job.checkpoint, path=job.source, detail=what))
         self.tell(
             "retry" if again else "failed",
             job=job.id,
@@ -214,16 +213,6 @@ def _work_unwatched(worker: Worker, most: int) -> None:
             worker.work()
         finally:
             os.close(handle)
-
-
-def recover(catalog: Catalog) -> list[Job]:
-    """Take up what dead processes have left: their jobs, and their scratch. The jobs, as they are now."""
-    from modelhub.scratch import sweep
-
-    reaped = catalog.jobs.reap(identity.is_alive)
-    for directory in {os.path.dirname(job.output) for job in reaped if job.output}:
-        sweep(directory)
-    return reaped
 
 
 def _later(seconds: float) -> int:
