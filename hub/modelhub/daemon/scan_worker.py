@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from modelhub.workers import ParsePool
 
 
+BEFORE = 120 * 10**9
+"""How far back, in nanoseconds, rules look for what was recorded before this worker began."""
+
+
 class ScanWorker:
     """``tell`` sends a message to the daemon."""
 
@@ -37,6 +41,7 @@ class ScanWorker:
         self._pool: ParsePool | None = None
         self._settings: Settings | None = None
         self._rules: tuple[Rule, ...] | None = None
+        self.dispatched = time.time_ns() - BEFORE
 
     @property
     def catalog(self) -> Catalog:
@@ -104,6 +109,7 @@ class ScanWorker:
             local = mount is not None and mount.type in LOCAL
             settling = Settling(watch.settle, longest=watch.longest_wait, trust_clock=local)
             self.settling[root] = settling
+        was_offline = any(known.offline for known in self.catalog.roots() if known.path == root)
         found = rescan(
             self.catalog,
             root,
@@ -114,7 +120,12 @@ class ScanWorker:
             exclude=self.settings.exclude,
         )
         summary = found.summary
-        jobs = self.dispatch(since=began) if self.rules and not found.offline else 0
+        jobs = 0
+        if self.rules and not found.offline:
+            # Not only what this scan took in: jobs record their outputs themselves, before anyone looks at them. And of a drive
+            # that is back, anything may have waited.
+            jobs = self.dispatch(since=0 if was_offline else min(began, self.dispatched))
+            self.dispatched = began
         return {
             "root": root,
             "parts": len(request["parts"]),
@@ -133,7 +144,7 @@ class ScanWorker:
     def do_rules(self, request: Message) -> Message:
         from modelhub.rules.dispatch import forget
 
-        cancelled = forget(self.catalog, self.rules) if request.get("changed") else 0
+        cancelled = forget(self.catalog, self.rules)  # at the start too: they may have changed since the last one ended
         return {"jobs": self.dispatch(since=None) if self.rules else 0, "cancelled": cancelled}
 
     def do_scrub(self, request: Message) -> Message:
