@@ -67,10 +67,10 @@ class Inotify:
         """Stop watching; nothing happens where the kernel did so already."""
         inotify_rm_watch(self._handle, WatchDescriptor(watch))
 
-    def read(self) -> list[Event]:
-        """Wait for events; none where `wake` was called."""
-        ready = [handle for handle, _ in self._poll.poll()]
-        if self._wake_read in ready:
+    def read(self, wait: float | None = None) -> list[Event]:
+        """Wait for events, for so many seconds at most; none where there were none, or `wake` was called."""
+        ready = [handle for handle, _ in self._poll.poll(None if wait is None else wait * 1000)]
+        if self._handle not in ready or self._wake_read in ready:
             return []
         data = os.read(self._handle, BUFFER)
         events = []

@@ -1,10 +1,8 @@
 """`NativeWatch`: hints from the kernel's events for one root, on Linux. It finds out *where* something happened, never what.
 
 One thread a root adds a watch for every directory, and then reads. An event costs a look-up: the directories that were touched
-are gathered over what was read at once, and told of once each. Nothing runs while nothing happens.
-
-What the tree of watches stands for is the kernel's: a directory that is renamed keeps its watch, and its node goes to its new
-place. Where events were lost, the tree is made anew from the directories that are there.
+are gathered over what was read at once, and told of once each. Nothing runs while nothing happens. Where the kernel lost events,
+the tree of watches is made anew from the directories that are there, and the whole root is to be looked at.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from modelhub.watch.pending import Hint
 
 if TYPE_CHECKING:
     from modelhub.watch.inotify import Event, Inotify
+    from modelhub.watch.tree import Node, Tree
 
 Notify = Callable[[str, Hint | None], None]
 
@@ -28,30 +27,17 @@ PAUSE = 0.03
 """Seconds between reads while little happens, so that a file that is written piece by piece is told of so often at most."""
 BUSY = 512
 """So many events at once, and there is no pause: the kernel keeps 16,384, and drops the rest."""
-LOST = 5.0
-"""Seconds after which a lost event is made up for though the storm goes on."""
+CALM, LOST = 0.1, 5.0
+"""Lost events are made up for when so many seconds were quiet, or so many have gone by though the storm goes on."""
 
 
-class Ended(Exception):
-    """Why nothing is watched any more. ``limit``: the kernel gives no more watches; ``gone``: the root is not there."""
+class _Ended(Exception):
+    """Why nothing is watched any more. ``limited``: the kernel gives no more watches; ``gone``: the root is not there."""
 
-    def __init__(self, reason: str, *, limit: bool = False, gone: bool = False) -> None:
+    def __init__(self, reason: str, *, limited: bool = False, gone: bool = False) -> None:
         super().__init__(reason)
-        self.reason = reason
-        self.limit = limit
+        self.limited = limited
         self.gone = gone
-
-
-class _Node:
-    """A watched directory. ``parent`` is None for the root, and for what was taken out of the tree."""
-
-    __slots__ = ("children", "name", "parent", "watch")
-
-    def __init__(self, watch: int, parent: _Node | None, name: bytes) -> None:
-        self.watch = watch
-        self.parent = parent
-        self.name = name
-        self.children: dict[bytes, _Node] | None = None
 
 
 class NativeWatch:
@@ -61,30 +47,27 @@ class NativeWatch:
     ``notify(root, hint)`` is called from the watch's thread; with None when everything is watched, when events were lost, and
     when the watch ends by itself. ``exclude``: patterns beside those of the root's own ``.modelhubignore``. ``skip``:
     directories not to go into, relative to the root (what is mounted there is watched by other means). ``ready``: everything is
-    watched. ``blind``: directories that could not be watched, as far as they are known.
+    watched.
     """
 
     def __init__(self, root: str, notify: Notify, *, exclude: Sequence[str] = (), skip: Collection[bytes] = ()) -> None:
         self.root = root
         self.failed = ""
-        self.limited = self.gone = False
-        self.ready = False
-        self.blind: set[bytes] = set()
+        self.limited = self.gone = self.ready = False
         self._notify = notify
         self._configured = exclude
         self._skip = frozenset(skip)
         self._place = os.fsencode(root)
         self._excluded: Excluded | None = None
         self._inotify: Inotify | None = None
-        self._nodes: dict[int, _Node] = {}
-        self._top = _Node(-1, None, b"")
+        self._tree: Tree | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch {root}", daemon=True)
         # What the events that were read at once come to.
-        self._touched: dict[_Node, bool] = {}
-        self._hints: set[Hint] = set()
-        self._moved: list[_Node] = []
-        self._unmounted: list[tuple[_Node, bytes]] = []
+        self._touched: dict[Node, None] = {}
+        self._entered: set[bytes] = set()
+        self._moved: list[Node] = []
+        self._unmounted: list[tuple[Node, bytes]] = []
         self._new_patterns = False
         self._lost = 0.0
 
@@ -96,7 +79,12 @@ class NativeWatch:
 
     @property
     def watches(self) -> int:
-        return len(self._nodes)
+        return len(self._tree.nodes) if self._tree is not None else 0
+
+    @property
+    def blind(self) -> int:
+        """Directories that cannot be watched (for want of permission, say), as far as they are known."""
+        return len(self._tree.blind) if self._tree is not None else 0
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -116,304 +104,191 @@ class NativeWatch:
     def _run(self) -> None:
         try:
             self._watch()
-        except Ended as end:
-            self.limited, self.gone = end.limit, end.gone
-            self.failed = end.reason
+        except _Ended as end:
+            self.limited, self.gone = end.limited, end.gone
+            self.failed = str(end)
         except OSError as error:
             self.failed = f"{error.strerror}: {error.filename or self.root}"
         except Exception as error:  # noqa: BLE001 - a fault of ours must show, and be made up for by a restart
             self.failed = f"{type(error).__name__}: {error}"
         finally:
+            self._tree = None
             if self._inotify is not None:
                 self._inotify.close()
-            self._nodes.clear()
-            self._top.children = None
             self._tell_all()
 
     def _watch(self) -> None:
-        from modelhub.watch.inotify import Inotify, limit
+        from modelhub.watch.inotify import Inotify
+        from modelhub.watch.tree import Tree
 
         try:
-            self._inotify = inotify = Inotify()
+            inotify = self._inotify = Inotify()
         except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            number, setting = limit("max_user_instances")
-            raise Ended(
-                f"no inotify instance is left: {setting} is {number}; raise it with `sysctl {setting}={max(1024, 4 * number)}`",
-                limit=True,
-            ) from error
-        self._build(inotify)
-        self.ready = True
-        self._tell_all()
-        while not self._stopping.is_set():
-            events = inotify.read()
-            self._take(inotify, events)
-            if self._lost and (len(events) < BUSY or time.monotonic() - self._lost > LOST):
-                self._lost = 0.0
-                self._build(inotify)
-                self._tell_all()
-            if len(events) < BUSY:
-                self._stopping.wait(PAUSE)
+            raise _no_instance(error) from error
+        self._tree = tree = Tree(inotify, self._place, self._passed, self._stopping.is_set)
+        try:
+            self._build(tree)
+            self.ready = True
+            self._tell_all()
+            while not self._stopping.is_set():
+                self._turn(tree, inotify.read(CALM if self._lost else None))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+                raise self._no_watch(error, tree) from error
+            raise
 
-    # --- the tree of watches --------------------------------------------------------------------------------------
+    def _turn(self, tree: Tree, events: Sequence[Event]) -> None:
+        self._take(tree, events)
+        lost = self._lost and (not events or time.monotonic() - self._lost > LOST)
+        if lost or self._new_patterns:
+            self._build(tree)
+            self._tell_all()
+        if len(events) < BUSY and not self._lost:
+            self._stopping.wait(PAUSE)
 
-    def _build(self, inotify: Inotify) -> None:
-        """Watch every directory that is there; nothing else."""
-        from modelhub.watch.inotify import TOP
-
+    def _build(self, tree: Tree) -> None:
+        self._lost, self._new_patterns = 0.0, False
         self._excluded = exclusion(all_patterns(self._place, self._configured))
-        self._new_patterns = False
-        before, self._nodes = self._nodes, {}
-        self.blind.clear()
         try:
-            watch = inotify.add(self._place, TOP)
+            tree.build()
         except OSError as error:
-            self._limit(error, inotify)
-            gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
-            raise Ended(f"{self.root} cannot be watched: {error.strerror}", gone=gone) from error
-        self._top = self._nodes[watch] = _Node(watch, None, b"")
-        self._descend(inotify, self._top, b"", fresh=True)
-        for old in before.keys() - self._nodes.keys():
-            inotify.remove(old)
-
-    def _enter(self, inotify: Inotify, parent: _Node, name: bytes) -> None:
-        """A directory is new here: watch it and all below it, and have all of that looked at."""
-        above = self._path(parent)
-        if above is None:
-            return
-        path = above + b"/" + name if above else name
-        if self._passed(path, name):
-            return
-        node = self._add(inotify, parent, name, path, fresh=False)
-        if node is not None:
-            self._descend(inotify, node, path, fresh=False)
-        if path in self.blind or name in (parent.children or ()):
-            # Told after the watches are there: what happened before was not heard.
-            self._hints.add(Hint(path, True))
-        else:  # gone already
-            self._touched.setdefault(parent, False)
-
-    def _descend(self, inotify: Inotify, node: _Node, path: bytes, *, fresh: bool) -> None:
-        stack = [(node, path)]
-        while stack and not self._stopping.is_set():
-            node, path = stack.pop()
-            for name in self._directories(path):
-                below = path + b"/" + name if path else name
-                if not self._passed(below, name):
-                    child = self._add(inotify, node, name, below, fresh=fresh)
-                    if child is not None:
-                        stack.append((child, below))
-
-    def _add(self, inotify: Inotify, parent: _Node, name: bytes, path: bytes, *, fresh: bool) -> _Node | None:
-        """The node of a directory that was not known here; None where there is none, or it is known. ``fresh``: no node is
-        older than this pass, so that a directory that is met twice is one that is mounted twice."""
-        try:
-            watch = inotify.add(os.path.join(self._place, path))
-        except OSError as error:
-            self._limit(error, inotify)
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                self.blind.add(path)
-            return None
-        self.blind.discard(path)
-        node = self._nodes.get(watch)
-        if node is not None:
-            if node.parent is parent and node.name == name:
-                return None
-            if fresh or node is self._top:
-                return None
-            self._attach(inotify, node, parent, name)  # it was renamed, and we were not told
-            return None
-        node = self._nodes[watch] = _Node(watch, None, b"")
-        self._attach(inotify, node, parent, name)
-        return node
-
-    def _attach(self, inotify: Inotify, node: _Node, parent: _Node, name: bytes) -> None:
-        """Put a node (with what is below it) into its place, and out of where it was."""
-        _detach(node)
-        if parent.children is None:
-            parent.children = {}
-        other = parent.children.get(name)
-        if other is not None:
-            self._forget(inotify, other)
-            parent.children = parent.children or {}
-        parent.children[name] = node
-        node.parent, node.name = parent, name
-
-    def _forget(self, inotify: Inotify, node: _Node) -> None:
-        """Take a node and what is below it out of the tree, and its watches from the kernel."""
-        _detach(node)
-        stack = [node]
-        while stack:
-            node = stack.pop()
-            if self._nodes.pop(node.watch, None) is not None:
-                inotify.remove(node.watch)
-            if node.children:
-                stack += node.children.values()
-                node.children = None
-
-    def _path(self, node: _Node) -> bytes | None:
-        """Relative to the root; None for what is no longer in it."""
-        names = []
-        at: _Node | None = node
-        while at is not self._top:
-            if at is None:
-                return None
-            names.append(at.name)
-            at = at.parent
-        return b"/".join(reversed(names))
-
-    def _directories(self, path: bytes) -> list[bytes]:
-        try:
-            with os.scandir(os.path.join(self._place, path)) as entries:
-                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError:
-            self.blind.add(path)
-            return []
+            if error.filename != self.root or error.errno in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+            raise _Ended(f"{self.root} cannot be watched: {error.strerror}", gone=gone) from error
 
     def _passed(self, path: bytes, name: bytes) -> bool:
         """Whether a directory is none of ours."""
         return is_hidden_directory(name) or path in self._skip or bool(self._excluded and self._excluded(path, True))
 
-    def _limit(self, error: OSError, inotify: Inotify) -> None:
-        """Say what is needed where the kernel gives no more watches; the ones there are go back first."""
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-            return
-        from modelhub.watch.inotify import limit
-
-        had = len(self._nodes)
-        inotify.close()
-        number, setting = limit("max_user_watches")
-        needed = self._count()
-        enough = max(1 << 19, 1 << (2 * (number + needed)).bit_length())
-        raise Ended(
-            f"{setting} is {number}, and {self.root} alone has {needed} directories, of which {had} could be watched: it is "
-            f"polled; raise the limit with `sysctl fs.inotify.max_user_watches={enough}`",
-            limit=True,
-        ) from error
-
-    def _count(self) -> int:
-        """How many directories there are to watch."""
-        stack = [b""]
-        count = 0
-        while stack and not self._stopping.is_set():
-            path = stack.pop()
-            count += 1
-            for name in self._directories(path):
-                below = path + b"/" + name if path else name
-                if not self._passed(below, name):
-                    stack.append(below)
-        return count
-
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def _take(self, inotify: Inotify, events: Sequence[Event]) -> None:
+    def _take(self, tree: Tree, events: Sequence[Event]) -> None:
         """Go through what was read at once, and then tell of each directory once."""
         from modelhub.watch.inotify import IS_DIRECTORY, OVERFLOW
 
-        nodes, touched = self._nodes, self._touched
-        for event in events:
-            watch, mask, _, name = event
+        nodes, touched = tree.nodes, self._touched
+        for watch, mask, _, name in events:
             node = nodes.get(watch)
             if node is None:
                 if mask & OVERFLOW and not self._lost:
                     self._lost = time.monotonic()
             elif not name:
-                self._itself(inotify, node, mask)
+                self._itself(tree, node, mask)
             elif mask & IS_DIRECTORY:
                 if not is_hidden_directory(name):
-                    self._directory(inotify, node, event)
+                    self._directory(tree, node, mask, name)
             elif node not in touched:
                 if not is_partial(name):
-                    touched[node] = False
-                elif name == IGNORE_FILE and node is self._top:
+                    touched[node] = None
+                elif name == IGNORE_FILE and node is tree.top:
                     self._new_patterns = True
         for node in self._moved:
-            if node.parent is None:  # it did not turn up again: moved out of the root
-                self._forget(inotify, node)
+            if node.parent is None:  # it did not turn up again: it was moved out of the root
+                tree.forget(node)
         self._moved.clear()
         for parent, name in self._unmounted:
-            self._enter(inotify, parent, name)
+            self._enter(tree, parent, name)
         self._unmounted.clear()
-        if self._new_patterns:
-            self._build(inotify)
-            touched.clear()
-            self._hints.clear()
-            self._tell_all()
-            return
-        self._tell()
+        self._tell(tree)
 
-    def _itself(self, inotify: Inotify, node: _Node, mask: int) -> None:
-        """Something happened to a watched directory itself."""
-        from modelhub.watch.inotify import ATTRIB, DELETE_SELF, IGNORED, MOVE_SELF, UNMOUNT
+    def _itself(self, tree: Tree, node: Node, mask: int) -> None:
+        """Something happened to a watched directory itself. Of others than the root, the directory that holds it tells more."""
+        from modelhub.watch.inotify import DELETE_SELF, IGNORED, MOVE_SELF, UNMOUNT
 
-        if node is self._top:
-            for bit, what in ((UNMOUNT, "unmounted"), (DELETE_SELF, "removed"), (MOVE_SELF, "moved away")):
+        if node is tree.top:
+            for bit, what in ((UNMOUNT, "unmounted"), (DELETE_SELF, "removed"), (MOVE_SELF, "moved away"), (IGNORED, "lost")):
                 if mask & bit:
-                    raise Ended(f"{self.root} was {what}", gone=True)
-            if mask & ATTRIB:
-                self._touched[node] = self._touched.get(node, False)
-            if mask & IGNORED:
-                raise Ended(f"{self.root} is no longer watched")
+                    raise _Ended(f"{self.root} was {what}", gone=True)
+            self._touched[node] = None
         elif mask & UNMOUNT:
             if node.parent is not None:
                 self._unmounted.append((node.parent, node.name))
-            self._forget(inotify, node)
+            tree.forget(node)
         elif mask & IGNORED:
-            self._forget(inotify, node)
+            tree.forget(node)
 
-    def _directory(self, inotify: Inotify, node: _Node, event: Event) -> None:
+    def _directory(self, tree: Tree, node: Node, mask: int, name: bytes) -> None:
         """A directory came, went or changed its permissions in a watched one."""
         from modelhub.watch.inotify import CREATE, DELETE, MOVED_FROM, MOVED_TO
 
-        _, mask, _, name = event
-        child = node.children.get(name) if node.children else None
+        child = node.child(name)
         if mask & (CREATE | MOVED_TO):
-            self._enter(inotify, node, name)
-        elif mask & (MOVED_FROM | DELETE):
-            self._touched.setdefault(node, False)
-            if self.blind:
-                self.blind.discard(b"/".join(filter(None, (self._path(node), name))))
+            self._enter(tree, node, name)
+        elif mask & (DELETE | MOVED_FROM):
+            self._touched[node] = None
+            if tree.blind:
+                tree.blind.discard(b"/".join(filter(None, (tree.path(node), name))))
             if child is None:
                 return
-            if mask & DELETE or self._excluded is not None or self._skip:  # what is to be watched below depends on the path
-                self._forget(inotify, child)
+            if mask & DELETE or self._excluded is not None or self._skip:  # what is passed by below it depends on its path
+                tree.forget(child)
             else:
-                _detach(child)
+                child.detach()
                 self._moved.append(child)
         elif child is not None:
-            self._touched.setdefault(child, False)
+            self._touched[child] = None
         else:  # perhaps it may be read now
-            self._enter(inotify, node, name)
+            self._enter(tree, node, name)
+
+    def _enter(self, tree: Tree, node: Node, name: bytes) -> None:
+        path = tree.enter(node, name)
+        if path is not None:
+            self._entered.add(path)
+        else:
+            self._touched[node] = None
+
+    def _tell(self, tree: Tree) -> None:
+        """Told after the watches are there: what happened in a new directory before was not heard."""
+        hints = {Hint(path, True) for path in self._entered}
+        for node in self._touched:
+            path = tree.path(node)
+            if path is None:
+                continue
+            if node.name == b"blobs" and node.parent is not None and _is_store(node.parent):
+                # A scan goes through a store's manifests, not its blobs.
+                hints.add(Hint(path.rpartition(b"/")[0], True))
+            else:
+                hints.add(Hint(path, False))
+        self._touched.clear()
+        self._entered.clear()
+        for hint in hints:
+            self._notify(self.root, hint)
 
     def _tell_all(self) -> None:
         if not self._stopping.is_set():
             self._notify(self.root, None)
 
-    def _tell(self) -> None:
-        hints = self._hints
-        for node, deep in self._touched.items():
-            path = self._path(node)
-            if path is None:
-                continue
-            if node.name == b"blobs" and node.parent is not None and _is_store(node.parent):
-                # A scan goes through a store's manifests, not its blobs.
-                path, deep = path.rpartition(b"/")[0], True
-            hints.add(Hint(path, deep))
-        self._touched.clear()
-        self._hints = set()
-        for hint in hints:
-            self._notify(self.root, hint)
+    # --- what the kernel does not give ----------------------------------------------------------------------------
+
+    def _no_watch(self, error: OSError, tree: Tree) -> _Ended:
+        """Says what is needed. The watches that are there go back to the system first."""
+        from modelhub.watch.inotify import limit
+
+        had = len(tree.nodes)
+        tree.inotify.close()
+        number, setting = limit("max_user_watches")
+        needed = tree.count()
+        enough = max(1 << 19, 1 << (2 * (number + needed)).bit_length())
+        return _Ended(
+            f"{self.root} has {needed} directories, of which {had} could be watched: {setting} is {number} ({error.strerror}); "
+            f"raise it with `sysctl {setting}={enough}`",
+            limited=True,
+        )
 
 
-def _detach(node: _Node) -> None:
-    """Take a node with what is below it out of the tree; it keeps its watches."""
-    parent, node.parent = node.parent, None
-    if parent is not None and parent.children is not None and parent.children.get(node.name) is node:
-        del parent.children[node.name]
+def _no_instance(error: OSError) -> Exception:
+    from modelhub.watch.inotify import limit
+
+    if error.errno != errno.EMFILE:
+        return error
+    number, setting = limit("max_user_instances")
+    return _Ended(
+        f"no inotify instance is left: {setting} is {number}, and each root needs one; raise it with "
+        f"`sysctl {setting}={max(1024, 4 * number)}`",
+        limited=True,
+    )
 
 
-def _is_store(node: _Node) -> bool:
-    return bool(node.children) and node.children is not None and (b"manifests" in node.children or b"snapshots" in node.children)
+def _is_store(node: Node) -> bool:
+    return node.child(b"manifests") is not None or node.child(b"snapshots") is not None

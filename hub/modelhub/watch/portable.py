@@ -29,7 +29,7 @@ class PortableWatch:
         self.root = root
         self.failed = ""
         self.ready = False
-        self.blind: set[bytes] = set()
+        self.blind = 0
         self._notify = notify
         self._place = os.fsencode(root)
         self._observer: BaseObserver | None = None

@@ -34,12 +34,13 @@ class Watch(Protocol):
     limited: bool
     gone: bool
     ready: bool
-    blind: set[bytes]
 
     @property
     def alive(self) -> bool: ...
     @property
     def watches(self) -> int: ...
+    @property
+    def blind(self) -> int: ...
     def start(self) -> None: ...
     def stop(self, wait: float = 0.0) -> bool: ...
 
@@ -197,7 +198,7 @@ class Supervisor:
             "observer": observer,
             "reason": reason,
             "watches": watch.watches if watch is not None and not state.limited else 0,
-            "blind": len(watch.blind) if watch is not None else 0,
+            "blind": watch.blind if watch is not None else 0,
             "restarts": state.restarts,
             "error": state.error,
         }
