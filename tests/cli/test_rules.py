@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from tests.cli.conftest import Drive
 from tests.conftest import Modelhub
+from tests.hub.drives import safetensors
+from tests.watching import watching
 
 RULES = """
 [[rules]]
@@ -155,3 +157,58 @@ def test_a_mistake_ends_with_two_and_says_where(written: str, message: str, mode
 
 def test_only_a_test_takes_models(modelhub: Modelhub) -> None:
     assert "rules run takes no MODEL; modelhub rules test x" in modelhub("rules", "run", "x", status=2).stderr
+
+
+def test_a_daemon_applies_them_to_what_turns_up_and_not_again(tmp_path: Path) -> None:
+    config = """
+    [[rules]]
+    name = "half"
+    where = ["format=safetensors"]
+    quantize = "bf16"
+    [[rules]]
+    name = "check"
+    where = ["*"]
+    verify = "structure"
+    """
+    drive, home = tmp_path / "drive", tmp_path / "home"
+    safetensors(drive / "before.safetensors", fill=1)
+
+    with watching(home, drive, config=config) as daemon:
+
+        def done() -> set[tuple[str, str]]:
+            jobs = daemon.run("jobs", "--json")
+            assert not [job for job in jobs if job["state"] in ("failed", "cancelled")], jobs
+            return {(job["rule"], Path(job["source"]).name) for job in jobs if job["state"] == "done"}
+
+        expected = {
+            ("half", "before.safetensors"),
+            ("check", "before.safetensors"),
+            ("check", "before.bf16.safetensors"),
+        }
+        daemon.until(lambda: done() == expected, 40)
+        safetensors(drive / "new" / "after.safetensors", fill=2)
+        expected |= {("half", "after.safetensors"), ("check", "after.safetensors"), ("check", "after.bf16.safetensors")}
+        daemon.until(lambda: done() == expected, 40)
+        (drive / "new").rename(drive / "moved")
+        daemon.until(lambda: "moved/after.safetensors" in daemon.states())
+        daemon.stop()
+        count = len(daemon.run("jobs", "--json"))
+        daemon.start()
+        safetensors(drive / "last.safetensors", fill=3)
+        expected |= {("half", "last.safetensors"), ("check", "last.safetensors"), ("check", "last.bf16.safetensors")}
+        daemon.until(lambda: done() == expected, 40)
+        assert len(daemon.run("jobs", "--json")) == count + 3
+
+
+def test_a_daemon_applies_them_to_a_drive_that_comes_back(tmp_path: Path) -> None:
+    drive, away, home = tmp_path / "drive", tmp_path / "away", tmp_path / "home"
+    safetensors(drive / "m.safetensors", fill=1)
+    with watching(home, drive) as daemon:
+        daemon.until(lambda: daemon.states() == {"m.safetensors": "ready"})
+        daemon.stop()
+    drive.rename(away)
+    with watching(home, config='[[rules]]\nwhere = ["*"]\nverify = "structure"\n') as daemon:
+        daemon.until(lambda: daemon.states() == {"m.safetensors": "offline"})
+        assert daemon.run("jobs", "--json") == []
+        away.rename(drive)
+        daemon.until(lambda: [job["state"] for job in daemon.run("jobs", "--json")] == ["done"], 40)

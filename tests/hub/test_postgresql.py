@@ -124,3 +124,49 @@ def test_two_scans_at_once_agree(server: str, tmp_path: Path, modelhub: Modelhub
         assert process.returncode == 0, complaint.decode()
     names = [model["name"] for model in modelhub("ls", "--where", f"root={tmp_path}", "--json").json]
     assert sorted(names) == [f"m{number:02}" for number in range(60)]
+
+
+def test_rules_jobs_and_the_scrub_on_postgresql(
+    server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelhub import scrub
+    from modelhub.catalog import Catalog
+    from modelhub.config import Scrub
+    from modelhub.jobs.worker import Worker
+    from modelhub.rules.dispatch import dispatch, forget
+    from modelhub.rules.preview import plan
+    from modelhub.rules.read import load
+
+    monkeypatch.setenv("MODELHUB_CATALOG", server)
+    for number in range(3):
+        (tmp_path / f"d{number}").mkdir()
+        save_file({"w": torch.full((4, 30 + number), float(number))}, tmp_path / f"d{number}" / "m.safetensors")
+    modelhub("scan", tmp_path)
+    here = f"root={tmp_path}"
+    half = {"name": "half", "where": [here, "tensor~w"], "quantize": "bf16", "output": "out/{stem}{ext}"}
+    check = {"name": "check", "where": [here], "verify": "digest", "priority": 3}
+    rules = load({"rules": [half, check]})
+    with Catalog.open() as catalog:
+        assert [bool(preview.skipped) for preview in plan(catalog, rules)] == [False, True, True, False, False, False]
+        assert len(dispatch(catalog, rules, since=0)) == 1 + 3  # the three would be one file
+        assert dispatch(catalog, rules) == []
+        assert forget(catalog, load({"rules": [half, {**check, "name": "new", "where": [here, "path~d1"]}]})) == 2
+        assert len(dispatch(catalog, rules)) == 2
+        (tmp_path / "d0" / "m.safetensors").write_bytes((tmp_path / "d1" / "m.safetensors").read_bytes())
+        modelhub("scan", tmp_path)
+        assert dispatch(catalog, rules) == []  # what waits takes what is there now
+        worker = Worker(catalog, memory=0, drain=True)
+        worker.work()
+        worker.close()
+        states = [(job.rule, job.state) for job in catalog.jobs.list() if job.rule]
+        assert sorted(states) == [
+            *[("check", "cancelled")] * 2,
+            *[("check", "done")] * 2,
+            ("half", "done"),
+            *[("half", "failed")] * 2,
+            ("new", "done"),
+        ]
+        assert scrub.due(catalog, Scrub(), time.time_ns() + 31 * 86400 * 10**9)
+        assert catalog.jobs.list(["queued"])[0].origin == "scrub"
+    listed = modelhub("ls", "--where", here, "--where", "path~out/", "--json").json
+    assert [model["precision"] for model in listed] == ["BF16"]
