@@ -34,6 +34,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Keep watch": {
         "watch": "Watch drives, and keep the catalog right as they change.",
+        "service": "Keep the watch running with systemd.",
     },
     "Keep order": {
         "alias": "Give a model a name that sticks to its content.",
