@@ -405,10 +405,10 @@ def test_a_rule_replaces_its_own_output_and_nothing_else(catalog: Catalog, drive
     done(catalog, queue(catalog, source, output, own=True))
     torch.save({"w": torch.ones(9)}, drive / "net.pt")
     source = model_at(catalog, drive / "net.pt", pool)
-    other = queue(catalog, source, output, own=True, rule="another")
+    other = queue(catalog, source, output, "safetensors:bf16", own=True, rule="another")
     work(catalog)
     assert "is there already" in catalog.jobs.get(other.id).error
-    done(catalog, queue(catalog, source, output, own=True))
+    done(catalog, queue(catalog, source, output, own=True, rule="under another name"))
     assert load_file(output).keys() == {"w"}
     torch.save({"w": torch.zeros(9)}, drive / "net.pt")
     source = model_at(catalog, drive / "net.pt", pool)

@@ -135,7 +135,7 @@ def _convert(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: P
                 return Outcome({"same_as": path, "model": same.id}, f"nothing to do: {path} is the same made of the same")
             if source.digest and not catalog.jobs.first_of_its_kind(job, bytes.fromhex(source.digest.removeprefix("sha256:"))):
                 raise Busy
-    if job.spec.get("own") and output and _is_ours(catalog, job, output):
+    if job.spec.get("own") and output and _is_ours(catalog, job, output, plugins):
         options = replace(options, force=True)
     plan = make_plan(source, job.spec["to"], output, options, plugins)
     report, made = carry(catalog, job, plan, plugins, heart, digests=digests)
@@ -287,17 +287,10 @@ def _record(catalog: Catalog, made: Mapping[str, Any], source: Model, plugins: P
 
 def _same_output(catalog: Catalog, job: Job, source: Model, plugins: Plugins) -> Model | None:
     """An output that is there, as it was written, and was made of the same content in the same way."""
-    from modelhub.plan import parse_target
-
     if not source.digest:
         return None
-    target, recipe = parse_target(job.spec["to"], plugins)
-    given = job.spec.get("options", {})
-    wanted: dict[str, Any] = {"to": target.name, "max_shard_size": given.get("max_shard_size", 0)}
-    if given.get("skip_unsupported"):
-        wanted["skip_unsupported"] = True
-    wanted |= given.get("extra", {})
-    for id, options in catalog.outputs_of(source.digest, recipe.name if recipe else ""):
+    recipe, wanted = _how(job, plugins)
+    for id, options in catalog.outputs_of(source.digest, recipe):
         if options == wanted:
             model = catalog.get(id)
             if model.state == "ready" and catalog.unchanged(model):
@@ -305,10 +298,24 @@ def _same_output(catalog: Catalog, job: Job, source: Model, plugins: Plugins) ->
     return None
 
 
-def _is_ours(catalog: Catalog, job: Job, output: str) -> bool:
-    """Whether what stands at ``output`` was made by the same rule of the same source, and nobody has touched it since."""
-    for model in catalog.at(os.path.abspath(output)):
+def _how(job: Job, plugins: Plugins) -> tuple[str, dict[str, Any]]:
+    """The recipe and the options that the lineage of what the job makes will have."""
+    from modelhub.plan import parse_target
+
+    target, recipe = parse_target(job.spec["to"], plugins)
+    given = job.spec.get("options", {})
+    options: dict[str, Any] = {"to": target.name, "max_shard_size": given.get("max_shard_size", 0)}
+    if given.get("skip_unsupported"):
+        options["skip_unsupported"] = True
+    return recipe.name if recipe else "", options | given.get("extra", {})
+
+
+def _is_ours(catalog: Catalog, job: Job, output: str, plugins: Plugins) -> bool:
+    """Whether what stands at ``output`` was made by a rule of the same source, by this one or in the same way (rules get other
+    names), and nobody has touched it since."""
+    for model in catalog.at(os.path.abspath(output)) if job.rule else ():
         for step in catalog.lineage(model):
-            if step["rule"] == job.rule and job.rule and step["parent"] == job.checkpoint and catalog.unchanged(model):
+            same = step["rule"] == job.rule or (step["recipe"], step["options"]) == _how(job, plugins)
+            if step["rule"] and same and step["parent"] == job.checkpoint and catalog.unchanged(model):
                 return True
     return False
