@@ -124,9 +124,11 @@ def _stands(item: Listed, rule: Rule, job: tuple[str, str, str] | None, busy: bo
 
 
 def _may_replace(catalog: Catalog, rule: Rule, one: Planned) -> bool:
-    """Whether what stands at the output was made by this rule of this checkpoint."""
+    """Whether what stands at the output was made of this checkpoint by this rule, or by one that did the same."""
+    to = one.job.spec["to"].partition(":")
     return any(
-        step["rule"] == rule.name and step["parent"] == one.match.id
+        step["parent"] == one.match.id
+        and (step["rule"] == rule.name or (step["rule"] and (step["options"].get("to"), step["recipe"]) == (to[0], to[2])))
         for model in catalog.at(one.output)
         for step in catalog.lineage(model)
     )
