@@ -18,12 +18,19 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo: where, of what type, from what source, and ``major:minor`` of the device."""
+    """One line of mountinfo: where, of what type, from what source, ``major:minor`` of the device, and which directory of the
+    source is mounted there ("/" but for bind mounts and subvolumes)."""
 
     point: str
     type: str
     source: str
     device: str
+    root: str = "/"
+
+    @property
+    def origin(self) -> str:
+        """The source and, as ``findmnt`` writes it, the directory of it: what tells one bind mount from another."""
+        return self.source if self.root == "/" else f"{self.source}[{self.root}]"
 
     @property
     def network(self) -> bool:
@@ -43,7 +50,7 @@ def mounts(text: str | None = None) -> list[Mount]:
         before, separator, after = line.partition(" - ")
         fields, rest = before.split(), after.split(" ")
         if separator and len(fields) >= 5 and len(rest) >= 2:
-            found.append(Mount(_unescape(fields[4]), rest[0], _unescape(rest[1]), fields[2]))
+            found.append(Mount(_unescape(fields[4]), rest[0], _unescape(rest[1]), fields[2], _unescape(fields[3])))
     return found
 
 

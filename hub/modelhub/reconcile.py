@@ -1,4 +1,4 @@
-"""Bringing one part of a root up to date: what a walk saw, against what the catalog knows.
+"""Bringing parts of a root up to date: what a walk saw, against what the catalog knows.
 
 Decides which directories are looked at, has that done, and hands what comes back to the catalog in batches, while the workers
 go on.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from modelhub.catalog.database import Reader
 from modelhub.catalog.index import Indexer
 from modelhub.catalog.rows import FileRow, Look, Stat, signed
-from modelhub.ignore import Excluded
-from modelhub.walk import Directory, Walk, list_again
+from modelhub.settle import Settling
+from modelhub.walk import Directory, Walker, list_again
 
 if TYPE_CHECKING:
     from modelhub.found import Found
@@ -32,83 +32,178 @@ Inspect = Callable[[Iterable["Task"]], "Iterator[Result]"]
 
 
 class Reconciliation:
-    """One part of a root. ``index`` has the catalog's files. ``only``: names, where only some files of one directory count."""
+    """Some parts of a root. ``index`` takes in what ``walker`` saw. ``settling``: what is waited for, where files have to stand
+    still. ``narrow``: not all of the root was walked."""
 
-    def __init__(self, index: Indexer, seen: Walk, *, excluded: Excluded | None, only: frozenset[bytes] | None) -> None:
+    def __init__(self, index: Indexer, walker: Walker, *, settling: Settling | None = None, narrow: bool = False) -> None:
         self.index = index
-        self.seen = seen
+        self.walker = walker
+        self.seen = walker.seen
         self.place = index.root_path
-        self.excluded = excluded
-        self.only = only
+        self.settling = settling
+        self.narrow = narrow
         self.problems: list[str] = []
+        self.unreadable: set[bytes] = set()
         self.blobs: dict[tuple[str, str], list[bytes]] = defaultdict(list)
         self.store_directories: set[str] = set()
+        self.kept: dict[bytes, set[bytes]] = defaultdict(set)
+        self.gone: list[FileRow] = []
+        self.still_there: Callable[[], bool] = lambda: True
+        self.went_away = False
 
-    def run(self, gone: Sequence[FileRow], inspect: Inspect, progress: Progress | None) -> None:
-        """Do it all. ``gone``: rows of files that are certainly not there any more."""
-        index = self.index
-        with index.database.read() as reader:
-            self._prepare(reader, gone)
-        self._look(inspect, progress)
-        index.finish(gone)
+    # --- what is to be looked at ----------------------------------------------------------------------------------
 
-    def _prepare(self, reader: Reader, gone: Sequence[FileRow]) -> None:
-        index = self.index
-        if index.known:
-            index.load(reader)
-        self._widen(gone)
+    def prepare(self, reader: Reader, gone: Sequence[bytes]) -> set[bytes]:
+        """Work out what to look at. ``gone``: paths of files that are not there any more. Which directories are to be walked
+        as well, because something that belongs to what changed lies in them: then again."""
+        index, seen = self.index, self.seen
+        dirty = [path for directory in seen.dirty.values() for path in _paths(directory, directory.dirty)]
+        held = [path for directory in seen.dirty.values() for path in _paths(directory, directory.held)]
+        index.load(reader, [*dirty, *held, *gone], self._above())
+        self.gone = [row for path in gone if (row := index.known.get(path)) is not None]
+        dirty += self._release(reader)
+        self._keep(reader)
+        more = self._widen(reader)
+        candidates: dict[bytes, Stat] = {}
+        for directory in seen.dirty.values():
+            candidates.update(
+                zip(_paths(directory, directory.dirty), map(directory.files.__getitem__, directory.dirty), strict=True)
+            )
+        more |= {os.path.dirname(path) for path in index.find_moves(reader, candidates, self.gone)}
+        return {path for path in more if path not in seen.listed and self.narrow}
+
+    def _above(self) -> set[bytes]:
+        """The directories whose checkpoints what changed may be part of."""
+        found: set[bytes] = set()
+        for path in self.seen.dirty:
+            while path and path not in found:
+                found.add(path)
+                path = os.path.dirname(path)
+        return found | {b""}
+
+    def _release(self, reader: Reader) -> list[bytes]:
+        """Files that do not stand still, but that the catalog knows elsewhere just so, did stand still: they were moved or
+        linked here. Their paths."""
+        waiting: dict[int, list[tuple[Directory, bytes, Stat]]] = defaultdict(list)
         for directory in self.seen.dirty.values():
-            prefix = directory.path + b"/" if directory.path else b""
-            index.stats.update((prefix + name, stat) for name, stat in directory.files.items())
-        index.find_moves(reader, gone)
+            for name in directory.held:
+                stat = directory.files[name]
+                waiting[stat.inode].append((directory, name, stat))
+        released = []
+        for size, mtime, inode, device in reader.rows_in(
+            "SELECT size,mtime,inode,device FROM file WHERE inode IN (??) AND content IS NOT NULL AND again=0", list(waiting)
+        ):
+            for directory, name, stat in waiting[inode]:
+                if stat == (size, mtime, inode, device) and name in directory.held:
+                    del directory.held[name]
+                    directory.dirty.add(name)
+                    released.append(os.path.join(directory.path, name))
+                    if self.settling is not None:
+                        self.settling.settled(released[-1])
+        return released
 
-    def _widen(self, gone: Sequence[FileRow]) -> None:
+    def _keep(self, reader: Reader) -> None:
+        """Checkpoints of which a file does not stand still stay as they are, all of their files; unless they wait for some."""
+        index = self.index
+        for directory in self.seen.dirty.values():
+            for path in _paths(directory, directory.held):
+                row = index.known.get(path)
+                if row is None:
+                    continue
+                self.kept[directory.path].add(os.path.basename(path))
+                for owner in index.owners.get(row.key, ()):
+                    if index.old[owner].state != "incomplete" and not index.old[owner].missing:
+                        for other in self._files_of(reader, owner):
+                            there = self.seen.dirty.get(os.path.dirname(other))
+                            if there is not None and (name := os.path.basename(other)) in there.dirty:
+                                there.dirty.discard(name)
+                                there.held[name] = directory.held[os.path.basename(path)]
+                                self.kept[there.path].add(name)
+
+    def _files_of(self, reader: Reader, owner: int) -> list[bytes]:
+        """Paths of a checkpoint's files in this root."""
+        rows = reader.rows_in(
+            "SELECT path FROM file WHERE root=? AND key IN (??)", self.index.old[owner].files, (self.index.root,)
+        )
+        return [path for (path,) in rows]
+
+    def _widen(self, reader: Reader) -> set[bytes]:
         """What belongs to what changed is looked at as well: the other files of its checkpoint, the directory whose checkpoint
         it is part of."""
         index, seen = self.index, self.seen
-        by_key = {row.key: path for path, row in index.known.items()} if index.owners else {}
         places: dict[bytes, set[bytes]] = defaultdict(set)
-        touched = [row.key for row in gone]
+        touched = [row.key for row in self.gone]
         for directory in seen.dirty.values():
-            prefix = directory.path + b"/" if directory.path else b""
-            touched += [row.key for name in directory.dirty if (row := index.known.get(prefix + name))]
+            if not directory.dirty:
+                continue
+            touched += [row.key for path in _paths(directory, directory.dirty) if (row := index.known.get(path))]
             above = directory.path
             while above:
                 above = os.path.dirname(above)
                 if above in index.at and not index.at[above].missing:
                     places[above]
-        for owner in {owner for key in touched for owner in index.owners.get(key, ())}:
+        owners = {owner for key in touched for owner in index.owners.get(key, ())}
+        several = [file for owner in owners for file in index.old[owner].files if len(index.old[owner].files) > 1]
+        paths = dict(reader.rows_in("SELECT key,path FROM file WHERE root=? AND key IN (??)", several, (index.root,)))
+        alone = {row.key: row.path for row in index.known.values()}
+        for owner in owners:
             old = index.old[owner]
-            for file in old.files:
-                path = by_key.get(file)
-                if path is not None:
-                    places[os.path.dirname(path)].add(os.path.basename(path))
-            if old.path not in index.known:
+            files = [path for key in old.files if (path := paths.get(key) or alone.get(key))]
+            for path in files:
+                places[os.path.dirname(path)].add(os.path.basename(path))
+            if old.path not in files and not old.missing:
                 places[old.path]
-        for row in gone:  # a directory's checkpoint may be another without it
+        for row in self.gone:  # a directory's checkpoint may be another without it
             places[os.path.dirname(row.path)]
+        more = set()
         for path, names in places.items():
+            if self.narrow and path not in seen.listed and os.path.basename(path) != b"blobs":
+                more.add(path)
+                continue
             listed = seen.dirty.get(path) or self._listed(path)
             if listed is not None:
-                listed.dirty |= names & listed.files.keys()
+                listed.dirty |= (names & listed.files.keys()) - listed.held.keys()
+                listed.whole = True
+        return more
 
     def _listed(self, path: bytes) -> Directory | None:
         """A directory in which nothing is new, made one to look at; None where there is none."""
         if os.path.basename(path) == b"blobs" or not os.path.isdir(os.path.join(self.place, path)):
             return None
-        listed = list_again(self.place, path, self.excluded) or Directory(path, {}, [], set())
+        listed = list_again(self.walker, path) or Directory(path, {}, [], set())
         listed.dirty = set()
         self.seen.dirty[path] = listed
         return listed
 
-    def look_again(self, known: Mapping[bytes, FileRow]) -> None:
+    def look_again(self, paths: Iterable[bytes]) -> None:
         """Other plugins are installed: files that none knew may be someone's now."""
-        for path, row in known.items():
-            if row[6] is None and not row[5] & 2 and path not in self.seen.rest:
+        for path in paths:
+            if path not in self.seen.rest:
                 place, name = os.path.split(path)
                 listed = self.seen.dirty.get(place) or self._listed(place)
-                if listed is not None and name in listed.files:
+                if listed is not None and name in listed.files and name not in listed.held:
                     listed.dirty.add(name)
+
+    def run(self, inspect: Inspect, progress: Progress | None) -> None:
+        """Have it all looked at and recorded."""
+        index = self.index
+        for directory in self.seen.dirty.values():
+            some = self._some(directory)
+            names = directory.dirty if some else directory.files.keys() - directory.held.keys()
+            index.stats.update(_stats(directory, names))
+            index.growing.update(_paths(directory, self.kept.get(directory.path, ())))
+        self._look(inspect, progress)
+        if self._is_there():
+            index.finish(self.gone)
+
+    def _is_there(self) -> bool:
+        """Whether the root is still there: what could not be opened because it is not, is not gone."""
+        self.went_away = self.went_away or not self.still_there()
+        return not self.went_away
+
+    def _some(self, directory: Directory) -> bool:
+        """Whether only some files of a directory are looked at."""
+        return self.walker.only is not None or len(directory.files) > WHOLE or bool(self.kept.get(directory.path))
 
     # --- having it looked at --------------------------------------------------------------------------------------
 
@@ -130,9 +225,11 @@ class Reconciliation:
             if progress:
                 progress(min(done, total), total)
             if weight >= BATCH:
+                if not self._is_there():
+                    return
                 index.apply(pending)
                 pending, weight = [], 0
-        if pending:
+        if pending and self._is_there():
             index.apply(pending)
 
     def _tasks(self) -> Iterator[Task]:
@@ -143,12 +240,16 @@ class Reconciliation:
             directory = seen.dirty[path]
             store = next((store for store in seen.stores if path.startswith((store + b"/manifests/").lstrip(b"/"))), None)
             if store is not None:
-                yield from self._store_tasks(store, directory)
+                if directory.dirty:
+                    yield from self._store_tasks(store, directory)
                 continue
-            some = self.only is not None or len(directory.files) > WHOLE
+            some = self._some(directory)
+            if not directory.dirty and (some or not directory.whole):
+                continue
+            hidden = directory.held.keys() - self.kept.get(path, set())
             yield Task(
                 os.fsdecode(os.path.join(self.place, path).rstrip(b"/") or b"/"),
-                tuple((os.fsdecode(name), stat.size) for name, stat in directory.files.items()),
+                tuple((os.fsdecode(name), stat.size) for name, stat in directory.files.items() if name not in hidden),
                 tuple(os.fsdecode(name) for name in directory.directories),
                 tuple(sorted(os.fsdecode(name) for name in directory.dirty)) if some else None,
             )
@@ -167,8 +268,11 @@ class Reconciliation:
             if not weights:
                 rest.append(manifest)
                 continue
-            self.blobs[blobs, weights[0]].append(manifest)
-            names[weights[0]] = os.stat(os.path.join(blobs, weights[0])).st_size
+            try:
+                names[weights[0]] = os.stat(os.path.join(blobs, weights[0])).st_size
+                self.blobs[blobs, weights[0]].append(manifest)
+            except OSError:
+                rest.append(manifest)
         if rest:
             self.index.apply([Look(directory.path, (), rest)])
         if names:
@@ -183,6 +287,7 @@ class Reconciliation:
         path = index.relative(result.directory)
         unreadable = frozenset(index.relative(item.file) for item in result.problems if item.check == "read" and item.file)
         self.problems += [item.message for item in result.problems]
+        self.unreadable |= {os.path.dirname(file) for file in unreadable}
         if result.directory in self.store_directories:
             return self._store_look(result)
         found = [named(item) for item in result.found]
@@ -190,11 +295,12 @@ class Reconciliation:
         looked: list[bytes] | None = None
         if result.last:
             directory = self.seen.dirty[path]
-            prefix = path + b"/" if path else b""
-            names = directory.files.keys() if asked is None else map(os.fsencode, asked)
-            looked = [prefix + name for name in names]
+            looked = _paths(
+                directory, directory.files.keys() - directory.held.keys() if asked is None else map(os.fsencode, asked)
+            )
         prefix = path + b"/" if path else b""
-        return Look(path, found, [prefix + os.fsencode(name) for name in result.unknown], unreadable, looked)
+        unknown = [prefix + os.fsencode(name) for name in result.unknown]
+        return Look(path, found, unknown, unreadable, looked, asked is None)
 
     def _store_look(self, result: Result) -> Look:
         from modelhub.stores import as_manifest, manifest_name
@@ -217,9 +323,21 @@ class Reconciliation:
         for item in found:
             for file in item.files:
                 path = index.relative(file)
-                if path not in index.stats and path not in index.known:
+                if path not in index.stats and path not in index.others:
                     try:
                         info = os.stat(file)
                     except OSError:
                         continue
-                    index.stats[path] = Stat(info.st_size, info.st_mtime_ns, signed(info.st_ino), info.st_dev)
+                    index.others[path] = Stat(info.st_size, info.st_mtime_ns, signed(info.st_ino), info.st_dev)
+
+
+def _paths(directory: Directory, names: Iterable[bytes]) -> list[bytes]:
+    """The paths of some of a directory's files."""
+    prefix = directory.path + b"/" if directory.path else b""
+    return [prefix + name for name in names]
+
+
+def _stats(directory: Directory, names: Iterable[bytes]) -> dict[bytes, Stat]:
+    """The stats of some of a directory's files, by path."""
+    prefix = directory.path + b"/" if directory.path else b""
+    return {prefix + name: directory.files[name] for name in names}

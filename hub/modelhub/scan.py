@@ -11,30 +11,21 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from modelhub.catalog import Catalog, Root
-from modelhub.catalog.index import Indexer
-from modelhub.catalog.rows import Brief, FileRow, Observer, signed
+from modelhub.catalog.rows import Observer
 from modelhub.errors import ModelNotFound
-from modelhub.ignore import Excluded, all_patterns, exclusion
-from modelhub.mounts import Mount, mount_of, mounts
-from modelhub.reconcile import Progress, Reconciliation
-from modelhub.walk import Walk, walk
+from modelhub.presence import Mounts
+from modelhub.reconcile import Progress
+from modelhub.rootscan import Pool, RootScan
+from modelhub.walk import Part
 
 if TYPE_CHECKING:
     from modelhub.workers import Result, Task
 
 SETTLE = 5.0
 """Seconds for which a file's size and mtime stand still before a truncated one is called invalid."""
-SUDDEN = 5
-"""So many files gone at once, and more than half of a root's: perhaps it is not there at all."""
-
-
-class Pool(Protocol):
-    """What a scan needs of `modelhub.workers.ParsePool`."""
-
-    def inspect(self, tasks: Iterable[Task]) -> Iterator[Result]: ...
 
 
 @dataclass(slots=True)
@@ -85,17 +76,20 @@ def scan(
     """
     started = time.monotonic()
     summary = ScanSummary()
-    table = mounts()
-    work = _scopes(catalog, paths)
-    with _Parser(pool) as parser:
-        for root, starts in work:
-            one = _Scan(catalog, root, summary, parser, progress, exclude, settle, observer, plugins)
-            one.run(starts, table)
+    roots = _scopes(catalog, paths)
+    plugins = plugins_digest() if plugins is None else plugins
+    with Parsing(pool) as parser, Mounts() as table:
+        for root, starts in roots:
+            work = RootScan(
+                catalog, root, parser, table,
+                plugins=plugins, progress=progress, exclude=exclude, settle=settle, observer=observer,
+            )  # fmt: skip
+            _scan_root(catalog, work, starts, summary)
     summary.seconds = round(time.monotonic() - started, 6)
     return summary
 
 
-class _Parser:
+class Parsing:
     """The pool, made when it is first needed, and closed if it was made here."""
 
     def __init__(self, pool: Pool | None) -> None:
@@ -109,7 +103,7 @@ class _Parser:
             self.made = ParsePool()
         return (self.given or self.made).inspect(tasks)
 
-    def __enter__(self) -> _Parser:
+    def __enter__(self) -> Parsing:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -165,179 +159,32 @@ def _outermost(starts: Iterable[bytes]) -> list[bytes]:
     return found
 
 
-class _Scan:
-    """The scan of one root."""
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        root: Root,
-        summary: ScanSummary,
-        parser: _Parser,
-        progress: Progress | None,
-        exclude: Sequence[str],
-        settle: float,
-        observer: Observer | None,
-        plugins: str | None,
-    ) -> None:
-        self.catalog = catalog
-        self.root = root
-        self.place = os.fsencode(root.path)
-        self.summary = summary
-        self.parser = parser
-        self.progress = progress
-        self.exclude = exclude
-        self.settle = int(settle * 1e9)
-        self.observer = observer
-        self.plugins = plugins_digest() if plugins is None else plugins
-        self.relook = bool(root.plugins) and root.plugins != self.plugins
-        self.new = self.changed = 0
-        self.network = self.other_mount = False
-        self.now = time.time_ns()
-        self.excluded: Excluded | None = None
-        self.updates: dict[str, Any] = {}
-
-    def run(self, starts: list[bytes], table: list[Mount]) -> None:
-        self.summary.roots.append(self.root.path)
-        if not self._is_there(table):
-            self._offline()
-            return
-        self.excluded = exclusion(all_patterns(self.place, self.exclude))
-        for start in starts:
-            self._part(start)
-        self.updates |= {"scanned": self.now, "plugins": self.plugins}
-        self.updates.setdefault("offline", 0)
-        self.catalog.update_root(self.root.key, **self.updates)
-        there = self.summary.found
-        for start in starts:
-            self._count(start)
-        self.summary.changed += self.changed
-        self.summary.unchanged += max(0, self.summary.found - there - self.changed - self.new)
-
-    # --- is the root there? ---------------------------------------------------------------------------------------
-
-    def _is_there(self, table: list[Mount]) -> bool:
-        """Whether what is mounted at the root is what was scanned before: the same device and directory, or at least not an
-        empty one."""
-        root = self.root
-        try:
-            info = os.stat(self.place)
-            with os.scandir(self.place) as entries:
-                empty = next(iter(entries), None) is None
-        except OSError as error:
-            self.summary.problems.append(f"{root.path} cannot be listed: {error.strerror}")
-            return False
-        mount = mount_of(root.path, table)
-        fstype, source = (mount.type, mount.source) if mount else ("", "")
-        inode = signed(info.st_ino)
-        if root.scanned is not None and (root.device, root.inode) != (info.st_dev, inode) and empty:
-            return False
-        self.network = mount is not None and mount.network
-        self.other_mount = root.scanned is not None and (fstype, source) != (root.fstype, root.source)
-        self.updates = {"device": info.st_dev, "inode": inode, "fstype": fstype, "source": source}
-        return True
-
-    def _offline(self) -> None:
-        self.summary.offline.append(self.root.path)
-        if not self.root.offline:
-            self.catalog.update_root(self.root.key, offline=1)
-        there = self.summary.found
-        self._count(b"")
-        self.summary.unchanged += self.summary.found - there
-
-    # --- one part of it -------------------------------------------------------------------------------------------
-
-    def _part(self, start: bytes) -> None:
-        """Scan the directory ``start`` of the root, b"" for all of it; or one file of it."""
-        names = self.root.names
-        only = frozenset(os.fsencode(name) for name in names) if names is not None else None
-        alone = b""
-        if start and not os.path.isdir(os.path.join(self.place, start)):
-            start, name = os.path.split(start)
-            only, alone = frozenset([name]), os.path.join(start, name)
-        brief, _ = self.catalog.known_files(self.root, start, brief=True)
-        known: dict[bytes, Brief] = {row[0]: row for row in brief}
-        seen = walk(self.place, start, known, excluded=self.excluded, again=self._again, inodes=not self.network, only=only)
-        for path, error in seen.failed:
-            self.summary.problems.append(f"{os.fsdecode(os.path.join(self.place, path))} cannot be read: {error.strerror}")
-        gone = [
-            path
-            for path, row in seen.rest.items()
-            if not row[4] & 2
-            and not seen.unknowable(path)
-            and not self._kept_blob(path)
-            and (not alone or path == alone or path.startswith(alone + b"/"))
-        ]
-        if self._suspicious(seen, gone) or not (gone or seen.dirty or self.relook):
-            return
-        raw, generation = self.catalog.known_files(self.root, start)
-        rows = {row[0]: FileRow._make(row) for row in self._renumbered(raw)}
-        index = Indexer(
-            self.catalog.database,
-            self.root.key,
-            self.place,
-            rows,
-            now=self.now,
-            settle=self.settle,
-            generation=generation,
-            observer=self.observer,
-        )
-        work = Reconciliation(index, seen, excluded=self.excluded, only=only)
-        if self.relook:
-            work.look_again(rows)
-        work.run([rows[path] for path in gone if path in rows], self.parser.inspect, self.progress)
-        self.summary.problems += work.problems
-        self.new += index.new
-        self.changed += index.changed
-
-    def _renumbered(self, rows: list[Any]) -> list[Any]:
-        """The same drive may come back under another device number."""
-        before, after = self.root.device, self.updates.get("device", 0)
-        return rows if before in (0, after) or not after else [(*row[:7], after) if row[7] == before else row for row in rows]
-
-    def _again(self, row: Brief) -> bool:
-        """Whether a file whose stat is the same is to be looked at all the same."""
-        flags, mtime = row[4], row[2]
-        return bool(flags & 2) or abs(self.now - mtime) >= self.settle
-
-    def _kept_blob(self, path: bytes) -> bool:
-        """Whether it is a store's blob, which a walk does not go through, and there."""
-        return os.path.basename(os.path.dirname(path)) == b"blobs" and os.path.exists(os.path.join(self.place, path))
-
-    def _suspicious(self, seen: Walk, gone: Sequence[bytes]) -> bool:
-        """Whether so much is gone that the root is rather taken to be offline: this once; or as long as something else is
-        mounted there."""
-        self.updates.setdefault("suspect", None)
-        if not gone or (len(gone) < SUDDEN and not self.other_mount):
-            return False
-        elsewhere = {stat[:3] for directory in seen.dirty.values() for stat in directory.files.values()}
-        lost = sum(1 for path in gone if seen.rest[path][1:4] not in elsewhere)
-        there = self.catalog.present_files(self.root)
-        if self.other_mount and lost == there:
-            why = "something else is mounted there"
-            for name in ("device", "inode", "fstype", "source"):
-                self.updates.pop(name, None)
-        elif lost < SUDDEN or 2 * lost <= there or self.root.suspect is not None:
-            return False
-        else:
-            why = "taken to be offline until the next scan"
-            self.updates["suspect"] = self.now
-        self.updates["offline"] = 1
-        self.summary.offline.append(self.root.path)
-        self.summary.problems.append(f"{lost} of {there} files of {self.root.path} are gone at once: {why}")
-        return True
-
-    # --- the summary ----------------------------------------------------------------------------------------------
-
-    def _count(self, start: bytes) -> None:
-        """Add what the catalog has at and below ``start`` to the summary."""
-        there, missing, invalid, size, unknown = self.catalog.tally(self.root, start)
-        summary = self.summary
-        summary.found += there
+def _scan_root(catalog: Catalog, work: RootScan, starts: list[bytes], summary: ScanSummary) -> None:
+    """Scan ``starts`` of one root, and add to the summary what is there then."""
+    root = work.root
+    summary.roots.append(root.path)
+    if work.begin():
+        directories = [Part(start) for start in starts if not start or os.path.isdir(os.path.join(work.place, start))]
+        gone = [Part(start) for start in starts if Part(start) not in directories]
+        if directories:
+            work.parts(directories)
+        for start, _ in gone:
+            if not work.offline:
+                work.parts([Part(os.path.dirname(start), False)], alone=start)
+        work.end(always=True)
+    there = summary.found
+    for start in [b""] if work.offline and not work.suspect else starts:
+        found, missing, invalid, size, unknown = catalog.tally(root, start)
+        summary.found += found
         summary.missing += missing
         summary.invalid += invalid
         summary.bytes += size
         summary.unknown += unknown
+    summary.changed += work.changed
+    summary.unchanged += max(0, summary.found - there - work.changed - work.new)
+    summary.problems += work.problems
+    if work.offline:
+        summary.offline.append(root.path)
 
 
 def plugins_digest() -> str:

@@ -108,7 +108,7 @@ class Settling:
         if age < 0:
             return 0.0  # in the future: the clock was set back
         written = wall - info.st_mtime_ns / 1e9
-        return min(age, written) if 0 <= written else age
+        return min(age, written) if written >= 0 else age
 
     def settled(self, path: bytes) -> None:
         """A file is known to be one that stood still elsewhere."""

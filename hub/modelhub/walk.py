@@ -1,4 +1,4 @@
-"""One pass over a directory tree, one stat a file, compared with what the catalog knows. Opens no file but a store's manifests.
+"""One pass over directories, one stat a file, compared with what the catalog knows. Opens no file.
 
 The loop runs once per file of a drive: it makes no records, and keeps what it saw only of directories in which something changed.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from modelhub.catalog.rows import Brief, Stat, signed
 from modelhub.ignore import Excluded, is_hidden_directory, is_partial
@@ -17,171 +18,244 @@ from modelhub.ignore import Excluded, is_hidden_directory, is_partial
 Problem = tuple[bytes, OSError]
 
 
+class Part(NamedTuple):
+    """A directory of a root, relative to it, b"" for the root itself. ``deep``: all below it; else its own entries only."""
+
+    path: bytes
+    deep: bool = True
+
+
 @dataclass(slots=True)
 class Directory:
     """A directory in which something is new, changed or gone. ``files``: name -> stat of its regular files. ``dirty``: names to
-    look at."""
+    look at. ``held``: names that are new or changed, and do not stand still yet; with the seconds to wait. ``whole``: it is
+    looked at even where no name is."""
 
     path: bytes
     files: dict[bytes, Stat]
     directories: list[bytes]
     dirty: set[bytes]
+    held: dict[bytes, float] = field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclass(slots=True)
 class Walk:
     """What a pass saw. Paths are relative to the root. ``rest``: rows of files that were not met, which may be gone.
-    ``failed``: directories and files that could not be looked at, so that nothing is known of them and what is below them."""
+    ``failed``: directories and files that could not be looked at, so that nothing is known of them and what is below them.
+    ``listed``: directories that were listed. ``new``: how many of the files that were met the catalog does not know."""
 
     dirty: dict[bytes, Directory] = field(default_factory=dict)
     rest: dict[bytes, Brief] = field(default_factory=dict)
     failed: list[Problem] = field(default_factory=list)
     stores: list[bytes] = field(default_factory=list)
+    listed: set[bytes] = field(default_factory=set)
     files: int = 0
 
-    def unknowable(self, path: bytes) -> bool:
-        """Whether ``path`` lies at or below something that could not be looked at."""
-        return any(not failed or path == failed or path.startswith(failed + b"/") for failed, _ in self.failed)
+    def knowable(self) -> Callable[[bytes], bool]:
+        """Whether a path lies neither at nor below anything that could not be looked at."""
+        failed = {path for path, _ in self.failed}
+        if not failed:
+            return lambda path: True
+        return lambda path: b"" not in failed and not any(above in failed for above, _ in components(path))
 
 
 Again = Callable[[Brief], bool]
+"""Whether a file that is marked in the catalog is looked at although its stat is the same."""
+Hold = Callable[[bytes, os.stat_result], float]
+"""Told a path and its stat; the seconds for which it is to be left alone."""
+Allowed = Callable[[bytes], bool]
+"""Whether a link to a directory (its path) is to be followed, where that cannot be told from what was walked."""
 
 
-def walk(
-    root: bytes,
-    start: bytes,
-    known: dict[bytes, Brief],
-    *,
-    excluded: Excluded | None,
-    again: Again,
-    inodes: bool = True,
-    only: frozenset[bytes] | None = None,
-) -> Walk:
-    """Go through ``root`` from its directory ``start`` on. ``known``: the catalog's files by path; it is not changed.
+class Walker:
+    """Passes over parts of one root, all into one `Walk`.
 
     ``again`` decides about files that are marked in the catalog. ``inodes=False`` where inode numbers change by themselves.
-    ``only``: names, for a root of which only some files were asked for.
+    ``only``: names, for a root of which only some files were asked for. ``hold``: whether new and changed files stand still.
     """
-    result = Walk(rest=dict(known))
-    seen: list[bytes] = []
-    links: list[bytes] = []
-    stack = [start]
-    while stack:
-        path = stack.pop()
-        seen.append(path)
-        stack += _directory(result, root, path, links, excluded, again, inodes, only)
-        if not stack and links:
-            stack += _follow(root, links, seen)
-    return result
 
+    def __init__(
+        self,
+        root: bytes,
+        *,
+        excluded: Excluded | None,
+        again: Again,
+        inodes: bool = True,
+        only: frozenset[bytes] | None = None,
+        hold: Hold | None = None,
+        allowed: Allowed | None = None,
+    ) -> None:
+        self.root = root
+        self.excluded = excluded
+        self.again = again
+        self.inodes = inodes
+        self.only = only
+        self.hold = hold
+        self.allowed = allowed
+        self.seen = Walk()
 
-def _directory(
-    result: Walk,
-    root: bytes,
-    path: bytes,
-    links: list[bytes],
-    excluded: Excluded | None,
-    again: Again,
-    inodes: bool,
-    only: frozenset[bytes] | None,
-) -> list[bytes]:
-    """List one directory; its sub-directories."""
-    prefix = path + b"/" if path else b""
-    pop = result.rest.pop
-    listing: list[tuple[bytes, os.stat_result]] = []
-    add = listing.append
-    directories: list[bytes] = []
-    dirty: set[bytes] = set()
-    try:
-        with os.scandir(os.path.join(root, path)) as entries:
-            for entry in entries:
-                name = entry.name
-                try:
-                    if entry.is_dir(follow_symlinks=False):
-                        directories.append(name)
+    def deep(self, start: bytes, known: dict[bytes, Brief]) -> None:
+        """Go through everything from the directory ``start`` on. ``known``: the catalog's files there by path; it is emptied."""
+        if self.seen.rest:
+            self.seen.rest.update(known)
+        else:
+            self.seen.rest = known
+        walked: list[bytes] = []
+        links: list[bytes] = []
+        stack = [start]
+        while stack:
+            path = stack.pop()
+            walked.append(path)
+            directories, more = self.directory(path)
+            if self.only is None:
+                stack += directories
+            links += more
+            if not stack and links:
+                stack += self._follow(links, walked, whole=not start)
+        self.seen.listed.update(walked)
+
+    def shallow(self, path: bytes, known: dict[bytes, Brief], familiar: Collection[bytes]) -> list[bytes]:
+        """Look at one directory's own entries, and go through those of its directories that are not ``familiar`` (names).
+        Which paths are not directories any more: everything known below them may be gone."""
+        self.seen.rest.update(known)
+        failures = len(self.seen.failed)
+        listed = self.directory(path, missing=(gone := []))
+        self.seen.listed.add(path)
+        if gone:
+            return [path]
+        if len(self.seen.failed) > failures and self.seen.failed[failures][0] == path:
+            return []
+        directories, links = listed
+        prefix = path + b"/" if path else b""
+        there = {*directories, *links}
+        if self.only is None:
+            links = [link for link in links if link[len(prefix) :] not in familiar]
+            for directory in [*directories, *self._follow(links, [], whole=False)]:
+                if directory[len(prefix) :] not in familiar:
+                    self.deep(directory, {})
+        return [prefix + name for name in familiar if prefix + name not in there and (self.only is None or name in self.only)]
+
+    def directory(self, path: bytes, missing: list[bytes] | None = None) -> tuple[list[bytes], list[bytes]]:
+        """List one directory: the paths of its directories, and of links to directories. ``missing`` gets the path where there
+        is no such directory."""
+        result, excluded, again, inodes, only, hold = self.seen, self.excluded, self.again, self.inodes, self.only, self.hold
+        prefix = path + b"/" if path else b""
+        pop = result.rest.pop
+        listing: list[tuple[bytes, os.stat_result]] = []
+        add = listing.append
+        directories: list[bytes] = []
+        links: list[bytes] = []
+        dirty: set[bytes] = set()
+        held: dict[bytes, float] = {}
+        try:
+            with os.scandir(os.path.join(self.root, path)) as entries:
+                for entry in entries:
+                    name = entry.name
+                    try:
+                        if entry.is_dir(follow_symlinks=False):
+                            directories.append(name)
+                            continue
+                        info = entry.stat()
+                    except (FileNotFoundError, NotADirectoryError):
+                        continue  # gone since it was listed, or a dangling link
+                    except OSError as error:
+                        if entry.is_symlink() and error.errno == errno.ELOOP:  # it leads nowhere
+                            continue
+                        result.failed.append((prefix + name, error))
                         continue
-                    info = entry.stat()
-                except (FileNotFoundError, NotADirectoryError):
-                    continue  # gone since it was listed, or a dangling link
-                except OSError as error:
-                    if entry.is_symlink() and error.errno == errno.ELOOP:  # it leads nowhere
+                    if info.st_mode & 0o170000 != 0o100000:  # not a regular file
+                        if stat_module.S_ISDIR(info.st_mode) and not is_hidden_directory(name):
+                            links.append(prefix + name)
                         continue
-                    result.failed.append((prefix + name, error))
-                    continue
-                if info.st_mode & 0o170000 != 0o100000:  # not a regular file
-                    if stat_module.S_ISDIR(info.st_mode) and not is_hidden_directory(name):
-                        links.append(prefix + name)
-                    continue
-                place = prefix + name
-                if excluded is not None and excluded(place, False):
-                    continue
-                row = pop(place, None)
-                if row is None:
-                    if is_partial(name):
+                    place = prefix + name
+                    if excluded is not None and excluded(place, False):
                         continue
-                    if only is None or name in only:
+                    row = pop(place, None)
+                    if row is None:
+                        if is_partial(name):
+                            continue
+                        if only is None or name in only:
+                            dirty.add(name)
+                    elif (
+                        row[1] != info.st_size
+                        or row[2] != info.st_mtime_ns
+                        or (inodes and row[3] != info.st_ino and row[3] != signed(info.st_ino))
+                        or (row[4] and again(row))
+                    ):
                         dirty.add(name)
-                elif (
-                    row[1] != info.st_size
-                    or row[2] != info.st_mtime_ns
-                    or (inodes and row[3] != info.st_ino and row[3] != signed(info.st_ino))
-                    or (row[4] and again(row))
-                ):
-                    dirty.add(name)
-                add((name, info))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if not path:
+                    if hold is not None and name in dirty and (wait := hold(place, info)):
+                        dirty.discard(name)
+                        held[name] = wait
+                    add((name, info))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not path:
+                result.failed.append((path, error))
+            if missing is not None:
+                missing.append(path)
+            return [], []
+        except OSError as error:
             result.failed.append((path, error))
-        return []
-    except OSError as error:
-        result.failed.append((path, error))
-        return []
-    result.files += len(listing)
-    if directories:
-        store = b"blobs" in directories and (b"manifests" in directories or b"snapshots" in directories)
-        if store and b"manifests" in directories:
-            result.stores.append(path)
-        directories = [
-            name
-            for name in directories
-            if not is_hidden_directory(name)
-            and not (store and name == b"blobs")
-            and not (excluded and excluded(prefix + name, True))
-        ]
-    if dirty:
-        files = {name: Stat(info.st_size, info.st_mtime_ns, signed(info.st_ino), info.st_dev) for name, info in sorted(listing)}
-        result.dirty[path] = Directory(path, files, sorted(directories), dirty)
-    return [] if only is not None else [prefix + name for name in directories]
+            return [], []
+        result.files += len(listing)
+        if directories:
+            store = b"blobs" in directories and (b"manifests" in directories or b"snapshots" in directories)
+            if store and b"manifests" in directories:
+                result.stores.append(path)
+            directories = [
+                name
+                for name in directories
+                if not is_hidden_directory(name)
+                and not (store and name == b"blobs")
+                and not (excluded and excluded(prefix + name, True))
+            ]
+        if dirty or held:
+            files = {
+                name: Stat(info.st_size, info.st_mtime_ns, signed(info.st_ino), info.st_dev) for name, info in sorted(listing)
+            }
+            result.dirty[path] = Directory(path, files, sorted(directories), dirty, held)
+        return [prefix + name for name in directories], links
 
-
-def _follow(root: bytes, links: list[bytes], seen: list[bytes]) -> list[bytes]:
-    """The links to directories that lead somewhere new: not to what was walked already, nor around in a circle."""
-    places = set()
-    for path in seen:
-        try:
-            info = os.stat(os.path.join(root, path))
-            places.add((info.st_dev, info.st_ino))
-        except OSError:
-            continue
-    found = []
-    for path in sorted(links):
-        try:
-            info = os.stat(os.path.join(root, path))
-        except OSError:
-            continue
-        target = os.path.realpath(os.path.join(root, path))
-        # What holds the root would bring everything beside it along.
-        if (info.st_dev, info.st_ino) not in places and not (os.path.realpath(root) + b"/").startswith(
-            target.rstrip(b"/") + b"/"
-        ):
+    def _follow(self, links: list[bytes], walked: list[bytes], *, whole: bool) -> list[bytes]:
+        """The links to directories that lead somewhere new: not to what was walked already, nor around in a circle. ``whole``:
+        everything that does not lie behind a link was walked."""
+        places = set()
+        for path in walked if links else ():
+            try:
+                info = os.stat(os.path.join(self.root, path))
+                places.add((info.st_dev, info.st_ino))
+            except OSError:
+                continue
+        found = []
+        real = os.path.realpath(self.root).rstrip(b"/") + b"/"
+        for path in sorted(links):
+            try:
+                info = os.stat(os.path.join(self.root, path))
+            except OSError:
+                continue
+            target = os.path.realpath(os.path.join(self.root, path)).rstrip(b"/") + b"/"
+            # What holds the root would bring everything beside it along.
+            if (info.st_dev, info.st_ino) in places or real.startswith(target):
+                continue
+            if not whole and (self.allowed is None or not self.allowed(path)) and target.startswith(real):
+                continue  # the root has it where it is
             places.add((info.st_dev, info.st_ino))
             found.append(path)
-    links.clear()
-    return found
+        links.clear()
+        return found
 
 
-def list_again(root: bytes, path: bytes, excluded: Excluded | None) -> Directory | None:
-    """A directory in which nothing changed, listed because something that belongs to it did; None where it is not there."""
-    result = Walk()
-    _directory(result, root, path, [], excluded, lambda row: False, True, None)
-    return result.dirty.get(path)
+def list_again(walker: Walker, path: bytes) -> Directory | None:
+    """A directory in which nothing changed, listed because something that belongs to it did; None where it is not there, or
+    has no files."""
+    one = Walker(walker.root, excluded=walker.excluded, again=lambda row: False)
+    one.directory(path)
+    return one.seen.dirty.get(path)
+
+
+def components(path: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(the path so far, the name) for each component of a relative path."""
+    so_far = b""
+    for name in path.split(b"/"):
+        so_far = so_far + b"/" + name if so_far else name
+        yield so_far, name

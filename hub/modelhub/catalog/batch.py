@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from modelhub.catalog.database import Writer
-from modelhub.catalog.rows import FileRow, Look, Old, Stat
+from modelhub.catalog.rows import DISPLACED, FileRow, Look, Old, Stat
 from modelhub.catalog.tables import dump, table_digest
 from modelhub.model import clean, printable
 
@@ -34,14 +34,19 @@ class Batch:
 
     # --- files ----------------------------------------------------------------------------------------------------
 
-    def file(self, path: bytes, again: int, header: bytes | None, keep: bool, content: int | None) -> int:
+    def file(
+        self, path: bytes, again: int, header: bytes | None, keep: bool, content: int | None, whose: int | None, moved: bool
+    ) -> int:
         """The key of a file's row, made or brought up to date. ``keep``: its content is what it was, whatever its mtime says.
-        ``content``: the content that was moved here."""
+        ``content``: the content that was moved here. ``whose``: the checkpoint's key, None for a new one."""
         indexer = self.indexer
         row, stat = indexer.known.get(path), indexer.stats.get(path)
         if stat is None:
             # Named by a checkpoint, and gone before it could be looked at; or in a directory where nothing has changed.
-            stat = Stat(0, 0, 0, 0) if row is None else Stat(row.size, row.mtime, row.inode, row.device)
+            nowhere = Stat(0, 0, 0, 0)
+            stat = indexer.others.get(path, nowhere) if row is None else Stat(row.size, row.mtime, row.inode, row.device)
+        if row is not None and row[1:4] != stat[:3]:
+            row = self._displace(row, whose, moved)
         same = row is not None and row[1:4] == stat[:3]
         if content is None and row is not None and (same or keep):
             content = row.content
@@ -50,7 +55,7 @@ class Batch:
         if content is None:
             content = self.writer.next_key("content")
             self.rows["content"].append((content, stat.size, header))
-        if stat.inode:
+        if stat.inode in indexer.twice:
             indexer.shared[stat] = content
         if row is None:
             key = self.writer.next_key("file")
@@ -61,6 +66,21 @@ class Batch:
                 self.rows["file_update"].append((*stat, 0, again, content, key))
         indexer.known[path] = FileRow(path, stat.size, stat.mtime, stat.inode, key, again, content, stat.device)
         return key
+
+    def _displace(self, row: FileRow, whose: int | None, moved: bool) -> FileRow | None:
+        """Another file has taken the place of ``row``. Where it was part of a checkpoint that moved away, or may have, its row
+        is kept aside, so that it is known again where it turns up; None then."""
+        indexer = self.indexer
+        owners = indexer.owners.get(row.key, set()) - {whose}
+        if row.content is None or not owners or not (moved or row.key in indexer.sources):
+            return row
+        self.rows["file_displaced"].append((row.path + DISPLACED + str(row.key).encode(), row.key))
+        indexer.displaced.add(row.key)
+        del indexer.known[row.path]
+        for old in [indexer.old[owner] for owner in owners]:
+            if old.files[:1] == (row.key,) and not old.missing and old.key not in indexer.leaving | indexer.touched:
+                self.mark_missing(old)
+        return None
 
     def unknown(self, path: bytes) -> None:
         """A file that no format knows: remembered, so that it is not looked at again."""
@@ -88,14 +108,21 @@ class Batch:
         old, moved = self._identify(found, path, files, here)
         again, state = 0, found.state
         if state == "incomplete" and not found.missing:
-            young = abs(indexer.now - found.modified_ns) < indexer.settle
+            young = abs(indexer.now - found.modified_ns) < indexer.settle or not indexer.growing.isdisjoint(files)
             again, state = (1, state) if young else (0, "invalid")
+        if again:
+            indexer.again.update(map(os.path.dirname, files))
+        indexer.recorded += 1
+        indexer.invalid += state == "invalid"
         size = min(found.size, LARGEST)
         same = old is not None and old.header == found.header_digest and old.size == size
         header = found.header_digest if len(files) == 1 else None
         known = [indexer.known.get(name) for name in files]
         contents = [indexer.contents.get(indexer.moves.get(name, 0)) if moved else None for name in files]
-        keys = [self.file(name, again, header, same, content) for name, content in zip(files, contents, strict=True)]
+        whose = None if old is None else old.key
+        keys = [
+            self.file(name, again, header, same, content, whose, moved) for name, content in zip(files, contents, strict=True)
+        ]
         stale = (
             old is not None
             and not moved
@@ -175,8 +202,6 @@ class Batch:
         """The checkpoint that this is, and whether it was moved here."""
         indexer = self.indexer
         there = indexer.at.get(path)
-        if there is not None and not there.missing and there.key not in indexer.leaving:
-            return there, False
         before = tuple(indexer.moves.get(name, 0) for name in files)
         if before and all(before):
             for owner in indexer.owners.get(before[0], ()):
@@ -215,7 +240,7 @@ class Batch:
             self.unknown(path)
         looked = set(look.looked or ())
         keys = {owner for path in looked if (row := indexer.known.get(path)) for owner in indexer.owners.get(row.key, ())}
-        if look.directory in indexer.at:
+        if look.whole and look.directory in indexer.at:
             keys.add(indexer.at[look.directory].key)
         unreadable = {row.key for path in look.unreadable if (row := indexer.known.get(path))}
         for key in keys - indexer.touched:
@@ -233,8 +258,8 @@ class Batch:
     def gone(self, rows: Iterable[FileRow]) -> None:
         indexer = self.indexer
         for row in rows:
-            if indexer.known.get(row.path, row).key != row.key:
-                continue
+            if indexer.known.get(row.path) != row:
+                continue  # somebody has looked at it since
             owners = [indexer.old[key] for key in indexer.owners.get(row.key, ())]
             if any(old.key in indexer.touched for old in owners):
                 continue  # its checkpoint names it all the same
@@ -253,6 +278,7 @@ class Batch:
         self.indexer.old[old.key] = gone
         if self.indexer.at.get(old.path) == old:
             self.indexer.at[old.path] = gone
+        self.indexer.missing += 1
         self.rows["missing"].append((self.indexer.now, old.key))
         self.events.append(("missing", old.id, old.path))
 
@@ -286,6 +312,7 @@ _STATEMENTS: Mapping[str, str] = {
     "SELECT key,version,format,precision,parameters,size,header,sha256,tensor_table,modified_at,indexed_at,? "
     "FROM checkpoint WHERE key=?",
     "content": "(content: key,size,header)",
+    "file_displaced": "UPDATE file SET path=?,missing=1,again=0 WHERE key=?",
     "file": "(file: key,root,path,size,mtime,inode,device,missing,again,content)",
     "file_update": "UPDATE file SET size=?,mtime=?,inode=?,device=?,missing=?,again=?,content=? WHERE key=?",
     "checkpoint": f"(checkpoint: key,id,created_at,{_CHECKPOINT})",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelhub.catalog import query
 from modelhub.catalog.database import Reader, Row, Writer
 from modelhub.catalog.index import Indexer
-from modelhub.catalog.rows import BRIEF_COLUMNS, FILE_COLUMNS, FileRow, Look, Stat, signed
+from modelhub.catalog.rows import BRIEF_COLUMNS, DISPLACED, FILE_COLUMNS, Brief, FileRow, Look, Stat, root_condition, signed
 from modelhub.catalog.tables import dump, load
 from modelhub.errors import CatalogError, ModelNotFound
 from modelhub.model import Model, printable
@@ -98,12 +98,82 @@ def remove(writer: Writer, keys: Sequence[int]) -> int:
     return count
 
 
-def known_files(reader: Reader, root: int, start: bytes, brief: bool) -> tuple[list[Row], int]:
+def known_files(reader: Reader, root: int, start: bytes) -> dict[bytes, Brief]:
+    """The files of a root at and below ``start``, by path."""
     below, values = _below(root, start)
     # "+root": in the order of the table. Through the index it takes longer, and most rows are wanted.
     column = "root" if start else "+root"
-    rows = reader.rows(f"SELECT {BRIEF_COLUMNS if brief else FILE_COLUMNS} FROM file WHERE {column}=?{below}", values)
-    return rows, int(reader.value("SELECT generation FROM root WHERE key=?", (root,)) or 0)
+    return {row[0]: row for row in reader.each(f"SELECT {BRIEF_COLUMNS} FROM file WHERE {column}=?{below}", values)}  # type: ignore[misc]
+
+
+def known_here(reader: Reader, root: int, directory: bytes) -> tuple[dict[bytes, Brief], set[bytes]]:
+    """The files that lie in one directory itself, by path; and the names of its directories below which files are known. Leaps
+    over those directories, however much is in them."""
+    files: dict[bytes, Brief] = {}
+    directories: set[bytes] = set()
+    prefix = directory + b"/" if directory else b""
+    before, end = (" AND path<?", [directory + b"0"]) if directory else ("", [])
+    low, limit = prefix, 16
+    while True:
+        rows = reader.rows(
+            f"SELECT {BRIEF_COLUMNS} FROM file WHERE root=? AND path>=?{before} ORDER BY path LIMIT {limit}", [root, low, *end]
+        )
+        leapt = False
+        for row in rows:
+            path = row[0]
+            if path < low:
+                continue
+            slash = path.find(b"/", len(prefix))
+            if slash < 0:
+                low = path + b"\0"
+                if DISPLACED not in path:
+                    files[path] = row  # type: ignore[assignment]
+            else:
+                directories.add(path[len(prefix) : slash])
+                low, leapt = path[:slash] + b"0", True
+        if len(rows) < limit:
+            return files, directories
+        limit = 16 if leapt else min(2 * limit, 4096)
+
+
+def knows_below(reader: Reader, root: int, directory: bytes) -> bool:
+    """Whether any file is known below a directory."""
+    sql = "SELECT 1 FROM file WHERE root=? AND path>=? AND path<? AND missing=0 LIMIT 1"
+    return bool(reader.rows(sql, (root, directory + b"/", directory + b"0")))
+
+
+def file_rows_at(reader: Reader, root: int, paths: Sequence[bytes]) -> list[FileRow]:
+    rows = reader.rows_in(f"SELECT {FILE_COLUMNS} FROM file WHERE root=? AND path IN (??)", paths, (root,))
+    return [FileRow._make(row) for row in rows]
+
+
+def present(reader: Reader, root: int, limit: int | None = None) -> int:
+    """How many files of a root were there at the last look; counted to ``limit``."""
+    if limit is None:
+        return int(reader.value("SELECT count(*) FROM file WHERE root=? AND missing=0", (root,)))
+    return int(reader.value("SELECT count(*) FROM (SELECT 1 AS x FROM file WHERE root=? AND missing=0 LIMIT ?) y", (root, limit)))
+
+
+def present_on(reader: Reader, root: int, device: int, below: bytes, limit: int) -> list[bytes]:
+    """Paths of some files at or below ``below`` that were on a device."""
+    condition, values = _below(root, below)
+    rows = reader.rows(
+        f"SELECT path FROM file WHERE root=?{condition} AND device=? AND missing=0 LIMIT ?", [*values, device, limit]
+    )
+    return [path for (path,) in rows]
+
+
+def renumber(writer: Writer, root: int, before: int, now: int) -> None:
+    """A root's drive has another device number than it had."""
+    writer.run("UPDATE file SET device=? WHERE root=? AND device=?", (now, root, before))
+
+
+def unknown_files(reader: Reader, root: int, start: bytes) -> list[bytes]:
+    """Paths of the files at and below ``start`` that no format knew."""
+    below, values = _below(root, start)
+    return [
+        path for (path,) in reader.rows(f"SELECT path FROM file WHERE root=?{below} AND content IS NULL AND missing=0", values)
+    ]
 
 
 def tally(reader: Reader, root: int, start: bytes) -> tuple[int, int, int, int, int]:
@@ -137,10 +207,6 @@ def locate(reader: Reader, path: str) -> tuple[int | None, bytes, bytes]:
     return best
 
 
-def _condition(root: int | None) -> tuple[str, tuple[int, ...]]:
-    return ("root IS NULL", ()) if root is None else ("root=?", (root,))
-
-
 def file_rows(reader: Reader, path: str) -> list[Row]:
     """(key, size, mtime, inode, content) of the file at ``path``, in each root that has it."""
     place = os.fsencode(path)
@@ -162,7 +228,7 @@ def models_at(catalog: Catalog, reader: Reader, path: str) -> list[Model]:
 
 
 def _models_at(catalog: Catalog, reader: Reader, root: int | None, place: bytes) -> list[Model]:
-    condition, values = _condition(root)
+    condition, values = root_condition(root)
     found = query.by_condition(catalog, reader, f"c.{condition} AND c.path=? AND c.missing=0", (*values, place))
     if found:
         return found
@@ -202,15 +268,7 @@ def add(catalog: Catalog, found: Found) -> Model:
         seen[name] = Stat(info.st_size, info.st_mtime_ns, signed(info.st_ino), info.st_dev)
     with catalog.database.read() as reader:
         root, root_path, place = locate(reader, found.path)
-        condition, values = _condition(root)
-        prefix = len(root_path.rstrip(b"/")) + 1 if root_path else 0
-        names = [os.fsencode(name)[prefix:] for name in found.files]
-        rows = reader.rows_in(f"SELECT {FILE_COLUMNS} FROM file WHERE {condition} AND path IN (??)", names, values)
-        generation = None if root is None else reader.value("SELECT generation FROM root WHERE key=?", (root,))
-        indexer = Indexer(
-            catalog.database, root, root_path, {row[0]: FileRow(*row) for row in rows}, now=time.time_ns(), generation=generation
-        )
-        indexer.stats = {os.fsencode(name)[prefix:]: stat for name, stat in seen.items()}
-        indexer.load(reader)
+    indexer = Indexer(catalog.database, root, root_path, now=time.time_ns())
+    indexer.stats = {indexer.relative(name): stat for name, stat in seen.items()}
     indexer.apply([Look(os.path.dirname(place), [found])])
     return catalog.get(indexer.at[place].id)

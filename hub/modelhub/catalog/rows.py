@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 FILE_COLUMNS = "path,size,mtime,inode,key,again+2*missing,content,device"
 
 
+DISPLACED = b"\0"
+"""In the path of a file whose place another took before it was seen elsewhere; a number follows. No path on a drive has it."""
+
 BRIEF_COLUMNS = "path,size,mtime,inode,again+2*missing"
 Brief = tuple[bytes, int, int, int, int]
 """What a walk compares: path, size, mtime, inode, flags. A plain tuple, because there is one for each file of a drive."""
@@ -42,7 +45,8 @@ class Stat(NamedTuple):
 class Look(NamedTuple):
     """What was seen in one directory, or in a part of a big one. Paths are relative to the root, except in ``found``.
 
-    ``looked`` comes with the last part: every file that was looked at. ``unreadable``: files of which nothing is known now.
+    ``looked`` comes with the last part: every file that was looked at; ``whole``: these are all of the directory's.
+    ``unreadable``: files of which nothing is known now.
     """
 
     directory: bytes
@@ -50,6 +54,7 @@ class Look(NamedTuple):
     unknown: Sequence[bytes] = ()
     unreadable: frozenset[bytes] = frozenset()
     looked: Sequence[bytes] | None = None
+    whole: bool = True
 
 
 class Old(NamedTuple):
@@ -75,3 +80,8 @@ Observer = Callable[[str, str, str], None]
 def signed(inode: int) -> int:
     """An inode number as 64 bits with a sign: some file systems use all 64."""
     return inode if inode < 1 << 63 else inode - (1 << 64)
+
+
+def root_condition(root: int | None) -> tuple[str, tuple[int, ...]]:
+    """SQL for the rows of a root, or of those outside of every root, and its values."""
+    return ("root IS NULL", ()) if root is None else ("root=?", (root,))

@@ -115,19 +115,6 @@ class Catalog(Written, Digested, Watched):
         sql = f"UPDATE root SET {','.join(f'{name}=?' for name in names)} WHERE key=?"
         self.database.touch(sql, [*(columns[name] for name in names), key])
 
-    def known_files(self, root: Root, start: bytes = b"", *, brief: bool = False) -> tuple[list[Row], int]:
-        """The files of a root at and below ``start``, as rows in the order of `modelhub.catalog.rows.FileRow` (``brief``: of
-        `Brief`); and the root's generation."""
-        from modelhub.catalog import places
-
-        with self.database.read() as reader:
-            return places.known_files(reader, root.key, start, brief)
-
-    def present_files(self, root: Root) -> int:
-        """How many files of a root were there at the last look."""
-        with self.database.read() as reader:
-            return int(reader.value("SELECT count(*) FROM file WHERE root=? AND missing=0", (root.key,)))
-
     def tally(self, root: Root, start: bytes = b"") -> tuple[int, int, int, int, int]:
         """At and below ``start`` of a root: checkpoints there, missing, invalid; bytes of those there; unknown files."""
         from modelhub.catalog import places
