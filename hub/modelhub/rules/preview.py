@@ -58,7 +58,8 @@ def _of_rule(catalog: Catalog, rule: Rule, keys: Sequence[int] | None, outputs: 
     with catalog.database.read() as reader:
         listed = sql.listed(reader, wanted(rule), keys)
         jobs = sql.last_jobs(reader, rule.name)
-        matches = [item.match for item in listed]
+        # Of all that a drive has, most is done: where that went is only of interest where somebody asks for it.
+        matches = [item.match for item in listed if keys is not None or _open(item, rule)]
         wrong = None
         planned: dict[int, Planned] = {}
         busy: set[int] = set()
