@@ -61,7 +61,7 @@ def gather(catalog: Catalog) -> Facts:
     roots = catalog.roots()
     if not roots:
         raise UsageError("there is nothing to watch", "modelhub roots add PATH makes PATH a root")
-    pinned = {mount.point for mount in map(mount_of, writable) if mount is not None}
+    pinned = {"/", *(mount.point for mount in map(mount_of, writable) if mount is not None)}
     places = [_writable(root.path, root.offline, pinned) for root in roots]
     places += [_writable(place, True, pinned) for place in _outputs(settings.rules)]
     return Facts(
@@ -163,6 +163,8 @@ def quote(text: str) -> str:
 
 def _command(words: Sequence[str]) -> str:
     first, *rest = words
+    if any(char in first for char in "\"'\\"):  # systemd takes no program of such a name, but takes it as a word
+        first, rest = "/bin/sh", ["-c", 'exec "$0" "$@"', *words]
     # A dollar begins a variable, but for the program itself.
     return " ".join([quote(first), *(quote(word).replace("$", "$$") for word in rest)])
 
@@ -180,7 +182,7 @@ def read(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
