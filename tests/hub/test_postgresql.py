@@ -170,3 +170,68 @@ def test_rules_jobs_and_the_scrub_on_postgresql(
         assert catalog.jobs.list(["queued"])[0].origin == "scrub"
     listed = modelhub("ls", "--where", here, "--where", "path~out/", "--json").json
     assert [model["precision"] for model in listed] == ["BF16"]
+
+
+def test_jobs_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue that several hosts share: claimed once each, cancelled, taken from the dead, run."""
+    import sys
+    import threading
+
+    from modelhub.catalog import Catalog
+    from modelhub.catalog.jobs import NewJob
+    from modelhub.jobs import identity
+
+    monkeypatch.setenv("MODELHUB_CATALOG", server)
+    torch.save({"w": torch.randn(30, 30)}, tmp_path / "queued.pt")
+    modelhub("scan", tmp_path)
+    me, far = identity.owner(), "elsewhere:1:1"
+    with Catalog.open(server) as catalog:
+        jobs = catalog.jobs
+        with catalog.database.write() as writer:
+            writer.run("DELETE FROM job")  # of other tests
+            ids = jobs.add_many(writer, [NewJob("verify", f"/m{n}", {"level": "digest"}) for n in range(40)])
+        claimed: list[str] = []
+
+        def take() -> None:
+            while (job := jobs.claim(me)) is not None:
+                claimed.append(job.id)
+                assert jobs.beat(job, me, "verify", 5, 10) == "ok"
+                assert jobs.finish(job, {"ok": True})
+
+        threads = [threading.Thread(target=take) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(claimed) == sorted(ids)
+        assert jobs.counts()["done"] == 40
+
+        urgent, later = jobs.add("verify", "/urgent", {}), jobs.add("verify", "/later", {}, origin="scrub")
+        job = jobs.claim(far, lease_seconds=-1)
+        assert job is not None
+        assert job.id == urgent.id
+        assert jobs.cancel(job.id[:6]).cancel
+        assert jobs.beat(job, far, "verify", 0, 0) == jobs.asked(job, far) == "cancel"
+        assert jobs.release(job)
+        assert jobs.get(job.id).state == "cancelled"
+        lost = jobs.claim(far, lease_seconds=-1)
+        assert lost is not None
+        assert lost.id == later.id
+        assert [found.id for found in jobs.reap(identity.is_alive)] == [later.id]
+        assert jobs.beat(lost, far, "verify", 0, 0) == "lost"
+        assert jobs.cancel(later.id).state == "cancelled"
+        assert jobs.drop_old(time.time_ns()) == 42
+        assert jobs.list() == []
+
+        modelhub("convert", tmp_path / "queued.pt", "--to", "safetensors", "-o", tmp_path / "front.safetensors")
+        (source,) = catalog.at(str(tmp_path / "queued.pt"))
+        spec = {"to": "safetensors", "output": str(tmp_path / "made.safetensors"), "options": {}, "digest": True, "own": True}
+        more = {"checkpoint": source.id, "version": source.version, "origin": "rule", "rule": "r"}
+        wanted = jobs.add("convert", source.absolute_path, spec, **more)  # type: ignore[arg-type]
+        again = jobs.add("convert", source.absolute_path, {**spec, "output": str(tmp_path / "again.safetensors")}, **more)  # type: ignore[arg-type]
+        subprocess.run([sys.executable, "-m", "modelhub.jobs.worker", "--drain"], check=True, timeout=60)
+        assert (tmp_path / "made.safetensors").exists() or (tmp_path / "front.safetensors").exists()
+        assert [jobs.get(job.id).state for job in (wanted, again)] == ["done", "done"]
+        assert jobs.get(again.id).result["same_as"]
+        assert len(jobs.logs(wanted)) == 2
+    assert {job["state"] for job in modelhub("jobs", "--json").json} == {"done"}
