@@ -90,7 +90,7 @@ def test_systemd_reads_what_was_meant(tmp_path: Path, name: str) -> None:
     text = unit(facts, system=True)
     assert verified(text, system=True) == ""
     # It would have told of what it cannot take.
-    wrong = text.replace("ReadWritePaths=", 'ReadWritePaths="not-absolute" ', 1)
+    wrong = text.replace("\nReadWritePaths=", '\nReadWritePaths="not-absolute" ', 1)
     assert "not-absolute" in verified(wrong, system=True)
     # A shell stands in where systemd takes no program of that name, and hands its words on.
     command = [word.replace("$$", "$").replace("%%", "%") for word in values(text, "ExecStart")]
