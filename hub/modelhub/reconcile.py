@@ -144,7 +144,9 @@ class Reconciliation:
                     places[above]
         owners = {owner for key in touched for owner in index.owners.get(key, ())}
         several = [file for owner in owners for file in index.old[owner].files if len(index.old[owner].files) > 1]
-        paths = dict(reader.rows_in("SELECT key,path FROM file WHERE root=? AND key IN (??)", several, (index.root,)))
+        paths: dict[int, bytes] = dict(
+            reader.rows_in("SELECT key,path FROM file WHERE root=? AND key IN (??)", several, (index.root,))
+        )
         alone = {row.key: row.path for row in index.known.values()}
         for owner in owners:
             old = index.old[owner]

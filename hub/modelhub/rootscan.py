@@ -247,7 +247,7 @@ class RootScan:
                 continue
             with self.catalog.database.read() as reader:
                 if deep:
-                    known, familiar = places.known_files(reader, self.root.key, path), set()
+                    known, familiar = places.known_files(reader, self.root.key, path), set[bytes]()
                 else:
                     known, familiar = places.known_here(reader, self.root.key, path)
             count += len(known)

@@ -120,7 +120,8 @@ class Walker:
         Which paths are not directories any more: everything known below them may be gone."""
         self.seen.rest.update(known)
         failures = len(self.seen.failed)
-        listed = self.directory(path, missing=(gone := []))
+        gone: list[bytes] = []
+        listed = self.directory(path, gone)
         self.seen.listed.add(path)
         if gone:
             return [path]

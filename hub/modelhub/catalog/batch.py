@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from modelhub.catalog.database import Writer
 from modelhub.catalog.rows import DISPLACED, FileRow, Look, Old, Stat
+from modelhub.catalog.split import split, version_with
 from modelhub.catalog.tables import dump, table_digest
 from modelhub.model import clean, printable
 
@@ -35,10 +36,20 @@ class Batch:
     # --- files ----------------------------------------------------------------------------------------------------
 
     def file(
-        self, path: bytes, again: int, header: bytes | None, keep: bool, content: int | None, whose: int | None, moved: bool
+        self,
+        path: bytes,
+        again: int,
+        header: bytes | None,
+        *,
+        keep: bool,
+        content: int | None,
+        whose: int | None,
+        moved: bool,
+        replaced: bool,
     ) -> int:
         """The key of a file's row, made or brought up to date. ``keep``: its content is what it was, whatever its mtime says.
-        ``content``: the content that was moved here. ``whose``: the checkpoint's key, None for a new one."""
+        ``content``: the content that was moved here. ``whose``: the checkpoint's key, None for a new one. ``replaced``: it is
+        all of a checkpoint whose content is another one now."""
         indexer = self.indexer
         row, stat = indexer.known.get(path), indexer.stats.get(path)
         if stat is None:
@@ -46,7 +57,10 @@ class Batch:
             nowhere = Stat(0, 0, 0, 0)
             stat = indexer.others.get(path, nowhere) if row is None else Stat(row.size, row.mtime, row.inode, row.device)
         if row is not None and row[1:4] != stat[:3]:
-            row = self._displace(row, whose, moved)
+            if replaced and row.inode != stat.inode and indexer.root is not None:
+                row = self._put_aside(row)
+            else:
+                row = self._displace(row, whose, moved)
         same = row is not None and row[1:4] == stat[:3]
         if content is None and row is not None and (same or keep):
             content = row.content
@@ -82,12 +96,22 @@ class Batch:
                 self.mark_missing(old)
         return None
 
+    def _put_aside(self, row: FileRow) -> FileRow | None:
+        """The file that was here may only have been moved away: its row is kept, until the next such one."""
+        aside = row.path + DISPLACED
+        self.rows["file_forget"].append((self.indexer.root, aside, aside + b":"))
+        self.rows["file_displaced"].append((aside + str(row.key).encode(), row.key))
+        del self.indexer.known[row.path]
+        return None
+
     def unknown(self, path: bytes) -> None:
         """A file that no format knows: remembered, so that it is not looked at again."""
         indexer = self.indexer
         stat, row = indexer.stats.get(path), indexer.known.get(path)
         if stat is None:
             return
+        if row is not None and row[1:4] != stat[:3] and indexer.touched.isdisjoint(indexer.owners.get(row.key, ())):
+            row = self._displace(row, None, True)
         if row is None:
             key = self.writer.next_key("file")
             self.rows["file"].append((key, indexer.root, path, *stat, 0, 0, None))
@@ -120,8 +144,11 @@ class Batch:
         known = [indexer.known.get(name) for name in files]
         contents = [indexer.contents.get(indexer.moves.get(name, 0)) if moved else None for name in files]
         whose = None if old is None else old.key
+        replaced = old is not None and not same and not moved and old.state != "incomplete"
+        alone = replaced and old is not None and len(files) == len(old.files) == 1
         keys = [
-            self.file(name, again, header, same, content, whose, moved) for name, content in zip(files, contents, strict=True)
+            self.file(name, again, header, keep=same, content=content, whose=whose, moved=moved, replaced=alone)
+            for name, content in zip(files, contents, strict=True)
         ]
         stale = (
             old is not None
@@ -129,12 +156,11 @@ class Batch:
             and same
             and any(row and row[1:4] != indexer.known[name][1:4] for name, row in zip(files, known, strict=True))
         )
-        replaced = old is not None and not same
         if old is None:
             key, identity, version, created = self.writer.next_key("checkpoint"), os.urandom(8).hex(), 1, indexer.now
         else:
             key, identity, version, created = old.key, old.id, old.version, 0
-            if replaced and old.state != "incomplete":
+            if not same and old.state != "incomplete":
                 version += 1
                 self.rows["version"].append((indexer.now, key))
         name, architecture = clean(found.name), clean(found.architecture)
@@ -208,6 +234,8 @@ class Batch:
                 old = indexer.old[owner]
                 if old.files == before and old.header == found.header_digest and owner not in indexer.touched:
                     return old, True
+            if len(before) == 1 and before[0] in indexer.aside and (late := self._late(before[0], found)):
+                return late, True
         if there is not None and there.key not in indexer.leaving:
             return there, False
         for name in files:
@@ -219,6 +247,30 @@ class Batch:
                 if not old.missing and old.path not in here and owner not in indexer.touched and old.files[:1] == (row.key,):
                     return old, False
         return None, False
+
+    def _late(self, file: int, found: Found) -> Old | None:
+        """The checkpoint that a file put aside was, if it was ``found``: what took its place becomes one of its own."""
+        indexer, writer = self.indexer, self.writer
+        there = indexer.at.get(indexer.aside[file])
+        if there is None or there.missing or len(there.files) != 1 or indexer.owners.get(file):
+            return None
+        self.flush()
+        number = version_with(writer, there.key, found.header_digest)
+        if not number:
+            return None
+        new = there._replace(key=writer.next_key("checkpoint"), id=os.urandom(8).hex(), version=there.version - number)
+        split(writer, there.key, number, new.key, new.id)
+        indexer.old[new.key] = indexer.at[new.path] = new
+        indexer.owners[new.files[0]].discard(there.key)
+        indexer.owners[new.files[0]].add(new.key)
+        if there.key in indexer.touched:
+            indexer.touched.add(new.key)
+        self.events.append(("indexed", new.id, new.path))
+        was = there._replace(
+            version=number, header=found.header_digest, size=min(found.size, LARGEST), state="ready", files=(file,)
+        )
+        indexer.old[was.key] = was
+        return was
 
     def _remember(self, new: Old, old: Old | None) -> None:
         indexer = self.indexer
@@ -312,6 +364,8 @@ _STATEMENTS: Mapping[str, str] = {
     "SELECT key,version,format,precision,parameters,size,header,sha256,tensor_table,modified_at,indexed_at,? "
     "FROM checkpoint WHERE key=?",
     "content": "(content: key,size,header)",
+    "file_forget": "DELETE FROM file WHERE root=? AND path>=? AND path<? AND missing=1 AND NOT EXISTS "
+    "(SELECT 1 FROM checkpoint_file x WHERE x.file=file.key)",
     "file_displaced": "UPDATE file SET path=?,missing=1,again=0 WHERE key=?",
     "file": "(file: key,root,path,size,mtime,inode,device,missing,again,content)",
     "file_update": "UPDATE file SET size=?,mtime=?,inode=?,device=?,missing=?,again=?,content=? WHERE key=?",

@@ -10,7 +10,7 @@ from typing import Any
 from modelhub.catalog.database import Database, Reader, Row, Writer
 from modelhub.catalog.lineage import snapshot
 from modelhub.catalog.places import file_rows
-from modelhub.catalog.rows import signed
+from modelhub.catalog.rows import place_of, signed
 from modelhub.catalog.tables import contents_digest, dump, load
 from modelhub.model import Model, checkpoint_sha256, clean, iso, printable
 
@@ -108,7 +108,7 @@ def _set_checkpoint_digest(writer: Writer, checkpoint: int) -> None:
         if digest is None or (mtime, inode) != (then, where):
             return
         base = os.path.dirname(place) if alone or path == place else place
-        files.append((os.fsdecode(os.path.relpath(path, base or b".")), bytes(digest)))
+        files.append((os.fsdecode(os.path.relpath(place_of(path), base or b".")), bytes(digest)))
     # Beside its primary file or inside its directory: names are relative to the directory that holds them all.
     if any(name.startswith("../") for name, _ in files):
         base = os.path.dirname(rows[0][6])

@@ -59,6 +59,8 @@ class Indexer:
         self.twice: set[int] = set()
         self.touched: set[int] = set()
         self.displaced: set[int] = set()
+        self.aside: dict[int, bytes] = {}
+        """Files whose place another took, so that their checkpoint got a new version; and that place."""
         self.tables: dict[bytes, int] = {}
         self.again: set[bytes] = set()
         self.rewrite = False
@@ -138,7 +140,10 @@ class Indexer:
             else:
                 away[stat].add(key)
                 self.contents[key] = content
-                if root == self.root and not missing:
+                place, aside, _ = path.partition(DISPLACED)
+                if root == self.root and aside:
+                    self.aside[key] = place
+                elif root == self.root and not missing:
                     departed[key] = path
         # What a checkpoint left behind when it moved on is no candidate: it may well come back.
         keys = {key for found in away.values() for key in found}
@@ -148,13 +153,13 @@ class Indexer:
         ):
             owners[file].add(owner if position == 0 else 0)
         for path, stat in candidates.items():
-            from_ = [key for key in away.get(stat, ()) if key in owners]
+            from_ = [key for key in away.get(stat, ()) if key in owners or key in self.aside]
             row = known.get(path)
             if len(from_) == 1 and (row is None or row.key != from_[0]):
                 self.moves[path] = from_[0]
                 self.sources[from_[0]] = stat
-                self.leaving |= owners[from_[0]] - {0}
-        return {path for key, path in departed.items() if key in owners and DISPLACED not in path}
+                self.leaving |= owners.get(from_[0], set()) - {0}
+        return {path for key, path in departed.items() if key in owners}
 
     # --- what was seen --------------------------------------------------------------------------------------------
 
@@ -172,7 +177,9 @@ class Indexer:
             paths.update(look.unknown, look.unreadable, look.looked or ())
         with self.database.write() as writer:
             self._claim(writer)
-            self.load(writer, paths, places, self._moved_files(writer, paths))
+            moved = self._moved_files(writer, paths)
+            places.update(self.aside[key] for key in moved if key in self.aside)
+            self.load(writer, paths, places, moved)
             store_tables(writer, packed, self.tables)
             batch = Batch(self, writer, events)
             for look in looks:

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 from modelhub.catalog import query
 from modelhub.catalog.database import Reader, Row, Writer
 from modelhub.catalog.index import Indexer
-from modelhub.catalog.rows import BRIEF_COLUMNS, DISPLACED, FILE_COLUMNS, Brief, FileRow, Look, Stat, root_condition, signed
+from modelhub.catalog.rows import (
+    BRIEF_COLUMNS,
+    DISPLACED,
+    FILE_COLUMNS,
+    Brief,
+    FileRow,
+    Look,
+    Stat,
+    place_of,
+    root_condition,
+    signed,
+)  # fmt: skip
 from modelhub.catalog.tables import dump, load
 from modelhub.errors import CatalogError, ModelNotFound
 from modelhub.model import Model, printable
@@ -103,7 +114,7 @@ def known_files(reader: Reader, root: int, start: bytes) -> dict[bytes, Brief]:
     below, values = _below(root, start)
     # "+root": in the order of the table. Through the index it takes longer, and most rows are wanted.
     column = "root" if start else "+root"
-    return {row[0]: row for row in reader.each(f"SELECT {BRIEF_COLUMNS} FROM file WHERE {column}=?{below}", values)}  # type: ignore[misc]
+    return {row[0]: row for row in reader.each(f"SELECT {BRIEF_COLUMNS} FROM file WHERE {column}=?{below}", values)}
 
 
 def known_here(reader: Reader, root: int, directory: bytes) -> tuple[dict[bytes, Brief], set[bytes]]:
@@ -127,7 +138,7 @@ def known_here(reader: Reader, root: int, directory: bytes) -> tuple[dict[bytes,
             if slash < 0:
                 low = path + b"\0"
                 if DISPLACED not in path:
-                    files[path] = row  # type: ignore[assignment]
+                    files[path] = row
             else:
                 directories.add(path[len(prefix) : slash])
                 low, leapt = path[:slash] + b"0", True
@@ -249,7 +260,7 @@ def stats(reader: Reader, model: Model) -> list[tuple[bytes, int, int, int, int]
         "WHERE x.checkpoint=? ORDER BY x.position",
         (model.key,),
     )
-    return [(os.path.join(root or b"", path), *rest) for root, path, *rest in rows]
+    return [(os.path.join(root or b"", place_of(path)), *rest) for root, path, *rest in rows]
 
 
 def still(path: bytes, size: int, mtime: int) -> bool:

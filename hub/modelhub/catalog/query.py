@@ -11,6 +11,7 @@ import orjson
 
 from modelhub import where
 from modelhub.catalog.database import Reader, Row
+from modelhub.catalog.rows import place_of
 from modelhub.errors import UsageError
 from modelhub.model import Model
 
@@ -154,7 +155,8 @@ def _files(reader: Reader, keys: list[int], everything: bool) -> dict[int, tuple
     tail = " ORDER BY x.checkpoint,x.position"
     rows = reader.rows(sql + tail) if everything else reader.rows_in(f"{sql} WHERE x.checkpoint IN (??){tail}", keys)
     found: dict[int, list[str]] = defaultdict(list)
-    for key, path, root, home, root_path in rows:
+    for key, row, root, home, root_path in rows:
+        path = place_of(row)
         found[key].append(os.fsdecode(path if root == home or root is None else os.path.join(root_path, path)))
     return {key: tuple(paths) for key, paths in found.items()}
 

@@ -85,3 +85,8 @@ def signed(inode: int) -> int:
 def root_condition(root: int | None) -> tuple[str, tuple[int, ...]]:
     """SQL for the rows of a root, or of those outside of every root, and its values."""
     return ("root IS NULL", ()) if root is None else ("root=?", (root,))
+
+
+def place_of(path: bytes) -> bytes:
+    """The path of a file's row, without what marks one whose place another took."""
+    return path.partition(DISPLACED)[0]
