@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modelhub import linking
 from modelhub.dupes import DupeGroup, find_dupes
-from modelhub.errors import UsageError
+from modelhub.errors import ConversionError, UsageError
 from modelhub.model import printable
 
 if TYPE_CHECKING:
@@ -124,9 +124,10 @@ class DuplicatesPlan:
                     self._link(group.kept, twin, tell)
                 except linking.Refused as refusal:
                     twin.why_not = refusal.message
-                except OSError as error:
-                    twin.why_not = f"it could not be done: {error.strerror or error}"
-                    self.failed.append(f"{twin.path} was left as it is: {error.strerror or error}")
+                except (OSError, ConversionError) as error:
+                    why = error.message if isinstance(error, ConversionError) else error.strerror or str(error)
+                    twin.why_not = f"it could not be done: {why}"
+                    self.failed.append(f"{twin.path} was left as it is: {why}")
 
     def _link(self, kept: str, twin: Twin, tell: Callable[[int], None]) -> None:
         from modelhub.catalog import prune as rows
