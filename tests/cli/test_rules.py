@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from modelhub.catalog import Catalog
+from modelhub.catalog.jobs import Job
 from modelhub.rules.dispatch import dispatch
 from modelhub.rules.read import load
 from safetensors.torch import load_file
@@ -37,15 +38,20 @@ def ruled(own_drive: Drive, tmp_path: Path) -> Drive:
     return own_drive
 
 
-def wait(drive: Drive) -> list[dict[str, object]]:
+def jobs_of(home: Path) -> list[Job]:
+    with Catalog.open(str(home / "catalog.db")) as catalog:
+        return catalog.jobs.list()
+
+
+def wait(home: Path) -> list[Job]:
     """The jobs, once all of them have ended."""
     deadline = time.monotonic() + 60
     while True:
-        jobs: list[dict[str, object]] = drive.run("jobs", "--json").json
-        if all(job["state"] in ("done", "failed", "cancelled") for job in jobs):
+        jobs = jobs_of(home)
+        if all(job.state in ("done", "failed", "cancelled") for job in jobs):
             return jobs
         assert time.monotonic() < deadline, jobs
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def test_without_rules_it_says_how_to_write_one(modelhub: Modelhub, own_home: Path) -> None:
@@ -58,7 +64,7 @@ def test_without_rules_it_says_how_to_write_one(modelhub: Modelhub, own_home: Pa
     assert len(modelhub("rules", "--json").json) == 1  # the example is a rule
 
 
-def test_rules_are_tested_applied_and_listed(ruled: Drive) -> None:
+def test_rules_are_tested_applied_and_listed(ruled: Drive, tmp_path: Path) -> None:
     drive = ruled.path
     first, second = ruled.run("rules", "--json").json
     assert first == {
@@ -90,9 +96,9 @@ def test_rules_are_tested_applied_and_listed(ruled: Drive) -> None:
     assert not (drive / ".converted").exists()
 
     assert ruled.run("rules", "run").stdout == "12 jobs queued; modelhub jobs shows how they get on\n"
-    jobs = wait(ruled)
-    assert [job["state"] for job in jobs] == ["done"] * 12, jobs
-    assert sorted(str(job["output"]) for job in jobs if job["output"]) == outputs
+    jobs = wait(tmp_path / "home")
+    assert [job.state for job in jobs] == ["done"] * 12, jobs
+    assert sorted(job.output for job in jobs if job.output) == outputs
     assert load_file(outputs[0])
     first, second = ruled.run("rules", "--json").json
     assert (first["matches"], first["done"], first["waiting"], first["failed"]) == (4, 4, 0, 0)
@@ -104,7 +110,7 @@ def test_rules_are_tested_applied_and_listed(ruled: Drive) -> None:
     said = ruled.run("rules", "test").stdout
     assert "0 jobs would be queued\n  4 passed by: it was done already" in said
     assert len(ruled.run("rules", "run", "--json").json["jobs"]) == 4
-    wait(ruled)
+    wait(tmp_path / "home")
     assert ruled.run("rules", "run").stdout == "0 jobs queued: nothing is new\n"
 
 
@@ -176,9 +182,9 @@ def test_a_daemon_applies_them_to_what_turns_up_and_not_again(tmp_path: Path) ->
     with watching(home, drive, config=config) as daemon:
 
         def done() -> set[tuple[str, str]]:
-            jobs = daemon.run("jobs", "--json")
-            assert not [job for job in jobs if job["state"] in ("failed", "cancelled")], jobs
-            return {(job["rule"], Path(job["source"]).name) for job in jobs if job["state"] == "done"}
+            jobs = jobs_of(home)
+            assert not [job for job in jobs if job.state in ("failed", "cancelled")], jobs
+            return {(job.rule, Path(job.source).name) for job in jobs if job.state == "done"}
 
         expected = {
             ("half", "before.safetensors"),
@@ -192,12 +198,12 @@ def test_a_daemon_applies_them_to_what_turns_up_and_not_again(tmp_path: Path) ->
         (drive / "new").rename(drive / "moved")
         daemon.until(lambda: "moved/after.safetensors" in daemon.states())
         daemon.stop()
-        count = len(daemon.run("jobs", "--json"))
+        count = len(jobs_of(home))
         daemon.start()
         safetensors(drive / "last.safetensors", fill=3)
         expected |= {("half", "last.safetensors"), ("check", "last.safetensors"), ("check", "last.bf16.safetensors")}
         daemon.until(lambda: done() == expected, 40)
-        assert len(daemon.run("jobs", "--json")) == count + 3
+        assert len(jobs_of(home)) == count + 3
 
 
 def test_a_daemon_applies_them_to_a_drive_that_comes_back(tmp_path: Path) -> None:
@@ -209,6 +215,6 @@ def test_a_daemon_applies_them_to_a_drive_that_comes_back(tmp_path: Path) -> Non
     drive.rename(away)
     with watching(home, config='[[rules]]\nwhere = ["*"]\nverify = "structure"\n') as daemon:
         daemon.until(lambda: daemon.states() == {"m.safetensors": "offline"})
-        assert daemon.run("jobs", "--json") == []
+        assert jobs_of(home) == []
         away.rename(drive)
-        daemon.until(lambda: [job["state"] for job in daemon.run("jobs", "--json")] == ["done"], 40)
+        daemon.until(lambda: [job.state for job in jobs_of(home)] == ["done"], 40)
