@@ -349,6 +349,12 @@ def test_an_output_in_its_source_fails_clearly(catalog: Catalog, drive: Path, re
     (job,) = jobs(catalog)
     assert job.state == "failed"
     assert job.error == f"the output {drive}/dir0/m.safetensors is the checkpoint itself"
+    before = (drive / "dir0" / "m.safetensors").read_bytes()
+    catalog.jobs.retry(job.id)
+    work(catalog)
+    assert "is the source itself" in catalog.jobs.get(job.id).error
+    assert [path.name for path in (drive / "dir0").iterdir()] == ["m.safetensors"]
+    assert (drive / "dir0" / "m.safetensors").read_bytes() == before
 
 
 # --- since --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelhub import plugins
 from modelhub.errors import ConversionError, UsageError
-from modelhub.rules.output import Place, output_of, parse
+from modelhub.rules.output import Place, check_output, output_of, parse
 from modelhub.rules.read import Rule, check, load, target_of
 
 
@@ -184,6 +184,7 @@ def output(place: Place, template: str | None, convert: str = "safetensors") -> 
 )
 def test_outputs(place: Place, template: str | None, expected: str) -> None:
     assert output(place, template) == expected
+    check_output(place, expected)
 
 
 def test_a_recipe_is_part_of_the_default_name_and_of_templates() -> None:
@@ -210,7 +211,7 @@ def test_home_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_an_output_is_not_its_source(place: Place, template: str, message: str) -> None:
     with pytest.raises(ConversionError, match=f"{message}.*give the rule another output"):
-        output(place, template)
+        check_output(place, output(place, template))
 
 
 @settings(max_examples=300, deadline=None)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from modelhub.catalog import dispatch as sql
 from modelhub.catalog.dispatch import Match, Wanted
 from modelhub.catalog.job_rows import NewJob
-from modelhub.errors import ModelhubError, UsageError
+from modelhub.errors import ConversionError, UsageError
 from modelhub.model import printable
-from modelhub.rules.output import Place, output_of
+from modelhub.rules.output import Place, check_output, output_of
 from modelhub.rules.read import Rule, problem, target_of
 
 if TYPE_CHECKING:
@@ -146,12 +146,13 @@ def conversions(rule: Rule, matches: Sequence[Match]) -> dict[int, Planned]:
             to = f"{target.name}:{recipe.name}" if recipe else target.name
             bases[kind] = (target, recipe, {**spec_of(to, None, options, digest=True, own=True), "action": rule.action.hex()})
         target, recipe, base = bases[kind]
-        output, error = "", None
+        place, error = place_of(match), None
+        output = output_of(place, target, recipe, rule.output)
         try:
-            output = output_of(place_of(match), target, recipe, rule.output)
-        except ModelhubError as problem:
-            error = problem.message, problem.hint
-        spec = {**base, "output": output or None}
+            check_output(place, output)
+        except ConversionError as wrong:
+            error = wrong.message, wrong.hint
+        spec = {**base, "output": output}
         found[match.key] = Planned(match, _job("convert", rule, match, spec), output, error)
     return found
 

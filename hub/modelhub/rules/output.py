@@ -93,7 +93,7 @@ def parse(text: str) -> Template:
 def output_of(place: Place, target: Format, recipe: Recipe | None, template: Template | None) -> str:
     """The absolute path of what ``target`` and ``recipe`` make of a checkpoint: what the template gives, relative to its root;
     without one, a name beside the checkpoint. A template that ends with a slash names a directory, and the name in it is the
-    usual one. ConversionError where that is the checkpoint itself, lies in it, or holds it."""
+    usual one. See `check_output` for what is still wrong with it."""
     source = place.absolute.rstrip("/") or "/"
     directory = place.is_directory
     if template is None or template.text.endswith("/"):
@@ -102,11 +102,16 @@ def output_of(place: Place, target: Format, recipe: Recipe | None, template: Tem
         path = os.path.join(place.root, folder, _component(name))
     else:
         path = os.path.join(place.root, template.fill(_values(place, target, recipe)))
-    path = os.path.normpath(path)
+    return os.path.normpath(path)
+
+
+def check_output(place: Place, path: str) -> None:
+    """ConversionError where the output of a checkpoint is the checkpoint itself, lies in it, or holds it."""
+    source = place.absolute.rstrip("/") or "/"
     wrong = ""
     if path in (source, os.path.join(place.root, place.primary)):
         wrong = "is the checkpoint itself"
-    elif directory and path.startswith(source.rstrip("/") + "/"):
+    elif place.is_directory and path.startswith(source.rstrip("/") + "/"):
         wrong = "lies in the checkpoint"
     elif source.startswith(path.rstrip("/") + "/"):
         wrong = "holds the checkpoint"
@@ -114,7 +119,6 @@ def output_of(place: Place, target: Format, recipe: Recipe | None, template: Tem
         raise ConversionError(
             f"the output {printable(path)} {wrong}", "give the rule another output, like '{root}/.converted/{dir}/{stem}{ext}'"
         )
-    return path
 
 
 def _values(place: Place, target: Format, recipe: Recipe | None) -> dict[str, str]:
