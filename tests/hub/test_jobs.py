@@ -419,6 +419,18 @@ def test_a_rule_replaces_its_own_output_and_nothing_else(catalog: Catalog, drive
     assert torch.equal(load_file(output)["w"], torch.ones(9))
 
 
+def test_shards_that_a_rule_made_are_replaced_by_as_many_as_it_takes(catalog: Catalog, drive: Path, pool: ParsePool) -> None:
+    output = drive / "made" / "net.safetensors"
+    shards = []
+    for tensors in (4, 2, 6):
+        torch.save({f"w{i}": torch.full((50, 40), float(tensors)) for i in range(tensors)}, drive / "net.pt")
+        source = model_at(catalog, drive / "net.pt", pool)
+        done(catalog, queue(catalog, source, output, own=True, options={"max_shard_size": 9000}))
+        shards.append(sorted(path.name for path in output.parent.iterdir()))
+    assert [len(names) for names in shards] == [5, 3, 7]  # with the index
+    assert sum(name.endswith("-of-00006.safetensors") for name in shards[-1]) == 6
+
+
 def test_an_output_that_stood_when_its_process_died_is_recorded_not_made_again(
     catalog: Catalog, drive: Path, pool: ParsePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,31 +181,31 @@ def run(argv: list[str]) -> int:
         except (KeyboardInterrupt, click.Abort):
             if debug:
                 raise
-            return _failed("interrupted", "interrupted", "", 130, as_json)
+            return failed("interrupted", "interrupted", "", 130, as_json)
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx else "modelhub"
             message, _, hint = error.format_message().rstrip(".").partition("; ")
             message = message[:1].lower() + message[1:]
-            return _failed("usage", message, hint or f"see '{where} --help'", 2, as_json)
+            return failed("usage", message, hint or f"see '{where} --help'", 2, as_json)
         except click.ClickException as error:
-            return _failed("error", error.format_message(), "", error.exit_code, as_json)
+            return failed("error", error.format_message(), "", error.exit_code, as_json)
         except ModelhubError as error:
             if debug:
                 raise
-            return _failed(error.code, error.message, error.hint, error.exit_status, as_json)
+            return failed(error.code, error.message, error.hint, error.exit_status, as_json)
         except OSError as error:
             if debug:
                 raise
-            return _failed("io", _os_error(error), "", 3, as_json)
+            return failed("io", _os_error(error), "", 3, as_json)
         except MemoryError:
             if debug:
                 raise
-            return _failed("memory", "out of memory", "--threads 1 needs the least", 3, as_json)
+            return failed("memory", "out of memory", "--threads 1 needs the least", 3, as_json)
         except Exception as error:
             if debug:
                 raise
             what = f"this is a bug in modelhub: {type(error).__name__}: {error}"
-            return _failed("internal", what, "run it again with --debug for the traceback, and report it", 3, as_json)
+            return failed("internal", what, "run it again with --debug for the traceback, and report it", 3, as_json)
     except BrokenPipeError:
         # Whoever read us has had enough: the answer stands, the rest of it goes nowhere.
         _discard_stdout()
@@ -246,7 +246,7 @@ def _take(argv: list[str], flag: str) -> bool:
     return found
 
 
-def _failed(code: str, message: str, hint: str, status: int, as_json: bool) -> int:
+def failed(code: str, message: str, hint: str, status: int, as_json: bool) -> int:
     """Tell an error: one line on stderr, or with ``--json`` one document on stdout."""
     from modelhub.cli import text
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelhub.cli import text
-from modelhub.cli.app import define
+from modelhub.cli.app import define, failed
 from modelhub.cli.common import Session, json_option, model_argument
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from modelhub.convert import ConvertReport
+    from modelhub.errors import ModelhubError
     from modelhub.plan import ConvertOptions, Plan
 
 
@@ -140,7 +141,7 @@ def run(
         sys.stdout.flush()
     if background:
         return _queue(session, plan, to, as_json)
-    report = _carry_out(session, plan, to)
+    report = _carry_out(session, plan, to, as_json)
     if as_json:
         text.print_json(report.to_json())
     else:
@@ -148,7 +149,7 @@ def run(
     return 0
 
 
-def _carry_out(session: Session, plan: Plan, to: str) -> ConvertReport:
+def _carry_out(session: Session, plan: Plan, to: str, as_json: bool) -> ConvertReport:
     from modelhub.cli.progress import Progress
 
     with Progress("converting", total=plan.size) as progress:
@@ -159,7 +160,11 @@ def _carry_out(session: Session, plan: Plan, to: str) -> ConvertReport:
         if plan.source.id is not None:
             from modelhub.jobs.front import convert
 
-            report, made = convert(session.catalog, plan, to, session.plugins, tell)
+            def end(error: ModelhubError) -> None:
+                progress.close()
+                failed(error.code, error.message, error.hint, error.exit_status, as_json)
+
+            report, made = convert(session.catalog, plan, to, session.plugins, tell, end)
             session.tell("converted", made)
             return report
         from modelhub.convert import carry_out

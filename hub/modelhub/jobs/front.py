@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -29,39 +30,49 @@ BACKGROUND_ATTEMPTS = 4
 
 
 def convert(
-    catalog: Catalog, plan: Plan, to: str, plugins: Plugins, progress: Progress | None = None
+    catalog: Catalog,
+    plan: Plan,
+    to: str,
+    plugins: Plugins,
+    progress: Progress | None = None,
+    farewell: Callable[[Cancelled], None] | None = None,
 ) -> tuple[ConvertReport, Model]:
     """Carry ``plan`` out in this process, as a job that others see and can cancel (`Cancelled`); what was done, and the model it
-    became."""
+    became. ``farewell`` is told of the end where the work does not hear that it is cancelled, and this process ends with it."""
     from modelhub.jobs.run import carry, result_of, spec_of
 
-    source = plan.source
-    job = catalog.jobs.add(
-        "convert",
-        source.absolute_path,
-        spec_of(to, plan.output, plan.options),
-        checkpoint=source.id,
-        version=source.version,
-        owner=identity.owner(),
-    )
+    me = identity.owner()
+    source, spec = plan.source, spec_of(to, plan.output, plan.options)
     try:
-        with Heart(catalog.jobs, job, status=Cancelled.exit_status) as heart:
+        job = catalog.jobs.add("convert", source.absolute_path, spec, checkpoint=source.id, version=source.version, owner=me)
+        cancelled = Cancelled(f"job {job.id} was cancelled", "nothing was written")
+
+        def end() -> None:
+            if farewell:
+                farewell(cancelled)
+
+        with Heart(catalog.jobs, job, status=Cancelled.exit_status, farewell=end) as heart:
             report, made = carry(catalog, job, plan, plugins, heart, progress=progress)
+        patiently(lambda: catalog.jobs.finish(job, result_of(report), f"made {report.output}, {report.size:,} bytes"))
     except Stopped as stopped:
         if stopped.why == "lost":
             raise ModelhubError(f"job {job.id} was taken for dead and was given up", "nothing was written; try again") from None
         catalog.jobs.stop(job, "asked to stop")
-        raise Cancelled(f"job {job.id} was cancelled", "nothing was written") from None
-    except (KeyboardInterrupt, SystemExit):
-        with contextlib.suppress(ModelhubError):
-            catalog.jobs.stop(job, "interrupted")
-        raise
+        raise cancelled from None
     except BaseException as error:
         with contextlib.suppress(ModelhubError):
-            catalog.jobs.fail(job, *limits.told(error, 0))
+            for job in _held(catalog, me):
+                if isinstance(error, Exception):
+                    catalog.jobs.fail(job, *limits.told(error, 0))
+                else:  # Ctrl-C, SIGTERM
+                    catalog.jobs.stop(job, "interrupted")
         raise
-    patiently(lambda: catalog.jobs.finish(job, result_of(report), f"made {report.output}, {report.size:,} bytes"))
     return report, made
+
+
+def _held(catalog: Catalog, owner: str) -> list[Job]:
+    """The jobs that this process has in hand: Ctrl-C may come before it knows of its own."""
+    return [job for job in catalog.jobs.list(["running"]) if job.owner == owner]
 
 
 def queue(catalog: Catalog, plan: Plan, to: str) -> Job:

@@ -128,8 +128,6 @@ class Heart:
         for thread in parting:
             thread.join(0.5)
         with contextlib.suppress(Exception):
-            if self._status == 130:
-                sys.stderr.write("\nmodelhub: cancelled\n")
             sys.stderr.flush()
             sys.stdout.flush()
         os._exit(self._status)

@@ -7,6 +7,7 @@ to get their names, and how they were made, before they do. Whoever takes it up 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -135,10 +136,13 @@ def _convert(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: P
                 return Outcome({"same_as": path, "model": same.id}, f"nothing to do: {path} is the same made of the same")
             if source.digest and not catalog.jobs.first_of_its_kind(job, bytes.fromhex(source.digest.removeprefix("sha256:"))):
                 raise Busy
-    if job.spec.get("own") and output and _is_ours(catalog, job, output, plugins):
+    old = _ours(catalog, job, output, source, plugins) if job.spec.get("own") and output else None
+    if old is not None:
         options = replace(options, force=True)
     plan = make_plan(source, job.spec["to"], output, options, plugins)
     report, made = carry(catalog, job, plan, plugins, heart, digests=digests)
+    if old is not None:
+        _clear(old, report)
     return Outcome(result_of(report), f"made {printable(report.output)}, {report.size:,} bytes", "converted", made)
 
 
@@ -310,12 +314,23 @@ def _how(job: Job, plugins: Plugins) -> tuple[str, dict[str, Any]]:
     return recipe.name if recipe else "", options | given.get("extra", {})
 
 
-def _is_ours(catalog: Catalog, job: Job, output: str, plugins: Plugins) -> bool:
-    """Whether what stands at ``output`` was made by a rule of the same source, by this one or in the same way (rules get other
-    names), and nobody has touched it since."""
-    for model in catalog.at(os.path.abspath(output)) if job.rule else ():
+def _ours(catalog: Catalog, job: Job, output: str, source: Model, plugins: Plugins) -> Model | None:
+    """What stands at ``output``, or in shards called after it, if it was made by a rule of the same source, by this one or in
+    the same way (rules get other names), and nobody has touched it since."""
+    output = os.path.abspath(output)
+    parts = (f"{os.path.splitext(output)[0]}-", f"{output}.")
+    for model in catalog.children(source) if job.rule else ():
+        if model.absolute_path != output and not all(path.startswith(parts) for path in model.file_paths):
+            continue
         for step in catalog.lineage(model):
             same = step["rule"] == job.rule or (step["recipe"], step["options"]) == _how(job, plugins)
-            if step["rule"] and same and step["parent"] == job.checkpoint and catalog.unchanged(model):
-                return True
-    return False
+            if step["rule"] and same and step["parent"] == source.id and catalog.unchanged(model):
+                return model
+    return None
+
+
+def _clear(old: Model, report: ConvertReport) -> None:
+    """Remove what the new output has not replaced of the old one: there were more shards, or other ones."""
+    for path in set(old.file_paths) - set(report.files) if report.plan.format.extension else ():
+        with contextlib.suppress(OSError):
+            os.unlink(path)
