@@ -120,6 +120,8 @@ class Indexer:
                 wanted[stat.inode].append(stat)
                 if row is not None:
                     left[row.key] = row
+            elif row.flags & 2:  # it is back, perhaps from another root
+                wanted[stat.inode].append(stat)
         self.twice = {inode for inode, stats in wanted.items() if len(stats) > 1}
         away: dict[Stat, set[int]] = defaultdict(set)
         for row in left.values():
