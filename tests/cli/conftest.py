@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from modelhub.cli.app import run as run_line
 
 from tests.conftest import Modelhub, Result, command_path
 
@@ -61,3 +66,23 @@ def own_drive(sample_drive: Path, tmp_path: Path, modelhub: Modelhub) -> Drive:
 
 def _at_home(modelhub: Callable[..., Result], home: Path) -> Modelhub:
     return lambda *words, **settings: modelhub(*words, **{"MODELHUB_HOME": str(home), **settings})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[Modelhub]:
+    """Runs a command line in this process: for what a test needs besides what it is about."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object, status: int | None = 0, input: str | None = None, **environ: str) -> Result:
+        line = [os.fspath(word) if isinstance(word, os.PathLike) else str(word) for word in words]
+        out, err = io.StringIO(), io.StringIO()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            patch.setattr("sys.stdin", io.StringIO(input or ""))
+            ended = run_line(list(line))
+        assert status is None or ended == status, f"{line} ended with {ended}\n{out.getvalue()}\n{err.getvalue()}"
+        return Result(line, ended, out.getvalue(), err.getvalue())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)

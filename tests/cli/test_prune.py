@@ -42,18 +42,18 @@ def same(one: Path, other: Path) -> bool:
     return one.samefile(other)
 
 
-def test_a_plan_of_everything_changes_nothing(drive: Path, modelhub: Modelhub, own_home: Path) -> None:
+def test_a_plan_of_everything_changes_nothing(drive: Path, modelhub: Modelhub, quick: Modelhub, own_home: Path) -> None:
     left = drive / ".modelhub-0123456789ab.tmp"
     (left / "output").mkdir(parents=True)
     (left / "output" / "half.bin").write_bytes(bytes(5000))
     (left / "owner.lock").write_text("")
     gone = [safetensors(drive / f"gone{number}.safetensors", fill=80 + number) for number in range(2)]
-    modelhub("scan", drive)
-    modelhub("note", "gone1", "keep me in mind")
+    quick("scan", drive)
+    quick("note", "gone1", "keep me in mind")
     for path in gone:
         path.unlink()
-    modelhub("scan")
-    before, rows = state(drive), modelhub("ls", "--json").stdout
+    quick("scan")
+    before, rows = state(drive), quick("ls", "--json").stdout
     plan = modelhub("prune", "--older-than", "0s", "--link", "hard")
     lines = plan.lines
     assert lines[0] == "scratch     1 directory of conversions that died, 5.0 kB"
@@ -72,29 +72,29 @@ def test_a_plan_of_everything_changes_nothing(drive: Path, modelhub: Modelhub, o
     assert [(row["path"], row["removed"]) for row in document["missing"]["found"]] == [(str(gone[0]), False)]
     assert [(row["path"], row["why"]) for row in document["missing"]["kept"]] == [(str(gone[1]), "it has notes")]
     assert document["duplicates"]["bytes"] == 2 * (drive / "one.safetensors").stat().st_size
-    assert (state(drive), modelhub("ls", "--json").stdout) == (before, rows)
+    assert (state(drive), quick("ls", "--json").stdout) == (before, rows)
 
     done = modelhub("prune", "scratch", "missing", "--older-than", "0s", "--apply", "--json").json
     assert set(done) == {"applied", "scratch", "missing"}
     assert done["scratch"]["found"][0]["removed"]
     assert not left.exists()
-    assert [model["name"] for model in modelhub("ls", "--json", "--where", "state=missing").json] == ["gone1"]
-    assert "1 model forgotten" in modelhub("prune", "missing", "--older-than", "0s", "--with-notes", "--apply").stdout
-    assert modelhub("ls", "-q", "--where", "state=missing").stdout == ""
-    assert "removed" in modelhub("prune", "orphans", "--apply").stdout
+    assert [model["name"] for model in quick("ls", "--json", "--where", "state=missing").json] == ["gone1"]
+    assert "1 model forgotten" in quick("prune", "missing", "--older-than", "0s", "--with-notes", "--apply").stdout
+    assert quick("ls", "-q", "--where", "state=missing").stdout == ""
+    assert "removed" in quick("prune", "orphans", "--apply").stdout
     again = modelhub("prune", "scratch", "missing", "orphans", "--older-than", "0s").lines
     assert again[:3] == ["scratch     none", "missing     none", "orphans     none"]
 
 
-def test_only_what_was_picked_is_linked(drive: Path, modelhub: Modelhub) -> None:
-    modelhub("scan", drive)
+def test_only_what_was_picked_is_linked(drive: Path, modelhub: Modelhub, quick: Modelhub) -> None:
+    quick("scan", drive)
     one, copy = drive / "one.safetensors", drive / "one-copy.safetensors"
     two, other = drive / "two.safetensors", drive / "two-copy.safetensors"
     data = copy.read_bytes()
-    modelhub("alias", "best@prod", copy)
-    before: dict[str, Any] = {row["name"]: row for row in modelhub("ls", "--json").json}
+    quick("alias", "best@prod", copy)
+    before: dict[str, Any] = {row["name"]: row for row in quick("ls", "--json").json}
     for words in (["prune", "--apply"], ["prune", "duplicates", "--link", "hard", "--apply"]):
-        assert "say " in modelhub(*words, status=2).stderr
+        assert "say " in quick(*words, status=2).stderr
     done = modelhub("prune", "duplicates", "best@prod", "--link", "hard", "--apply", "--json").json
     (group,) = done["duplicates"]["groups"]
     assert (group["kept"], group["models"]) == (str(one), [before["one"]["id"]])
@@ -111,41 +111,41 @@ def test_only_what_was_picked_is_linked(drive: Path, modelhub: Modelhub) -> None
     assert not same(two, other)
     assert one.stat().st_mtime == 1_600_000_000
     assert copy.read_bytes() == data
-    summary = modelhub("scan", "--json").json
+    summary = quick("scan", "--json").json
     assert (summary["found"], summary["changed"], summary["unchanged"], summary["missing"]) == (4, 0, 4, 0)
-    after = {row["name"]: row for row in modelhub("ls", "--json").json}
+    after = {row["name"]: row for row in quick("ls", "--json").json}
     for name, row in before.items():
         assert (after[name]["id"], after[name]["version"]) == (row["id"], row["version"])
     assert after["one-copy"]["aliases"] == ["best@prod"]
-    assert modelhub("show", "best@prod").stderr == ""
-    modelhub("verify", "one", "one-copy", "--level", "digest")
+    assert quick("show", "best@prod").stderr == ""
+    quick("verify", "one", "one-copy", "--level", "digest")
     # A model without a copy has none; what shares its bytes is no duplicate any more.
-    assert "nothing on the same file system has the same bytes" in modelhub("prune", "duplicates", "one").stdout
+    assert "nothing on the same file system has the same bytes" in quick("prune", "duplicates", "one").stdout
     out = modelhub("prune", "duplicates", "--all", "--link", "hard", "--apply").stdout
     assert out.splitlines()[0].startswith("duplicates  1 file linked, ")
     assert same(two, other)
-    assert modelhub("prune", "duplicates", "--link", "hard").lines[0] == "duplicates  none"
+    assert quick("prune", "duplicates", "--link", "hard").lines[0] == "duplicates  none"
 
 
-def test_what_cannot_be_done_is_said(drive: Path, modelhub: Modelhub, own_home: Path) -> None:
+def test_what_cannot_be_done_is_said(drive: Path, quick: Modelhub, own_home: Path) -> None:
     small = drive.with_name("small")
     small.mkdir()
     mount("-t", "tmpfs", "none", small)  # cannot share blocks
     try:
         for path in drive.glob("one*"):
             shutil.copy2(path, small)
-        modelhub("scan", small)
-        lines = modelhub("prune", "duplicates").lines
+        quick("scan", small)
+        lines = quick("prune", "duplicates").lines
         assert lines[0].startswith("duplicates  0 files, 0 B to gain; ")
         assert lines[0].endswith(" with --link hard")
         assert "cannot share blocks between files" in lines[2]
-        done = modelhub("prune", "duplicates", "--all", "--apply", "--json").json
+        done = quick("prune", "duplicates", "--all", "--apply", "--json").json
         assert done["duplicates"]["gained"] == 0
         (own_home / "config.toml").write_text("[watch]\nsettle = 60\nlongest_wait = 60\n")
-        assert "it was written to a moment ago" in modelhub("prune", "duplicates", "--link", "hard").stdout
+        assert "it was written to a moment ago" in quick("prune", "duplicates", "--link", "hard").stdout
         (own_home / "config.toml").write_text("[watch]\nsettle = 0\n")
         mount("-o", "remount,ro", small)
-        failed = modelhub("prune", "duplicates", "--all", "--link", "hard", "--apply", status=3)
+        failed = quick("prune", "duplicates", "--all", "--link", "hard", "--apply", status=3)
         assert "modelhub: warning: " in failed.stderr
         assert "left as it is: it could not be done" in failed.stdout
         mount("-o", "remount,rw", small)
@@ -166,22 +166,22 @@ def test_what_cannot_be_done_is_said(drive: Path, modelhub: Modelhub, own_home: 
         (["duplicates", "--apply"], "--all"),
     ],
 )
-def test_wrong_usage(words: list[str], says: str, modelhub: Modelhub) -> None:
-    assert says in modelhub("prune", *words, status=2).stderr
+def test_wrong_usage(words: list[str], says: str, quick: Modelhub) -> None:
+    assert says in quick("prune", *words, status=2).stderr
 
 
-def test_a_model_that_is_none(drive: Path, modelhub: Modelhub) -> None:
-    modelhub("prune", "duplicates", "nobody", status=3)
-    assert "is not in the catalog" in modelhub("prune", "duplicates", drive / "one.safetensors", status=2).stderr
+def test_a_model_that_is_none(drive: Path, quick: Modelhub) -> None:
+    quick("prune", "duplicates", "nobody", status=3)
+    assert "is not in the catalog" in quick("prune", "duplicates", drive / "one.safetensors", status=2).stderr
 
 
-def test_several_names_of_the_pick(drive: Path, modelhub: Modelhub) -> None:
+def test_several_names_of_the_pick(drive: Path, quick: Modelhub) -> None:
     """A hard link to a copy is no copy, and picks the same group."""
     os.link(drive / "one-copy.safetensors", drive / "alike.safetensors")
-    modelhub("scan", drive)
-    lines = modelhub("prune", "duplicates", "alike", "--link", "hard").lines
+    quick("scan", drive)
+    lines = quick("prune", "duplicates", "alike", "--link", "hard").lines
     assert len([line for line in lines if "stays as it is" in line]) == 1
     # Two names or more keep their file: all of them would have to go to free its bytes.
-    modelhub("prune", "duplicates", "alike", "--link", "hard", "--apply")
+    quick("prune", "duplicates", "alike", "--link", "hard", "--apply")
     assert same(drive / "one.safetensors", drive / "one-copy.safetensors")
-    assert modelhub("scan", "--json").json["changed"] == 0
+    assert quick("scan", "--json").json["changed"] == 0

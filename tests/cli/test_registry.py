@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modelhub.catalog import Catalog
 
 from tests.conftest import Modelhub
 from tests.hub.drives import safetensors
@@ -20,25 +19,24 @@ from tests.watching import mount, unmount
 class Registry:
     """A drive with a model, one made of it (in its second version), and all that can be written of that."""
 
-    def __init__(self, run: Modelhub, drive: Path) -> None:
-        self.run, self.drive = run, drive
+    def __init__(self, run: Modelhub, quick: Modelhub, drive: Path) -> None:
+        self.run, self.quick, self.drive = run, quick, drive
         self.base = safetensors(drive / "base.safetensors", {"w": (64, 64), "b": (64,)}, fill=61)
         self.out = drive / "out" / "small.safetensors"
         self.out.parent.mkdir()
-        run("scan", drive)
-        run("convert", self.base, "--to", "safetensors:f16", "-o", self.out)
-        run("alias", "small@first", self.out)
-        self.id = run("convert", self.base, "--to", "safetensors:bf16", "-o", self.out, "--force") and self.show("small")["id"]
-        with Catalog.open() as catalog:  # quicker than by commands, which have tests of their own
-            small = catalog.get(self.id)
-            catalog.set_alias("small@prod", small)
-            catalog.set_tags(small, {"team": "search"})
-            catalog.add_note(small, "evaluated: 0.81")
-            catalog.add_note(small, "läuft\nauch hier")
+        quick("scan", drive)
+        quick("convert", self.base, "--to", "safetensors:f16", "-o", self.out)
+        quick("alias", "small@first", self.out)
+        quick("convert", self.base, "--to", "safetensors:bf16", "-o", self.out, "--force")
+        quick("alias", "small@prod", self.out)
+        quick("tag", self.out, "team=search")
+        for note in ("evaluated: 0.81", "läuft\nauch hier"):
+            quick("note", self.out, note)
+        self.id = self.show("small")["id"]
         self.before = self.written()
 
     def show(self, model: object) -> dict[str, Any]:
-        found: dict[str, Any] = self.run("show", model, "--json", "--versions", "--lineage").json
+        found: dict[str, Any] = self.quick("show", model, "--json", "--versions", "--lineage").json
         return found
 
     def written(self) -> dict[str, Any]:
@@ -57,14 +55,14 @@ class Registry:
         }
 
     def where(self) -> tuple[str, str]:
-        shown = self.run("show", self.id, "--json").json
+        shown = self.show(self.id)
         return shown["state"], os.path.join(shown["root"], shown["path"])
 
 
 @pytest.fixture
-def registry(modelhub: Modelhub, tmp_path: Path) -> Registry:
+def registry(modelhub: Modelhub, quick: Modelhub, tmp_path: Path) -> Registry:
     (tmp_path / "drive").mkdir()
-    return Registry(modelhub, tmp_path / "drive")
+    return Registry(modelhub, quick, tmp_path / "drive")
 
 
 def test_what_there_is_to_lose(registry: Registry) -> None:
@@ -82,7 +80,7 @@ def test_moves_keep_everything(registry: Registry, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     safetensors(other / "stranger.safetensors", fill=3)
-    registry.run("scan", other)
+    registry.quick("scan", other)
     for place in (
         registry.out.with_name("renamed.safetensors"),
         registry.drive / "elsewhere" / "deep" / "renamed.safetensors",
@@ -92,7 +90,7 @@ def test_moves_keep_everything(registry: Registry, tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         registry.out.rename(place)
         registry.out = place
-        registry.run("scan")
+        registry.quick("scan")
         assert registry.where() == ("ready", str(place))
         assert registry.written() == registry.before
     registry.drive.rename(tmp_path / "moved")
@@ -103,10 +101,10 @@ def test_moves_keep_everything(registry: Registry, tmp_path: Path) -> None:
 
 def test_rescans_and_a_new_mtime_change_nothing(registry: Registry) -> None:
     for _ in range(2):
-        registry.run("scan")
+        registry.quick("scan")
         os.utime(registry.out, (1_700_000_000, 1_700_000_000))
         os.utime(registry.base)
-    registry.run("scan")
+    registry.quick("scan")
     after = registry.written()
     for one in (after, registry.before):
         for row in one["versions"]:  # digests count for the mtime that they were made under
@@ -114,7 +112,7 @@ def test_rescans_and_a_new_mtime_change_nothing(registry: Registry) -> None:
     assert after == registry.before
 
 
-def test_a_drive_that_is_away(modelhub: Modelhub, tmp_path: Path) -> None:
+def test_a_drive_that_is_away(modelhub: Modelhub, quick: Modelhub, tmp_path: Path) -> None:
     drive = tmp_path / "drive"
     drive.mkdir()
     image = tmp_path / "image"
@@ -125,7 +123,7 @@ def test_a_drive_that_is_away(modelhub: Modelhub, tmp_path: Path) -> None:
     subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", image], check=True)
     mount("-o", "loop", image, drive)
     try:
-        registry = Registry(modelhub, drive)
+        registry = Registry(modelhub, quick, drive)
         unmount(drive)
         modelhub("scan")
         assert registry.where()[0] == "offline"
@@ -154,7 +152,7 @@ def test_a_missing_model_keeps_everything_and_has_it_when_it_is_back(registry: R
 
 def test_replaced_content_keeps_what_people_wrote_and_says_that_it_was_replaced(registry: Registry) -> None:
     safetensors(registry.out, {"other": (8, 8)}, fill=9)
-    registry.run("scan")
+    registry.quick("scan")
     after = registry.written()
     for name in ("tags", "notes"):
         assert after[name] == registry.before[name]
@@ -166,14 +164,14 @@ def test_replaced_content_keeps_what_people_wrote_and_says_that_it_was_replaced(
     assert (shown.json["id"], shown.json["version"]) == (registry.id, 3)
     assert "modelhub: warning: small@prod is stale: its content was replaced on 20" in shown.stderr
     assert "this is version 3" in shown.stderr
-    assert registry.run("show", "small:3").stderr == ""
+    assert registry.quick("show", "small:3").stderr == ""
     assert "version 2 of small was replaced on 20" in registry.run("show", "small:2", status=3).stderr
-    assert "small has no version 7; there is small:3" in registry.run("show", "small:7", status=3).stderr
-    rows = {row["alias"]: row for row in registry.run("alias", "--json").json}
+    assert "small has no version 7; there is small:3" in registry.quick("show", "small:7", status=3).stderr
+    rows = {row["alias"]: row for row in registry.quick("alias", "--json").json}
     assert (rows["small@prod"]["stale"], rows["small@prod"]["version"], rows["small@prod"]["now"]) == (True, 2, 3)
     assert "its content was replaced, version 3 stands there" in registry.run("alias").stdout
     assert "small@first (stale), small@prod (stale)" in registry.run("ls").stdout
-    (row,) = [row for row in registry.run("ls", "--json").json if row["id"] == registry.id]
+    (row,) = [row for row in registry.quick("ls", "--json").json if row["id"] == registry.id]
     assert row["aliases"] == ["small@first (stale)", "small@prod (stale)"]
     # Given anew, it is good again.
     registry.run("alias", "small@prod", "small")
@@ -182,40 +180,40 @@ def test_replaced_content_keeps_what_people_wrote_and_says_that_it_was_replaced(
 
 def test_a_stale_alias_names_a_copy_of_what_it_pinned(registry: Registry) -> None:
     copy = shutil.copy(registry.out, registry.drive / "kept.safetensors")
-    registry.run("scan")
-    registry.run("verify", "small", "kept", "--level", "digest")
+    registry.quick("scan")
+    registry.quick("verify", "small", "kept", "--level", "digest")
     safetensors(registry.out, {"other": (8, 8)}, fill=9)
-    registry.run("scan")
+    registry.quick("scan")
     assert f"what it pinned stands at {copy} as well" in registry.run("show", "small@prod").stderr
     assert f"the same bytes stand at {copy}" in registry.run("show", "small:2", status=3).stderr
 
 
-def test_names_with_colons_and_several_of_a_name(modelhub: Modelhub, tmp_path: Path) -> None:
+def test_names_with_colons_and_several_of_a_name(quick: Modelhub, tmp_path: Path) -> None:
     for place, fill in (("x/llama", 1), ("y/llama", 2), ("phi:3", 3), ("a@b", 4), ("phi", 5), ("gemma:7b", 6)):
         safetensors(tmp_path / "drive" / f"{place}.safetensors", fill=fill)
-    modelhub("scan", tmp_path / "drive")
+    quick("scan", tmp_path / "drive")
 
     def path(reference: str) -> str:
-        return str(modelhub("show", reference, "--json").json["path"])
+        return str(quick("show", reference, "--json").json["path"])
 
     assert path("phi:3") == "phi:3.safetensors"
     assert path("gemma:7b") == path("gemma:7b:1") == "gemma:7b.safetensors"  # as Ollama names them
     assert path("phi:3:1") == "phi:3.safetensors"
     assert path("phi:1") == "phi.safetensors"
     assert path("a@b") == "a@b.safetensors"
-    assert "could be 2 models" in modelhub("show", "llama:1", status=3).stderr
+    assert "could be 2 models" in quick("show", "llama:1", status=3).stderr
     safetensors(tmp_path / "drive" / "y" / "llama.safetensors", {"w": (2,)})
-    modelhub("scan")
+    quick("scan")
     assert path("llama:1") == "x/llama.safetensors"
     assert path("llama:2") == "y/llama.safetensors"
     for reference in ("llama:0", "llama:" + "9" * 5000, "llama:²", "nobody:1"):
-        modelhub("show", reference, status=3)
+        quick("show", reference, status=3)
     # An alias is no version, and a version is asked for before a name.
-    modelhub("alias", "phi@3", tmp_path / "drive" / "phi:3.safetensors")
+    quick("alias", "phi@3", tmp_path / "drive" / "phi:3.safetensors")
     assert path("phi@3") == "phi:3.safetensors"
     for fill in (6, 7):
         safetensors(tmp_path / "drive" / "phi.safetensors", {f"w{fill}": (2,)})
-        modelhub("scan")
+        quick("scan")
     assert path("phi:3") == "phi.safetensors"
 
 
@@ -246,10 +244,10 @@ def test_export_and_import_carry_notes_with_their_times(registry: Registry, tmp_
     assert model["notes"] == ["evaluated: 0.81", "läuft\nauch hier"]
     model["noted"] = ["2024-05-01T10:00:00Z", "2024-05-02T10:00:00Z"]
     other = {"MODELHUB_HOME": str(tmp_path / "other")}
-    registry.run("scan", registry.drive, **other)
+    registry.quick("scan", registry.drive, **other)
     for _ in range(2):
         registry.run("import", "-", input=json.dumps(document), **other)
-    notes = registry.run("note", "small", "--json", **other).json["notes"]
+    notes = registry.quick("note", "small", "--json", **other).json["notes"]
     assert notes == [
         {"note": 1, "text": "evaluated: 0.81", "created": "2024-05-01T10:00:00Z"},
         {"note": 2, "text": "läuft\nauch hier", "created": "2024-05-02T10:00:00Z"},
@@ -262,7 +260,7 @@ def test_export_and_import_carry_notes_with_their_times(registry: Registry, tmp_
 
 
 def test_lineage_is_drawn_both_ways(registry: Registry) -> None:
-    registry.run("convert", "small", "--to", "pytorch", "-o", registry.drive / "small-pickled.pt")
+    registry.quick("convert", "small", "--to", "pytorch", "-o", registry.drive / "small-pickled.pt")
     drawn = registry.run("show", "small", "--lineage").stdout
     above, below = drawn.split("made from\n")[1].split("made into\n")
     lines = above.splitlines()
@@ -278,7 +276,7 @@ def test_lineage_is_drawn_both_ways(registry: Registry) -> None:
     assert [node["node"] for node in shown["graph"]["nodes"]] == [0, 1, 2]
     assert {(edge["parent"], edge["child"]) for edge in shown["graph"]["edges"]} == {(1, 0), (0, 2)}
     assert shown["lineage"][0]["parent"] == shown["graph"]["nodes"][1]["id"]
-    registry.run("rm", "base")
+    registry.quick("rm", "base")
     assert "[gone]" in registry.run("show", "small-pickled", "--lineage").stdout
     assert "nothing is known" in registry.run("show", registry.base, "--lineage").stdout
-    assert registry.run("show", registry.base, "--lineage", "--versions", "--json").json["versions"] == []
+    assert registry.quick("show", registry.base, "--lineage", "--versions", "--json").json["versions"] == []

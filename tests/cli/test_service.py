@@ -31,11 +31,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def drive(tmp_path: Path, modelhub: Modelhub) -> Path:
+def drive(tmp_path: Path, quick: Modelhub) -> Path:
     """A root with everything in its name that means something to systemd, short of what it cannot hold."""
     drive = tmp_path / '100% of it\'s "models" $HOME \\ größe;#'
     safetensors(drive / "a.safetensors")
-    modelhub("scan", drive)
+    quick("scan", drive)
     return drive
 
 
@@ -131,28 +131,28 @@ def test_install_writes_tells_and_runs_nothing(drive: Path, modelhub: Modelhub, 
     assert "there is no" in modelhub("service", "uninstall").stdout
 
 
-def test_what_somebody_else_wrote_stays(drive: Path, modelhub: Modelhub, config: Path) -> None:
+def test_what_somebody_else_wrote_stays(drive: Path, quick: Modelhub, config: Path) -> None:
     config.parent.mkdir(parents=True)
     config.write_text("[Service]\nExecStart=/bin/true\n")
     for action in ("install", "uninstall"):
-        assert "was not written by modelhub" in modelhub("service", action, status=3).stderr
+        assert "was not written by modelhub" in quick("service", action, status=3).stderr
     assert config.read_text().startswith("[Service]")
-    modelhub("service", "install", "--force")
+    quick("service", "install", "--force")
     assert config.read_text().startswith("# Written by")
     for words in (["show", "--force"], ["status", "--force"], ["frobnicate"], []):
-        modelhub("service", *words, status=2)
+        quick("service", *words, status=2)
     config.unlink()
     config.parent.rmdir()
     config.parent.write_text("no directory")
-    assert "cannot be written" in modelhub("service", "install", status=3).stderr
+    assert "cannot be written" in quick("service", "install", status=3).stderr
 
 
-def test_the_catalog_and_the_environment(drive: Path, modelhub: Modelhub, tmp_path: Path, config: Path) -> None:
+def test_the_catalog_and_the_environment(drive: Path, quick: Modelhub, tmp_path: Path, config: Path) -> None:
     catalog = tmp_path / "elsewhere" / "c.db"
     environ = {"MODELHUB_CATALOG": str(catalog), "MODELHUB_DISABLE": "pytorch"}
-    assert "nothing to watch" in modelhub("service", "show", status=2, **environ).stderr
-    modelhub("scan", drive, **environ)
-    text = modelhub("service", "show", **environ).stdout
+    assert "nothing to watch" in quick("service", "show", status=2, **environ).stderr
+    quick("scan", drive, **environ)
+    text = quick("service", "show", **environ).stdout
     assert set(values(text, "Environment")) >= {f"MODELHUB_CATALOG={catalog}", "MODELHUB_DISABLE=pytorch"}
     assert str(catalog.parent) in values(text, "ReadWritePaths")
 
@@ -169,40 +169,40 @@ def test_no_password_gets_into_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
         assert _without_password(url) == url
 
 
-def test_a_drive_stays_free_to_be_unmounted(modelhub: Modelhub, tmp_path: Path, config: Path) -> None:
+def test_a_drive_stays_free_to_be_unmounted(quick: Modelhub, tmp_path: Path, config: Path) -> None:
     """What is named is its mount point: a directory inside of it, pinned in the service's view, would keep it mounted."""
     point = tmp_path / "usb"
     point.mkdir()
     mount("-t", "tmpfs", "none", point)
     try:
         safetensors(point / "models" / "a.safetensors")
-        modelhub("scan", point / "models")
-        assert values(modelhub("service", "show").stdout, "ReadWritePaths")[1:] == [f"-{point}"]
+        quick("scan", point / "models")
+        assert values(quick("service", "show").stdout, "ReadWritePaths")[1:] == [f"-{point}"]
         unmount(point)
-        modelhub("scan")
-        assert values(modelhub("service", "show").stdout, "ReadWritePaths")[1:] == [f"-{point}"]
+        quick("scan")
+        assert values(quick("service", "show").stdout, "ReadWritePaths")[1:] == [f"-{point}"]
     finally:
         unmount(point)
 
 
-def test_outputs_of_rules_are_writable(drive: Path, modelhub: Modelhub, own_home: Path, tmp_path: Path, config: Path) -> None:
+def test_outputs_of_rules_are_writable(drive: Path, quick: Modelhub, own_home: Path, tmp_path: Path, config: Path) -> None:
     (tmp_path / "out").mkdir()
     (own_home / "config.toml").write_text(
         f'[[rules]]\nwhere = ["*"]\nconvert = "safetensors"\noutput = "{tmp_path}/out/{{dir}}/{{stem}}{{ext}}"\n'
         '[[rules]]\nwhere = ["*"]\nconvert = "pytorch"\noutput = "{root}/.converted/{stem}{ext}"\n'
         "[jobs]\nworkers = 1\nmemory = 1000000000\n"
     )
-    text = modelhub("service", "show").stdout
+    text = quick("service", "show").stdout
     assert f"-{tmp_path}/out" in values(text, "ReadWritePaths")
     assert "MemoryHigh=3000000000" in text
 
 
-def test_paths_that_a_unit_cannot_hold_are_refused(modelhub: Modelhub, tmp_path: Path, config: Path) -> None:
+def test_paths_that_a_unit_cannot_hold_are_refused(quick: Modelhub, tmp_path: Path, config: Path) -> None:
     for number, name in enumerate(("caf\udce9", "line\nbreak")):
         safetensors(tmp_path / name / "a.safetensors")
         home = {"MODELHUB_HOME": str(tmp_path / f"home{number}")}
-        modelhub("scan", tmp_path / name, **home)
-        error = modelhub("service", "install", status=2, **home).stderr
+        quick("scan", tmp_path / name, **home)
+        error = quick("service", "install", status=2, **home).stderr
         assert "rename it, or watch it without systemd" in error
         assert len(error.splitlines()) == 1
     assert not config.exists()
