@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 
 PARTIAL = (
@@ -65,12 +66,19 @@ def exclusion(patterns: Sequence[str]) -> Excluded | None:
 
 
 def read_patterns(root: bytes) -> list[str]:
-    """The lines of a root's ``.modelhubignore``; none where there is none, or it cannot be read."""
+    """The lines of a root's ``.modelhubignore``; none where there is none, it cannot be read, or is no file."""
     try:
-        with open(os.path.join(root, IGNORE_FILE), "rb") as file:
+        # Opening a FIFO would wait for a writer, for ever.
+        with open(os.path.join(root, IGNORE_FILE), "rb", opener=_not_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return []
             return os.fsdecode(file.read(1 << 20)).splitlines()
     except OSError:
         return []
+
+
+def _not_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _regex(pattern: bytes, anchored: bool) -> bytes:

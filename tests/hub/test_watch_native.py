@@ -437,6 +437,12 @@ def test_what_is_excluded_is_not_watched_and_a_changed_exclusion_counts_at_once(
         assert heard.sees("cache/cache/x")
 
 
+def test_rule_16_exclusions_in_a_fifo_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".modelhubignore")
+    with watched(tmp_path) as heard:
+        assert heard.sees("")
+
+
 def test_rule_21_names_are_bytes(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9\n")
     (tmp_path / name).mkdir()

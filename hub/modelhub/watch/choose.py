@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modelhub.mounts import NETWORK, Mount
 
-_POLLED = NETWORK | {"fuse", "fuseblk", "autofs", "drvfs", "vmhgfs", "pvfs2", "panfs", "acfs", "exfat-fuse", "nbfs", "shfs"}
+_POLLED = NETWORK | {"fuse", "fuseblk", "autofs", "drvfs", "vmhgfs", "pvfs2", "panfs"}
 _POLLED_PREFIXES = ("fuse.", "nfs", "cifs", "smb", "gluster", "lustre", "ceph")
 _LINKS = 40
 

@@ -23,6 +23,8 @@ FIRST, LONGEST = 60.0, 3600.0
 """Seconds between two starts of a watch that keeps ending: at first, and at most. They are doubled from one to the next."""
 AGAIN = 3600.0
 """Seconds after which a root that is polled for want of watches is tried again."""
+SLOW = 10.0
+"""Seconds after which a root is looked at though not all of it is watched yet; it will be looked at once more when it is."""
 SHARE = 5.0
 """Polls are so many times further apart than one takes."""
 
@@ -49,7 +51,8 @@ class Watch(Protocol):
 class _Root:
     """``started``: the last start of a watch; ``wait``: seconds from then to the next, if it ends; ``again``: when that is.
     ``asked``: since when a poll is under way; ``took``: seconds of the last one; ``mounted``: what of the mount table
-    concerns this root; ``nested``: directories below it that are polled; ``full``: when it is reconciled next."""
+    concerns this root; ``nested``: directories below it that are polled; ``full``: when it is reconciled next;
+    ``early``: when it is for the first time, if by then it is not watched."""
 
     path: str
     choice: Choice
@@ -68,6 +71,7 @@ class _Root:
     asked: float | None = None
     took: float = 0.0
     full: float = NEVER
+    early: float = NEVER
 
     @property
     def polled(self) -> bool:
@@ -168,6 +172,10 @@ class Supervisor:
                 self._start(root, now)
             if now >= root.poll_at and (root.polled or root.nested):
                 self._poll(root, now)
+            if now >= root.early:
+                root.early = NEVER
+                if root.watch is not None and not root.watch.ready:
+                    self._notify(root.path, None)
             if now >= root.full:
                 root.full = now + self.reconcile
                 self._notify(root.path, None)
@@ -218,7 +226,7 @@ class Supervisor:
         root.error = ""
         root.poll_at = now if root.choice.observer == "poll" else now + self._every(root) if root.nested else NEVER
         root.asked = None
-        root.full = NEVER
+        root.full = root.early = NEVER
         if root.choice.observer == "events":
             self._start(root, now)
         else:
@@ -229,6 +237,7 @@ class Supervisor:
         self._end(root)
         root.started = now
         root.full = now + self.reconcile
+        root.early = now + SLOW
         root.watch = _watch(root.path, self._heard, self.exclude, root.nested)
         root.watch.start()
 
@@ -237,6 +246,7 @@ class Supervisor:
         root = self.roots.get(path)
         if hint is None and root is not None:
             root.full = self._clock() + self.reconcile
+            root.early = NEVER
         self._notify(path, hint)
 
     def _end(self, root: _Root) -> None:
@@ -263,12 +273,10 @@ class Supervisor:
         if watch.limited:
             root.again = now + AGAIN
         else:
-            if healthy:
-                root.wait = FIRST
-            root.again = max(now, root.started + root.wait)
-            root.wait = min(LONGEST, root.wait * 2)
+            root.again = now if healthy else max(now, root.started + root.wait)
+            root.wait = FIRST if healthy else min(LONGEST, root.wait * 2)
         root.poll_at = min(root.poll_at, now + self._every(root))
-        root.full = NEVER
+        root.full = root.early = NEVER
 
     def _poll(self, root: _Root, now: float) -> None:
         root.asked = now
@@ -284,7 +292,7 @@ class Supervisor:
         return max(self.poll or self.interval, SHARE * root.took)
 
     def _due(self, root: _Root) -> float:
-        due = [root.full]
+        due = [root.full, root.early]
         if root.polled or root.nested:
             due.append(root.poll_at)
         if root.choice.observer == "events" and root.watch is None:
