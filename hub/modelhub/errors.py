@@ -77,6 +77,16 @@ class TemporaryError(ModelhubError):
     code = "temporary"
 
 
+class DriveAway(TemporaryError):
+    """A model or its drive is not there. What failed for that is queued again once it is back."""
+
+    code = "away"
+    HINT: ClassVar[str] = "it is done once that is there again"
+
+    def __init__(self, message: str, hint: str = HINT) -> None:
+        super().__init__(message, hint)
+
+
 class SourceChanged(TemporaryError):
     """A file changed while it was being read: what was made of it would be half old, half new."""
 

@@ -357,6 +357,65 @@ def test_an_output_in_its_source_fails_clearly(catalog: Catalog, drive: Path, re
     assert (drive / "dir0" / "m.safetensors").read_bytes() == before
 
 
+# --- drives that are away -----------------------------------------------------------------------------------------
+
+
+def give_up(catalog: Catalog) -> None:
+    """Try what is queued until it has failed for good."""
+    while catalog.jobs.counts()["queued"]:
+        with catalog.database.write() as writer:
+            writer.run("UPDATE job SET not_before=0")
+        job = catalog.jobs.claim("somebody")
+        assert job is not None
+        worker = Worker(catalog, memory=0)
+        worker.owner = "somebody"
+        try:
+            worker.do(job)
+        finally:
+            worker.close()
+
+
+@pytest.mark.parametrize("away", ["drive", "file"])
+def test_what_failed_because_its_source_was_away_is_done_once_it_is_back(
+    away: str, catalog: Catalog, drive: Path, rescan: Scan, tmp_path: Path
+) -> None:
+    found = rules({**HALF, "where": ["path~dir0"]})
+    (id,) = dispatch(catalog, found)
+    place = drive if away == "drive" else drive / "dir0" / "m.safetensors"
+    place.rename(tmp_path / "away")
+    scan(catalog, [])
+    give_up(catalog)
+    assert catalog.jobs.get(id).state == "failed"
+    assert catalog.jobs.get(id).error.partition("is ")[2].startswith("on a drive" if away == "drive" else "missing")
+    assert dispatch(catalog, found) == []
+
+    began = time.time_ns()
+    (tmp_path / "away").rename(place)
+    scan(catalog, [])
+    assert dispatch(catalog, rules(DIGESTS), since=began) == ([] if away == "drive" else [catalog.jobs.list(["queued"])[0].id])
+    assert dispatch(catalog, found, since=began if away == "file" else None) == [id]
+    work(catalog)
+    assert catalog.jobs.get(id).state == "done"
+    assert (drive / ".out" / "dir0" / "m.safetensors").exists()
+
+
+def test_nothing_is_written_where_a_drive_is_not_mounted(
+    catalog: Catalog, drive: Path, rescan: Scan, pool: ParsePool, tmp_path: Path
+) -> None:
+    fast = tmp_path / "fast"
+    fast.mkdir()
+    safetensors(fast / "there.safetensors", {"w": (7, 7)})
+    scan(catalog, [str(fast)], pool=pool)
+    fast.rename(tmp_path / "unplugged")
+    scan(catalog, [], pool=pool)
+    fast.mkdir()  # the mount point
+    found = rules({**HALF, "where": ["path~dir0"], "output": f"{fast}/{{stem}}{{ext}}"})
+    (id,) = dispatch(catalog, found)
+    give_up(catalog)
+    assert "is for a drive that is not there" in catalog.jobs.get(id).error
+    assert list(fast.iterdir()) == []
+
+
 # --- since --------------------------------------------------------------------------------------------------------
 
 

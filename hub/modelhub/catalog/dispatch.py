@@ -208,6 +208,35 @@ def refuse(writer: Writer, ids: Mapping[str, tuple[str, str]], now: int) -> None
         job_rows.log(writer, key, now, "error", f"failed: {error}")
 
 
+class Back(NamedTuple):
+    """A job that failed or waits because what it is about was not there, and is again."""
+
+    key: int
+    id: str
+    origin: str
+    action: bytes
+
+
+def back(reader: Reader, hint: str, keys: Sequence[int] | None) -> list[Back]:
+    """Jobs about checkpoints (``keys``; None: any) that are there again; known by the ``hint`` that they failed with."""
+    sql = (
+        "SELECT j.key,j.id,j.origin,j.spec FROM job j JOIN checkpoint c ON c.key=j.checkpoint JOIN root r ON r.key=c.root "
+        f"WHERE j.hint=? AND c.version=j.version AND {_READY} "
+        "AND ((j.state='queued' AND j.not_before>0) OR (j.state='failed' AND j.origin<>'user'))"
+    )
+    rows = reader.rows(sql, (hint,)) if keys is None else reader.rows_in(f"{sql} AND j.checkpoint IN (??)", keys, (hint,))
+    return [Back(key, id, origin, _action(spec)) for key, id, origin, spec in rows]
+
+
+def revive(writer: Writer, keys: Sequence[int]) -> None:
+    """Queue those jobs again, for now."""
+    writer.many(
+        "UPDATE job SET state='queued',attempts=0,crashes=0,not_before=0,finished=NULL,error='',hint='' "
+        "WHERE key=? AND state IN ('queued','failed')",
+        [(key,) for key in keys],
+    )
+
+
 # --- when rules change --------------------------------------------------------------------------------------------
 
 

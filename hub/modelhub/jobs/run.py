@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from modelhub.errors import ModelhubError, ModelNotFound, SourceChanged, TemporaryError
+from modelhub.errors import DriveAway, ModelhubError, ModelNotFound, SourceChanged
 from modelhub.jobs.heart import Heart, Stopped, patiently
 from modelhub.model import Model, printable
 
@@ -81,9 +81,9 @@ def _source(catalog: Catalog, job: Job, pool: ParsePool) -> Model:
     if model.version != job.version:
         raise Superseded(f"its source was replaced: version {job.version} was meant, {model.version} stands there now")
     if model.state == "offline":
-        raise TemporaryError(f"{model.name} is on a drive that is not there ({model.root})", "it is tried again later")
+        raise DriveAway(f"{model.name} is on a drive that is not there ({model.root})")
     if model.state == "missing":
-        raise TemporaryError(f"{model.name} is missing from {model.absolute_path}", "a scan finds it again where it was moved to")
+        raise DriveAway(f"{model.name} is missing from {model.absolute_path}")
     if not catalog.unchanged(model):
         raise SourceChanged(f"{model.absolute_path} is not as it was when it was scanned", "scan it again")
     return model
@@ -126,6 +126,7 @@ def _convert(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: P
     source = _source(catalog, job, pool)
     options = ConvertOptions(**job.spec.get("options", {}))
     output = job.spec.get("output")
+    _check_drive(catalog, output)
     digests: Sequence[FileDigest] = ()
     if job.spec.get("digest") and source.id:
         source, digests = digest_source(catalog, source, heart)
@@ -219,6 +220,13 @@ def digest_source(catalog: Catalog, source: Model, heart: Heart) -> tuple[Model,
                 raise SourceChanged(f"{path} is not as it was when it was scanned", "scan it again")
             digests.append(found)
     return catalog.refresh(source), digests
+
+
+def _check_drive(catalog: Catalog, output: str | None) -> None:
+    """Where its drive is not mounted, an output would fill the disk that has the mount point."""
+    for root in catalog.roots() if output else ():
+        if root.offline and os.path.join(os.path.abspath(output or ""), "").startswith(os.path.join(root.path, "")):
+            raise DriveAway(f"the output {printable(output or '')} is for a drive that is not there ({printable(root.path)})")
 
 
 def _made(path: str, final: str, digest: bool, heart: Heart) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from modelhub.catalog import dispatch as sql
 from modelhub.catalog.dispatch import Match, Wanted
 from modelhub.catalog.job_rows import NewJob
-from modelhub.errors import ConversionError, UsageError
+from modelhub.errors import ConversionError, DriveAway, UsageError
 from modelhub.model import printable
 from modelhub.rules.output import Place, check_output, output_of
 from modelhub.rules.read import Rule, problem, target_of
@@ -44,7 +44,8 @@ def place_of(match: Match) -> Place:
 
 
 def dispatch(catalog: Catalog, rules: Sequence[Rule], *, since: int | None = None, now: int | None = None) -> list[str]:
-    """Add the jobs that the enabled ``rules`` ask for; their ids. ``since``: look only at checkpoints that were indexed at this
+    """Add the jobs that the enabled ``rules`` ask for; their ids, and those of jobs that can be done again because what they are
+    about is back. ``since``: look only at checkpoints that were indexed at this
     time (nanoseconds since 1970) or later; None: at all.
 
     A job that cannot be done because of where its output would go is added as failed, and is not among the ids. A rule that no
@@ -81,6 +82,8 @@ class _Dispatch:
                 return
             questions = [(rule, sql.question(reader, wanted(rule))) for rule in self.rules]
             last = sql.last_key(reader)
+            back = sql.back(reader, DriveAway.HINT, keys)
+        self._revive(back)
         for page in sql.pages(keys, last):
             with database.read() as reader:
                 meant = [(rule, question, question.ask(reader, page)) for rule, question in questions]
@@ -90,6 +93,15 @@ class _Dispatch:
                 for rule, question, matches in meant:
                     if matches:  # asked again, now that nobody else writes
                         self._apply(writer, rule, question.ask(writer, [match.key for match in matches]))
+
+    def _revive(self, back: Sequence[sql.Back]) -> None:
+        """What was away is there again: what failed for that, or waits, is due."""
+        actions = {rule.action for rule in self.rules}
+        due = [job for job in back if job.origin != "rule" or job.action in actions]
+        if due:
+            with self.catalog.database.write() as writer:
+                sql.revive(writer, [job.key for job in due])
+            self.added += [job.id for job in due]
 
     def _apply(self, writer: Writer, rule: Rule, matches: list[Match]) -> None:
         if rule.converts:
