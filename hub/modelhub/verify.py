@@ -112,6 +112,9 @@ def verify(
     if catalog and model.id:  # the index keeps what reading said; what checking added is kept beside it
         known = found.findings if found else ()
         kept = [finding for finding in report.findings if finding.severity != "info" and finding not in known]
+        now = catalog.refresh(model)
+        if now.version != model.version and catalog.unchanged(now):  # the digests said that these are other weights
+            model = now
         if kept or set(catalog.findings(model)) - {*known}:  # a write is dear where there is nothing to write
             catalog.set_findings(model, report.level, kept)
     report.seconds = time.monotonic() - started

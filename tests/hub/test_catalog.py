@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,6 +205,70 @@ def test_bit_rot_splits_the_content(catalog: Catalog, drive: Path) -> None:
     catalog.set_file_digest(str(path), b"\2" * 32, path.stat())
     assert catalog.file_digest(str(path)) == b"\2" * 32
     assert catalog.tensor_digests(a) is None
+
+
+def overwrite(path: Path, byte: int, time: int) -> None:
+    """Other weights in the same shapes: neither head nor tail of the file tells."""
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes([byte]) * 100)
+    os.utime(path, ns=(time, time))
+
+
+def digest_all(catalog: Catalog, model: Model) -> None:
+    for path in model.file_paths:
+        catalog.set_file_digest(path, hashlib.sha256(Path(path).read_bytes()).digest(), os.stat(path))
+
+
+def test_rule_13_weights_that_were_overwritten_in_place_are_new_content(catalog: Catalog, drive: Path, pool: ParsePool) -> None:
+    path = safetensors(drive / "big.safetensors", {"w": (100, 100)})
+    scan(catalog, [str(drive)], pool=pool)
+    before = only(catalog, "big")
+    digest_all(catalog, before)
+    first = only(catalog, "big").digest
+    catalog.set_alias("best", before)
+    catalog.set_findings(before, "values", [Finding("nan", "error", "3 NaNs")])
+    catalog.set_tensor_digests(before, b"\7" * 32)
+    overwrite(path, 5, 10**18)
+    scan(catalog, [str(drive)], pool=pool)
+    assert only(catalog, "big").version == 1, "nobody has read it yet"
+    for _ in range(2):
+        digest_all(catalog, before)
+        after = only(catalog, "big")
+        assert (after.id, after.version, after.aliases) == (before.id, 2, ("best (stale)",))
+        assert (after.findings, catalog.tensor_digests(after)) == ((), None)
+        assert [(old["version"], old["digest"]) for old in catalog.versions(after)] == [(1, first)]
+    catalog.set_file_digest(str(path), b"\3" * 32, path.stat())  # nobody wrote to it: it rots
+    assert only(catalog, "big").version == 2
+
+
+def test_rule_14_a_touched_file_that_is_read_again_is_the_same(catalog: Catalog, drive: Path, pool: ParsePool) -> None:
+    path = drive / "a.safetensors"
+    digest_all(catalog, only(catalog, "a"))
+    before = only(catalog, "a")
+    os.utime(path, (5, 5))
+    scan(catalog, [str(drive)], pool=pool)
+    digest_all(catalog, before)
+    assert (only(catalog, "a").version, only(catalog, "a").digest) == (1, before.digest)
+
+
+def test_shards_that_were_overwritten_together_are_one_new_version(catalog: Catalog, drive: Path, pool: ParsePool) -> None:
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    shards = [safetensors(drive / "sharded" / name, {name[10]: (100, 100)}) for name in names]
+    index = {"metadata": {}, "weight_map": {name[10]: name for name in names}}
+    (drive / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
+    scan(catalog, [str(drive)], pool=pool)
+    (model,) = (model for model in catalog.models() if model.path.startswith("sharded"))
+    assert len(model.files) == 3
+    digest_all(catalog, model)
+    for version in (2, 3):
+        for shard in shards:
+            overwrite(shard, version, time.time_ns())
+        scan(catalog, [str(drive)], pool=pool)
+        digest_all(catalog, model)
+        after = catalog.refresh(model)
+        assert (after.id, after.version, after.digest is None) == (model.id, version, False)
+    assert len({old["digest"] for old in catalog.versions(after)} | {after.digest}) == 3
 
 
 def test_the_digest_of_several_files_is_what_sha256sum_says(catalog: Catalog, drive: Path) -> None:

@@ -72,8 +72,13 @@ def set_file_digest(database: Database, path: str, digest: bytes, stat: os.stat_
             if content is None:  # a file that no format knows
                 content = writer.next_key("content")
                 continue
-            before = writer.value("SELECT sha256 FROM content WHERE key=?", (content,))
+            before, then, where = writer.rows("SELECT sha256,digested_mtime,digested_inode FROM content WHERE key=?", (content,))[
+                0
+            ]
             if before is not None and before != digest:
+                if (then, where) != (mtime, inode):  # it was written to meanwhile: not rot, but other weights in the same shapes
+                    for (checkpoint,) in writer.rows("SELECT checkpoint FROM checkpoint_file WHERE file=?", (key,)):
+                        _new_version(writer, checkpoint, mtime, now)
                 content = _split(writer, key, content, stat.st_size)
             writer.run(
                 "UPDATE content SET sha256=?,digested=?,digested_mtime=?,digested_inode=? WHERE key=?",
@@ -87,6 +92,28 @@ def set_file_digest(database: Database, path: str, digest: bytes, stat: os.stat_
     return done
 
 
+def _new_version(writer: Writer, checkpoint: int, changed: int, now: int) -> None:
+    """A checkpoint's bytes turn out to be others, although its header is the same. ``changed``: the mtime of the file that tells;
+    one that is older than the present version is of the same change."""
+    same = writer.value(
+        "SELECT count(*) FROM version v JOIN checkpoint c ON c.key=v.checkpoint "
+        "WHERE c.key=? AND v.number=c.version-1 AND v.header=c.header AND v.replaced_at>=? AND c.sha256 IS NULL",
+        (checkpoint, changed),
+    )
+    if same:
+        return
+    files = _digests(writer, checkpoint, still=False)
+    writer.run(
+        "INSERT INTO version (checkpoint,number,format,precision,parameters,size,header,sha256,tensor_table,modified_at,"
+        "indexed_at,replaced_at) "
+        "SELECT key,version,format,precision,parameters,size,header,?,tensor_table,modified_at,indexed_at,? "
+        "FROM checkpoint WHERE key=?",
+        (checkpoint_sha256(files) if files else None, now, checkpoint),
+    )
+    writer.run("UPDATE checkpoint SET version=version+1,sha256=NULL,indexed_at=? WHERE key=?", (now, checkpoint))
+    writer.run("DELETE FROM finding WHERE checkpoint=? AND level<>'scan'", (checkpoint,))
+
+
 def _split(writer: Writer, file: int, content: int, size: int) -> int:
     """The bytes are not what they were, although nothing said so: another content. What was known of the old one stays with
     it."""
@@ -97,7 +124,15 @@ def _split(writer: Writer, file: int, content: int, size: int) -> int:
 
 
 def _set_checkpoint_digest(writer: Writer, checkpoint: int) -> None:
-    rows = writer.rows(
+    files = _digests(writer, checkpoint, still=True)
+    if files:
+        writer.run("UPDATE checkpoint SET sha256=? WHERE key=?", (checkpoint_sha256(files), checkpoint))
+
+
+def _digests(reader: Reader, checkpoint: int, *, still: bool) -> list[tuple[str, bytes]]:
+    """(path, SHA-256) of each file of a checkpoint; none where one has none. ``still``: only those made under the present stat
+    count."""
+    rows = reader.rows(
         "SELECT f.path,f.mtime,f.inode,t.sha256,t.digested_mtime,t.digested_inode,c.path,c.alone "
         "FROM checkpoint_file x JOIN file f ON f.key=x.file "
         "JOIN checkpoint c ON c.key=x.checkpoint LEFT JOIN content t ON t.key=f.content WHERE x.checkpoint=?",
@@ -105,16 +140,15 @@ def _set_checkpoint_digest(writer: Writer, checkpoint: int) -> None:
     )
     files = []
     for path, mtime, inode, digest, then, where, place, alone in rows:
-        if digest is None or (mtime, inode) != (then, where):
-            return
+        if digest is None or (still and (mtime, inode) != (then, where)):
+            return []
         base = os.path.dirname(place) if alone or path == place else place
         files.append((os.fsdecode(os.path.relpath(place_of(path), base or b".")), bytes(digest)))
     # Beside its primary file or inside its directory: names are relative to the directory that holds them all.
     if any(name.startswith("../") for name, _ in files):
         base = os.path.dirname(rows[0][6])
-        files = [(os.fsdecode(os.path.relpath(row[0], base or b".")), bytes(row[3])) for row in rows]
-    if files:
-        writer.run("UPDATE checkpoint SET sha256=? WHERE key=?", (checkpoint_sha256(files), checkpoint))
+        files = [(os.fsdecode(os.path.relpath(place_of(row[0]), base or b".")), bytes(row[3])) for row in rows]
+    return files
 
 
 # --- tensors ------------------------------------------------------------------------------------------------------
