@@ -125,12 +125,12 @@ def test_a_drive_that_is_away(modelhub: Modelhub, quick: Modelhub, tmp_path: Pat
     try:
         registry = Registry(modelhub, quick, drive)
         unmount(drive)
-        modelhub("scan")
+        quick("scan")
         assert registry.where()[0] == "offline"
         assert registry.written() == registry.before
         modelhub("note", registry.id, "said while it was away")
         mount("-o", "loop", image, drive)
-        modelhub("scan")
+        quick("scan")
         assert registry.where() == ("ready", str(registry.out))
         (*notes, last) = registry.written()["notes"]
         assert (notes, last) == (registry.before["notes"], "said while it was away")
@@ -140,12 +140,12 @@ def test_a_drive_that_is_away(modelhub: Modelhub, quick: Modelhub, tmp_path: Pat
 
 def test_a_missing_model_keeps_everything_and_has_it_when_it_is_back(registry: Registry, tmp_path: Path) -> None:
     registry.out.rename(tmp_path / "away")
-    registry.run("scan")
+    registry.quick("scan")
     assert registry.where()[0] == "missing"
     assert registry.written() == registry.before
     assert "its content is missing" in registry.run("alias").stdout
     (tmp_path / "away").rename(registry.out)
-    registry.run("scan")
+    registry.quick("scan")
     assert registry.where()[0] == "ready"
     assert registry.written() == registry.before
 
@@ -217,10 +217,10 @@ def test_names_with_colons_and_several_of_a_name(quick: Modelhub, tmp_path: Path
     assert path("phi:3") == "phi.safetensors"
 
 
-def test_notes(modelhub: Modelhub, tmp_path: Path) -> None:
+def test_notes(modelhub: Modelhub, quick: Modelhub, tmp_path: Path) -> None:
     path = safetensors(tmp_path / "drive" / "a.safetensors")
     assert modelhub("note", path).stdout == ""  # it is in no catalog, and stays out of it
-    assert modelhub("ls", "-q").stdout == ""
+    assert quick("ls", "-q").stdout == ""
     modelhub("note", path, "the first")
     modelhub("note", "a", "-", input="two\nlines\n")
     found = modelhub("note", "a", "the third", "--json").json
@@ -229,13 +229,13 @@ def test_notes(modelhub: Modelhub, tmp_path: Path) -> None:
     lines = modelhub("note", "a").lines
     assert [line[15:] for line in lines] == ["the first", "two", "lines", "the third"]
     assert [line[:1] for line in lines] == ["1", "2", " ", "3"]
-    assert modelhub("ls", "-q", "--where", "note~third").stdout.strip() == found["id"]
-    assert "no note 4" in modelhub("note", "a", "--rm", "1", "--rm", "4", status=3).stderr
-    modelhub("note", "a", "--rm", "1", "--rm", "2")
-    assert [note["text"] for note in modelhub("note", "a", "--json").json["notes"]] == ["the third"]
+    assert quick("ls", "-q", "--where", "note~third").stdout.strip() == found["id"]
+    assert "no note 4" in quick("note", "a", "--rm", "1", "--rm", "4", status=3).stderr
+    quick("note", "a", "--rm", "1", "--rm", "2")
+    assert [note["text"] for note in quick("note", "a", "--json").json["notes"]] == ["the third"]
     for words in (["a", "  "], ["a", "text", "--rm", "1"], ["a", "--rm", "0"], []):
-        modelhub("note", *words, status=2)
-    modelhub("note", "nobody", "text", status=3)
+        quick("note", *words, status=2)
+    quick("note", "nobody", "text", status=3)
 
 
 def test_export_and_import_carry_notes_with_their_times(registry: Registry, tmp_path: Path) -> None:
