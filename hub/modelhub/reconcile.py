@@ -43,6 +43,7 @@ class Reconciliation:
         self.settling = settling
         self.narrow = narrow
         self.problems: list[str] = []
+        self.vanished: set[bytes] = set()
         self.unreadable: set[bytes] = set()
         self.blobs: dict[tuple[str, str], list[bytes]] = defaultdict(list)
         self.store_directories: set[str] = set()
@@ -103,22 +104,35 @@ class Reconciliation:
         return released
 
     def _keep(self, reader: Reader) -> None:
-        """Checkpoints of which a file does not stand still stay as they are, all of their files; unless they wait for some."""
-        index = self.index
-        for directory in self.seen.dirty.values():
+        """Checkpoints of which a file does not stand still stay as they are, with all of their files; and what is new in a
+        directory that is one waits."""
+        index, dirty = self.index, self.seen.dirty
+        for directory in list(dirty.values()):
             for path in _paths(directory, directory.held):
                 row = index.known.get(path)
                 if row is None:
                     continue
-                self.kept[directory.path].add(os.path.basename(path))
+                name = os.path.basename(path)
+                self.kept[directory.path].add(name)
                 for owner in index.owners.get(row.key, ()):
-                    if index.old[owner].state != "incomplete" and not index.old[owner].missing:
-                        for other in self._files_of(reader, owner):
-                            there = self.seen.dirty.get(os.path.dirname(other))
-                            if there is not None and (name := os.path.basename(other)) in there.dirty:
-                                there.dirty.discard(name)
-                                there.held[name] = directory.held[os.path.basename(path)]
-                                self.kept[there.path].add(name)
+                    old = index.old[owner]
+                    if old.missing:
+                        continue
+                    files = self._files_of(reader, owner)
+                    if old.path not in files:
+                        for place in {old.path, directory.path} & dirty.keys():
+                            files += _paths(dirty[place], dirty[place].dirty)
+                    self._hold(files, directory.held[name])
+
+    def _hold(self, paths: Iterable[bytes], wait: float) -> None:
+        for path in paths:
+            place, name = os.path.split(path)
+            there = self.seen.dirty.get(place)
+            if there is not None and name in there.dirty:
+                there.dirty.discard(name)
+                there.held[name] = wait
+                if path in self.index.known:
+                    self.kept[place].add(name)
 
     def _files_of(self, reader: Reader, owner: int) -> list[bytes]:
         """Paths of a checkpoint's files in this root."""
@@ -287,9 +301,12 @@ class Reconciliation:
 
         index = self.index
         path = index.relative(result.directory)
-        unreadable = frozenset(index.relative(item.file) for item in result.problems if item.check == "read" and item.file)
-        self.problems += [item.message for item in result.problems]
-        self.unreadable |= {os.path.dirname(file) for file in unreadable}
+        unread = {item: index.relative(item.file) for item in result.problems if item.check == "read" and item.file}
+        gone = {item for item in unread if not os.path.lexists(item.file)}  # since it was listed: that is no fault of the drive
+        unreadable = frozenset(unread.values())
+        self.problems += [item.message for item in result.problems if item not in gone]
+        self.unreadable |= {os.path.dirname(file) for item, file in unread.items() if item not in gone}
+        self.vanished |= {os.path.dirname(unread[item]) for item in gone}
         if result.directory in self.store_directories:
             return self._store_look(result)
         found = [named(item) for item in result.found]

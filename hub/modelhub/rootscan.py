@@ -170,6 +170,8 @@ class RootScan:
         index = work.index
         self.problems += work.problems
         self.retry |= work.unreadable
+        for directory in work.vanished:
+            self.unsettled.setdefault(directory, 1.0)
         self.new += index.new
         self.changed += index.changed
         self.missing += index.missing

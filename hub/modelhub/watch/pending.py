@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 MOST = 2_000
 """So many directories of one root waiting at once are not worth telling apart."""
-REST = 5.0
-"""A part is not scanned again before so many times what its last scan took."""
+REST, MOST_REST = 1.0, 10.0
+"""A part is not scanned again before so many times what its last scan took has passed, nor does it rest for longer than this: the
+look after a storm is a long one, and the one after that must not be late."""
 NEVER = float("inf")
 
 
@@ -125,7 +126,7 @@ class Pending:
         if state is None or not state.out:
             return
         state.rests = {hint: until for hint, until in state.rests.items() if until > now}
-        rest = REST * seconds / len(state.out)
+        rest = min(MOST_REST, REST * seconds / len(state.out))
         for hint in state.out:
             state.rests.pop(hint, None)
             if rest > self.settle / 10:
