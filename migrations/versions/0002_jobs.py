@@ -57,6 +57,7 @@ def upgrade() -> None:
     op.create_index("ix_job_state", "job", ["state", "priority", "created"], unique=False)
     op.create_index("ix_job_checkpoint", "job", ["checkpoint"], unique=False)
     op.create_index("ix_job_output", "job", ["output"], unique=False)
+    op.create_index("ix_job_finished", "job", ["finished"], unique=False)
     op.create_table(
         "job_log",
         sa.Column("key", KEY, autoincrement=False, nullable=False),

@@ -21,6 +21,7 @@ from modelhub.errors import AmbiguousModel, ModelhubError, ModelNotFound
 from modelhub.model import clean, iso, printable
 
 STATES = ("queued", "running", "done", "failed", "cancelled")
+ENDED = ("done", "failed", "cancelled")
 LEASE = 30.0
 """Seconds for which a beat holds a job. All that other hosts know of its owner: clocks must agree this far."""
 MAX_CRASHES = 20
@@ -91,17 +92,25 @@ class Jobs:
     def list(self, states: Sequence[str] | None = None, limit: int | None = None) -> builtins.list[Job]:
         """Jobs: those at work first, then those waiting in the order in which they will be taken, then the others, the latest
         first."""
-        where = f"WHERE j.state IN ({','.join('?' * len(states))}) " if states is not None else ""
-        sql = (
-            f"SELECT {COLUMNS} {FROM} {where}ORDER BY CASE j.state WHEN 'running' THEN 0 WHEN 'queued' THEN 1 ELSE 2 END,"
-            "CASE WHEN j.state='queued' THEN -j.priority ELSE 0 END,"
-            "CASE WHEN j.state IN ('queued','running') THEN j.created ELSE -coalesce(j.finished,0) END,j.key"
-        )
-        values: list[Any] = list(states or ())
-        if limit is not None:
-            sql, values = sql + " LIMIT ?", [*values, limit]
+        wanted = STATES if states is None else tuple(states)
+        ended = [state for state in ENDED if state in wanted]
+        # Three questions of keys alone, which indexes answer.
+        parts: builtins.list[tuple[str, Sequence[str]]] = []
+        if "running" in wanted:
+            parts.append(("state='running' ORDER BY created,key", ()))
+        if "queued" in wanted:
+            parts.append(("state='queued' ORDER BY priority DESC,created,key", ()))
+        if ended:
+            some = "" if len(ended) == len(ENDED) else f" AND state IN ({','.join('?' * len(ended))})"
+            parts.append((f"finished IS NOT NULL{some} ORDER BY finished DESC,key DESC", ended if some else ()))
+        keys: builtins.list[int] = []
         with self.database.read() as reader:
-            return [job_rows.read_job(row) for row in reader.rows(sql, values)]
+            for where, values in parts:
+                room = (1 << 62) if limit is None else limit - len(keys)
+                keys += [key for (key,) in reader.rows(f"SELECT key FROM job WHERE {where} LIMIT ?", (*values, room))]
+            rows = reader.rows_in(f"SELECT {COLUMNS} {FROM} WHERE j.key IN (??)", keys)
+        found = {row[0]: job_rows.read_job(row) for row in rows}
+        return [found[key] for key in keys]
 
     def counts(self) -> dict[str, int]:
         """State -> how many jobs have it."""
@@ -128,7 +137,7 @@ class Jobs:
         """Where queued and running jobs will write, absolute; as far as that is known yet. With every file of those that are
         giving their outputs their names: shards are called otherwise."""
         with self.database.read() as reader:
-            rows = reader.rows("SELECT output,made FROM job WHERE state IN ('queued','running')")
+            rows = reader.rows("SELECT output,made FROM job WHERE state IN ('queued','running') AND kind='convert'")
         files = [os.fsencode(file["path"]) for _, made in rows if made for file in load(made).get("files", ())]
         return {bytes(output) for output, _ in rows if output} | set(files)
 

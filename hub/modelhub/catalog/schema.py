@@ -315,6 +315,7 @@ job = Table(
 Index("ix_job_state", job.c.state, job.c.priority, job.c.created)
 Index("ix_job_checkpoint", job.c.checkpoint)
 Index("ix_job_output", job.c.output)
+Index("ix_job_finished", job.c.finished)
 
 job_log = Table(
     "job_log",
