@@ -249,7 +249,9 @@ class World:
     def act(self) -> None:
         name, other = self.place(), self.place()
         thing = self.files.get(name)
-        what = self.dice.choice(["create"] * 3 + ["replace", "rewrite", "touch", "delete", "directory"] + ["move"] * 6 + ["swap"] * 2)
+        what = self.dice.choice(
+            ["create"] * 3 + ["replace", "rewrite", "touch", "delete", "directory"] + ["move"] * 6 + ["swap"] * 2
+        )
         numbers = self.dice.choice([3, 4, 5])
         if what == "create" and thing is None:
             self.write(name, numbers)
