@@ -235,3 +235,46 @@ def test_jobs_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, mon
         assert jobs.get(again.id).result["same_as"]
         assert len(jobs.logs(wanted)) == 2
     assert {job["state"] for job in modelhub("jobs", "--json").json} == {"done"}
+
+
+def test_the_registry_and_prune_on_postgresql(
+    server: str, tmp_path: Path, modelhub: Modelhub, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELHUB_CATALOG", server)
+    (own_home / "config.toml").write_text("[watch]\nsettle = 0\n")
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    save_file({"w": torch.randn(60, 60)}, drive / "base.safetensors")
+    shutil.copy(drive / "base.safetensors", drive / "base-copy.safetensors")
+    for name in ("kept", "gone"):
+        save_file({"w": torch.full((9,), float(len(name)))}, drive / f"{name}.safetensors")
+    modelhub("scan", drive)
+    made = drive / "registry-half.safetensors"
+    for recipe in ("bf16", "f16"):
+        modelhub("convert", drive / "base.safetensors", "--to", f"safetensors:{recipe}", "-o", made, "--force")
+        modelhub("alias", f"half@{recipe}", made)
+    modelhub("note", drive / "kept.safetensors", "keep me")
+    shown = modelhub("show", "half@bf16", "--json", "--versions", "--lineage")
+    assert "half@bf16 is stale" in shown.stderr
+    assert [(row["version"], row["aliases"]) for row in shown.json["versions"]] == [(2, ["half@f16"]), (1, ["half@bf16"])]
+    assert [(edge["recipe"], edge["stale"]) for edge in shown.json["graph"]["edges"]] == [("f16", False)]
+    assert "version 1 of registry-half was replaced" in modelhub("show", "registry-half:1", status=3).stderr
+    base = modelhub("show", drive / "base.safetensors", "--json").json["id"]
+    modelhub("rm", base)
+    assert modelhub("show", "half@f16", "--json", "--lineage").json["graph"]["nodes"][1]["state"] == "gone"
+    modelhub("scan", drive)
+    for name in ("kept", "gone"):
+        (drive / f"{name}.safetensors").unlink()
+    modelhub("scan", drive)
+    words = ("--older-than", "0s", "--link", "hard")
+    plan = modelhub("prune", *words, "--json").json
+    assert [row["name"] for row in plan["missing"]["found"]] == ["gone"]
+    assert [row["why"] for row in plan["missing"]["kept"]] == ["it has notes"]
+    done = modelhub(
+        "prune", "missing", "orphans", "duplicates", drive / "base-copy.safetensors", *words, "--apply", "--json"
+    ).json
+    assert done["missing"]["found"][0]["removed"]
+    assert [twin["done"] for group in done["duplicates"]["groups"] for twin in group["twins"]] == ["hard link"]
+    assert modelhub("scan", drive, "--json").json["changed"] == 0
+    assert modelhub("prune", "orphans", *words, "--json").json["orphans"]["rows"].keys() >= {"job", "content", "tensor_digests"}
+    assert f'"MODELHUB_CATALOG={server}"' in modelhub("service", "show").stdout
