@@ -7,6 +7,7 @@ another thread adds a watch; this one keeps no books, takes 2 µs, and is closed
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import struct
@@ -40,18 +41,25 @@ class Event(NamedTuple):
     name: bytes
 
 
+class NoInstance(OSError):
+    """The user has as many inotify instances as the system allows."""
+
+
 class Inotify:
-    """OSError (EMFILE) where the system or the process has no more of them. Only `wake` may be called from another thread."""
+    """`NoInstance` where the system gives no more of them. Only `wake` may be called from another thread."""
 
     def __init__(self) -> None:
+        self._wake_read, self._wake_write = os.pipe()
         handle = inotify_init()
         if handle < 0:
-            raise _error(b"")
+            error = _error(b"")
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            raise NoInstance(*error.args) if error.errno == errno.EMFILE else error
         self._handle = handle
         os.set_inheritable(handle, False)
         self._lock = threading.Lock()
-        self._wake_read, self._wake_write = os.pipe()
-        self._closed = False
+        self._woken = self._closed = False
         self._poll = select.poll()
         for readable in (handle, self._wake_read):
             self._poll.register(readable, select.POLLIN)
@@ -84,7 +92,8 @@ class Inotify:
     def wake(self) -> None:
         """Have `read` return, now and ever after."""
         with self._lock:
-            if not self._closed:
+            if not self._closed and not self._woken:
+                self._woken = True
                 os.write(self._wake_write, b"\0")
 
     def close(self) -> None:

@@ -118,13 +118,13 @@ class NativeWatch:
             self._tell_all()
 
     def _watch(self) -> None:
-        from modelhub.watch.inotify import Inotify
+        from modelhub.watch.inotify import Inotify, NoInstance
         from modelhub.watch.tree import Tree
 
         try:
             inotify = self._inotify = Inotify()
-        except OSError as error:
-            raise _no_instance(error) from error
+        except NoInstance as error:
+            raise _no_instance() from error
         self._tree = tree = Tree(inotify, self._place, self._passed, self._stopping.is_set)
         try:
             self._build(tree)
@@ -161,6 +161,11 @@ class NativeWatch:
         """Whether a directory is none of ours."""
         return is_hidden_directory(name) or path in self._skip or bool(self._excluded and self._excluded(path, True))
 
+    def _is_excluded(self, tree: Tree, node: Node, name: bytes) -> bool:
+        above = tree.path(node)
+        path = above + b"/" + name if above else name
+        return self._excluded is not None and self._excluded(path, False)
+
     # --- events ---------------------------------------------------------------------------------------------------
 
     def _take(self, tree: Tree, events: Sequence[Event]) -> None:
@@ -180,7 +185,8 @@ class NativeWatch:
                     self._directory(tree, node, mask, name)
             elif node not in touched:
                 if not is_partial(name):
-                    touched[node] = None
+                    if self._excluded is None or not self._is_excluded(tree, node, name):
+                        touched[node] = None
                 elif name == IGNORE_FILE and node is tree.top:
                     self._new_patterns = True
         for node in self._moved:
@@ -279,11 +285,9 @@ class NativeWatch:
         )
 
 
-def _no_instance(error: OSError) -> Exception:
+def _no_instance() -> _Ended:
     from modelhub.watch.inotify import limit
 
-    if error.errno != errno.EMFILE:
-        return error
     number, setting = limit("max_user_instances")
     return _Ended(
         f"no inotify instance is left: {setting} is {number}, and each root needs one; raise it with "
