@@ -80,7 +80,7 @@ def rescan(
         work = RootScan(
             catalog, root, parser, table,
             plugins=_installed() if plugins is None else plugins,
-            progress=progress, exclude=exclude, settling=settling, observer=observer,
+            progress=progress, exclude=exclude, settling=settling, observer=observer, strict=True,
         )  # fmt: skip
         if work.begin():
             wait = SECOND_LOOK if settling is None else max(SECOND_LOOK, settling.seconds)

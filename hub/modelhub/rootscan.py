@@ -38,7 +38,8 @@ class Pool(Protocol):
 
 
 class RootScan:
-    """One root. `begin`, then `parts` any number of times, then `end`."""
+    """One root. `begin`, then `parts` any number of times, then `end`. ``strict``: parts that a scan of all would pass by are
+    passed by; else they were asked for."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class RootScan:
         settle: float = 0.0,
         settling: Settling | None = None,
         observer: Observer | None = None,
+        strict: bool = False,
     ) -> None:
         self.catalog = catalog
         self.root = root
@@ -64,6 +66,7 @@ class RootScan:
         self.settle = int(settle * 1e9)
         self.settling = settling
         self.observer = observer
+        self.strict = strict
         self.plugins = plugins
         self.relook = bool(root.plugins) and root.plugins != plugins
         self.now = time.time_ns()
@@ -218,13 +221,12 @@ class RootScan:
             for above, name in components(part.path) if part and part.path else ():
                 holder = os.path.join(self.place, os.path.dirname(above))
                 if name in (b"..", b".", b"") or (
-                    self.settling is not None
-                    and (is_hidden_directory(name) or (self.excluded is not None and self.excluded(above, True)))
+                    self.strict and (is_hidden_directory(name) or (self.excluded is not None and self.excluded(above, True)))
                 ):
                     part = None
                     break
                 if os.path.islink(os.path.join(self.place, above)) and walker.allowed and not walker.allowed(above):
-                    part = None if self.settling is not None else part
+                    part = None if self.strict else part
                     break
                 if name == b"blobs" and any(
                     os.path.isdir(os.path.join(holder, beside)) for beside in (b"manifests", b"snapshots")
