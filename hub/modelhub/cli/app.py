@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from gettext import gettext
 from importlib import import_module
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -80,7 +81,7 @@ def define(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[
 
     def decorate(function: F) -> Command:
         (short,) = (section[name] for section in COMMANDS.values() if name in section)
-        more = (function.__doc__ or "").strip()
+        more = cleandoc(function.__doc__ or "")
         make = click.command(
             name, cls=Command, examples=examples, short_help=short, help=f"{short}\n\n{more}".strip(), **settings
         )
