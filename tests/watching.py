@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from modelhub.catalog import Catalog
+
 from tests.conftest import command_path
 
 SETTLE = 0.5
@@ -80,9 +82,10 @@ class Watching:
         assert "Traceback" not in done.stderr, done.stderr
         return json.loads(done.stdout) if "--json" in words else done.stdout
 
-    def ls(self, *words: object) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.run("ls", "--json", *words)
-        return found
+    def ls(self, *where: str) -> list[dict[str, Any]]:
+        """What ``ls --json`` prints, without the time that it takes to start a command: for waiting."""
+        with Catalog.open(str(self.home / "catalog.db")) as catalog:
+            return [model.to_json() for model in catalog.models(where=where)]
 
     def states(self) -> dict[str, str]:
         """Path in its root -> state."""

@@ -75,6 +75,12 @@ class Watch:
     poll: float = _key(60.0, duration, 1)
     reconcile: float = _key(3600.0, duration, 60)
 
+    @property
+    def patience(self) -> float:
+        """Half of ``longest_wait``: so long a busy directory waits for its first look, and a file in it for the one that takes
+        it as it is."""
+        return max(self.settle, self.longest_wait / 2)
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

@@ -30,7 +30,7 @@ def test_kill_9_of_anything_loses_nothing(tmp_path: Path) -> None:
             made = drive / ".converted" / source.relative_to(drive).with_suffix(".safetensors")
             assert made.read_bytes() == wanted
         assert leftovers(tmp_path) == []
-        ready = {row["path"]: row for row in daemon.ls("--where", "state=ready", "--where", "format=safetensors")}
+        ready = {row["path"]: row for row in daemon.ls("state=ready", "format=safetensors")}
         outputs = [row for path, row in ready.items() if path.startswith(".converted/")]
         assert len(outputs) == number
         assert all(row["derived_from"] for row in outputs)

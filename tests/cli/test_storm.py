@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from modelhub.catalog import Catalog
 
 from tests.storm import checkpoint, difference, populate, storm, truth
 from tests.watching import watching
@@ -20,12 +21,14 @@ def test_a_storm_leaves_the_catalog_right(tmp_path: Path, pause: float) -> None:
     drive = tmp_path / "drive"
     before = populate(drive, SIZE // 2)
     with watching(tmp_path / "home", drive) as daemon:
-        daemon.until(lambda: len(daemon.ls("--where", "state=ready")) == len(before), 120)
+        daemon.until(lambda: len(daemon.ls("state=ready")) == len(before), 120)
         ids = {str(drive / row["path"]): row["id"] for row in daemon.ls()}
-        tagged = sorted(before)[:: max(1, len(before) // 20)]
-        for path in tagged:
-            daemon.run("tag", ids[path], f"uid={before[path]}")
-            daemon.run("alias", f"{before[path]}@prod", ids[path])
+        tagged = sorted(before)[:: max(1, len(before) // 100)]
+        with Catalog.open(str(daemon.home / "catalog.db")) as catalog:
+            for path in tagged:
+                model = catalog.get(ids[path])
+                catalog.set_tags(model, {"uid": before[path]})
+                catalog.set_alias(f"{before[path]}@prod", model)
         log = storm(drive, before, SIZE, pause=pause)
         assert len(log.there) == len(truth(drive))
         deadline = time.monotonic() + 60
@@ -33,13 +36,16 @@ def test_a_storm_leaves_the_catalog_right(tmp_path: Path, pause: float) -> None:
         while wrong and time.monotonic() < deadline:
             time.sleep(1)
             wrong = difference(daemon.ls(), drive, before, ids, log)
+        assert not difference(daemon.run("ls", "--json"), drive, before, ids, log)
         assert not wrong, f"{len(wrong)} differences after {log.counts}: {wrong[:10]}\n{daemon.log[-3000:]}"
         where = {uid: os.path.relpath(path, drive) for path, uid in log.kept.items()}
-        for path in tagged:
-            uid = before[path]
-            if uid in where:
-                found = daemon.run("show", f"{uid}@prod", "--json")
-                assert (found["id"], found["path"], found["tags"]) == (ids[path], where[uid], {"uid": uid})
+        with Catalog.open(str(daemon.home / "catalog.db")) as catalog:
+            for path in tagged:
+                uid = before[path]
+                model = catalog.aliased(f"{uid}@prod")
+                assert model is not None
+                assert (model.id, model.tags) == (ids[path], {"uid": uid})
+                assert uid not in where or model.path == where[uid]
         assert "Traceback" not in daemon.log
 
 

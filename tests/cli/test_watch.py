@@ -58,7 +58,7 @@ def test_commands_work_beside_it(drive: Path, tmp_path: Path) -> None:
             uid(drive / f"d{number % 4}" / f"m{number}.safetensors", f"m{number}")
             if number % 5 == 0:
                 daemon.run("scan", drive)
-        daemon.until(lambda: len(daemon.ls("--where", "state=ready")) == 20)
+        daemon.until(lambda: len(daemon.ls("state=ready")) == 20)
         other = tmp_path / "other"
         uid(other / "x.safetensors", "x")
         daemon.run("scan", other)  # becomes a root, and is watched soon
@@ -169,7 +169,7 @@ def test_rule_4_an_unmounted_drive_is_offline_and_comes_back(tmp_path: Path) -> 
         for number in range(12):
             uid(place / f"d{number % 3}" / f"m{number}.safetensors", f"m{number}")
         with watching(tmp_path / "home", place) as daemon:
-            daemon.until(lambda: len(daemon.ls("--where", "state=ready")) == 12)
+            daemon.until(lambda: len(daemon.ls("state=ready")) == 12)
             ids = {row["path"]: row["id"] for row in daemon.ls()}
             backing = tmp_path / "backing"
             backing.mkdir()
@@ -206,7 +206,7 @@ def test_killed_at_any_time_it_goes_on_where_it_was(drive: Path, tmp_path: Path)
             assert daemon.process is not None
             daemon.process.wait()
             daemon.start()
-        daemon.until(lambda: len(daemon.ls("--where", "state=ready")) == 60)
+        daemon.until(lambda: len(daemon.ls("state=ready")) == 60)
         assert "damaged" not in daemon.run("doctor", status=None)
 
 

@@ -23,7 +23,7 @@ def test_rule_2_it_is_polled_and_a_slow_one_is_read_all_the_same(tmp_path: Path)
         fill(drive.backing)
         drive.control("slow 0.005")
         with watching(tmp_path / "home", drive.place) as daemon:
-            daemon.until(lambda: len(daemon.ls("--where", "state=ready")) == 6, 60)
+            daemon.until(lambda: len(daemon.ls("state=ready")) == 6, 60)
             (root,) = daemon.run("roots", "--json")
             assert (root["observer"], root["watched"]) == ("poll", True)
             assert "fuse" in root["why"]
@@ -36,7 +36,7 @@ def test_rule_17_errors_are_neither_gone_nor_broken(tmp_path: Path) -> None:
     with shown(tmp_path) as drive:
         fill(drive.backing)
         with watching(tmp_path / "home", drive.place) as daemon:
-            daemon.until(lambda: len(daemon.ls("--where", "state=ready")) == 6, 60)
+            daemon.until(lambda: len(daemon.ls("state=ready")) == 6, 60)
             before = {row["path"]: row["id"] for row in daemon.ls()}
             for mode in ("eio", "estale"):
                 drive.control(mode)
@@ -55,7 +55,7 @@ def test_rule_18_one_that_does_not_answer_stalls_itself_alone(tmp_path: Path) ->
     with shown(tmp_path) as drive:
         fill(drive.backing)
         with watching(tmp_path / "home", drive.place, local) as daemon:
-            daemon.until(lambda: len(daemon.ls("--where", "state=ready")) == 6, 60)
+            daemon.until(lambda: len(daemon.ls("state=ready")) == 6, 60)
             drive.control("hang")
             time.sleep(3)  # a poll has begun, and stands still
             for index in range(3):

@@ -67,7 +67,7 @@ class Daemon:
         self.wake_read, self.wake_write = os.pipe()
         for handle in (self.wake_read, self.wake_write):
             os.set_blocking(handle, False)
-        self.pending = Pending(self.settings.watch.settle, longest=self.settings.watch.longest_wait)
+        self.pending = Pending(self.settings.watch.settle, longest=self.settings.watch.patience)
         self.supervisor = Supervisor(
             self.notify,
             poll=poll,
@@ -246,7 +246,7 @@ class Daemon:
         else:
             self.settings = settings
             self.crew.most = settings.jobs.workers
-            self.pending.settle, self.pending.longest = settings.watch.settle, settings.watch.longest_wait
+            self.pending.settle, self.pending.longest = settings.watch.settle, settings.watch.patience
             self.supervisor.configure(interval=settings.watch.poll, reconcile=settings.watch.reconcile, exclude=settings.exclude)
             self.scanners.reload()
             self.scanners.service({"do": "rules", "changed": True})
@@ -272,7 +272,7 @@ class Daemon:
 
     def _mounted(self, _: Any) -> None:
         if self.mounts.changed():
-            self.log.info("mounts changed")
+            self.log.debug("mounts changed")
             self.supervisor.mounts_changed(time.monotonic())
 
     def _join(self, process: Process, heard: Callable[[Process], None]) -> None:

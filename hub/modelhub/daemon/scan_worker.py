@@ -107,7 +107,7 @@ class ScanWorker:
         if settling is None:
             mount = mount_of(root)
             local = mount is not None and mount.type in LOCAL
-            settling = Settling(watch.settle, longest=watch.longest_wait, trust_clock=local)
+            settling = Settling(watch.settle, longest=watch.patience, trust_clock=local)
             self.settling[root] = settling
         was_offline = any(known.offline for known in self.catalog.roots() if known.path == root)
         found = rescan(
