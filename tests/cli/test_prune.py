@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.conftest import Modelhub
 from tests.hub.drives import safetensors
-from tests.watching import mount, unmount
+from tests.watching import SETTLE, mount, unmount, watching
 
 KINDS = {"scratch", "missing", "orphans", "duplicates"}
 
@@ -185,3 +186,19 @@ def test_several_names_of_the_pick(drive: Path, quick: Modelhub) -> None:
     quick("prune", "duplicates", "alike", "--link", "hard", "--apply")
     assert same(drive / "one.safetensors", drive / "one-copy.safetensors")
     assert quick("scan", "--json").json["changed"] == 0
+
+
+def test_a_daemon_takes_a_link_for_no_change(drive: Path, tmp_path: Path) -> None:
+    with watching(tmp_path / "other-home", drive) as daemon:
+        daemon.until(lambda: len(daemon.ls()) == 4 and set(daemon.states().values()) == {"ready"})
+        before = {row["path"]: (row["id"], row["version"], row["dtypes"]) for row in daemon.ls()}
+        time.sleep(4 * SETTLE)
+        told = len(daemon.events)
+        done = daemon.run("prune", "duplicates", "--all", "--link", "hard", "--apply", "--json")
+        assert done["duplicates"]["gained"] > 0
+        (drive / "touched").write_text("a sign that it has looked since")
+        time.sleep(6 * SETTLE)
+        daemon.run("scan")
+        assert {row["path"]: (row["id"], row["version"], row["dtypes"]) for row in daemon.ls()} == before
+        assert [event for event in daemon.events[told:] if event["event"] in ("indexed", "changed", "missing")] == []
+    assert same(drive / "one.safetensors", drive / "one-copy.safetensors")
