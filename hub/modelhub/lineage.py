@@ -236,7 +236,8 @@ class _Search:
                 return
             followed |= frontier
             steps = [(self.known[step.parent], step) for step in rows.children(self.reader, sorted(frontier)) if step.parent]
-            steps += [(self.known[key], step) for key in sorted(frontier) for step in lost.of(self.known[key])]
+            for key in sorted(frontier):
+                steps += [(self.known[key], step) for step in rows.steps(self.reader, lost.of(self.known[key]))]
             self._meet(step.child for _, step in steps)
             frontier = set()
             for parent, step in steps:
@@ -306,19 +307,20 @@ class _Search:
 class _Lost:
     """Outputs whose sources are not in the catalog: by what is written down of these."""
 
-    def __init__(self, steps: Iterable[Step]) -> None:
-        self.by_id: dict[str, list[Step]] = defaultdict(list)
-        self.by_digest: dict[bytes, list[Step]] = defaultdict(list)
-        for step in steps:
-            if step.sha256:
-                self.by_digest[step.sha256].append(step)
-            for identity in _mentioned(step.was):
-                self.by_id[identity].append(step)
+    def __init__(self, orphans: Iterable[tuple[int, bytes | None, Mapping[str, Any]]]) -> None:
+        self.by_id: dict[str, list[int]] = defaultdict(list)
+        self.by_digest: dict[bytes, list[int]] = defaultdict(list)
+        for key, sha256, was in orphans:
+            if sha256:
+                self.by_digest[bytes(sha256)].append(key)
+            for identity in _mentioned(was):
+                self.by_id[identity].append(key)
 
-    def of(self, source: Standing) -> list[Step]:
-        """What was made of a checkpoint's bytes when it was another one; or of something gone that was made of it."""
-        found = self.by_digest.get(source.sha256, []) if source.sha256 else []
-        return [*found, *(step for step in self.by_id.get(source.id, []) if step not in found)]
+    def of(self, source: Standing) -> list[int]:
+        """Keys of the steps by which something was made of a checkpoint's bytes when it was another one; or of something gone
+        that was made of it."""
+        found = self.by_digest.get(bytes(source.sha256), []) if source.sha256 else []
+        return list(dict.fromkeys([*found, *self.by_id.get(source.id, [])]))
 
 
 def _mentioned(was: Mapping[str, Any]) -> set[str]:

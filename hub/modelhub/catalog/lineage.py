@@ -79,14 +79,20 @@ def children(reader: Reader, keys: Sequence[int]) -> list[Step]:
     )
 
 
-def orphans(reader: Reader) -> list[Step]:
-    """What was made from sources that are not in the catalog any more, or never were."""
-    return _steps(
-        reader.rows(
-            f"SELECT {_STEP} FROM lineage l JOIN checkpoint c ON c.key=l.checkpoint AND c.version=l.version "
-            f"WHERE l.parent IS NULL ORDER BY l.key DESC LIMIT {ORPHANS}"
-        )
+def orphans(reader: Reader) -> list[tuple[int, bytes | None, Mapping[str, Any]]]:
+    """(key of the step, SHA-256, ``was``) of the sources that are not in the catalog any more, or never were, and of which there
+    is an output."""
+    rows = reader.rows(
+        "SELECT l.key,l.parent_sha256,l.parent_was FROM lineage l "
+        "JOIN checkpoint c ON c.key=l.checkpoint AND c.version=l.version "
+        f"WHERE l.parent IS NULL ORDER BY l.key DESC LIMIT {ORPHANS}"
     )
+    return [(key, sha256, _read(was)) for key, sha256, was in rows]
+
+
+def steps(reader: Reader, keys: Sequence[int]) -> list[Step]:
+    """Steps by their keys."""
+    return _steps(reader.rows_in(f"SELECT {_STEP} FROM lineage l WHERE l.key IN (??) ORDER BY l.key", keys))
 
 
 _STANDING = (
@@ -186,7 +192,10 @@ def _steps(rows: Sequence[Row]) -> list[Step]:
     found = []
     for row in rows:
         options, errors, created, was = row[-4:]
-        written = load(was) if was else {}
-        values = (*row[:-4], load(options), worst(load(errors)), created, written if isinstance(written, dict) else {})
-        found.append(Step._make(values))
+        found.append(Step._make((*row[:-4], load(options), worst(load(errors)), created, _read(was))))
     return found
+
+
+def _read(was: str) -> Mapping[str, Any]:
+    found = load(was) if was else {}
+    return found if isinstance(found, dict) else {}
