@@ -250,12 +250,17 @@ def _read_intent(path: str) -> _Intent | None:
         return None
     if not isinstance(found.news, dict) or not isinstance(found.olds, dict) or not isinstance(found.names, list):
         return None
-    return found if all(isinstance(name, str) and _is_name(name) and name in found.news for name in found.names) else None
+    return found if all(isinstance(name, str) and _is_name(name, path) and name in found.news for name in found.names) else None
 
 
-def _is_name(name: str) -> bool:
-    """Whether this is a name or a path below: what lies in a scratch directory must not lead anywhere else."""
-    return bool(name) and not os.path.isabs(name) and ".." not in name.split("/") and "\0" not in name
+def _is_name(name: str, path: str) -> bool:
+    """Whether this names something in the ``output`` of the scratch directory ``path``, and nothing elsewhere: anybody may make
+    such a directory on a shared drive, with links in it."""
+    if not name or os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
+        return False
+    folder = os.path.dirname(name)
+    there = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path), "output", folder).rstrip("/")
+    return os.path.realpath(os.path.join(path, "output", folder)) == there
 
 
 def _carry_through(path: str, parent: str, intent: _Intent) -> bool:
@@ -304,8 +309,10 @@ def sweep(parent: str) -> list[str]:
 
 
 def _sweep(path: str, parent: str) -> bool:
+    if os.path.islink(path):
+        return False
     try:
-        lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:  # killed before its first step or after its last
         return _remove_directory(path)
     except OSError:  # not ours to touch

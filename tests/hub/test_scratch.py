@@ -261,6 +261,15 @@ def test_what_a_scratch_says_leads_nowhere_else(tmp_path: Path) -> None:
     (planted / "owner.lock").touch()
     (planted / "output" / "link").symlink_to(tmp_path)
     assert sweep(str(place)) == [str(planted)]
+    home = tmp_path / "home"
+    write(home, {"secret": "mine", "owner.lock": ""})
+    text = '{"names": ["secret"], "replace": false, "news": {"secret": [1, 1, 1]}, "olds": {}}'
+    write(planted, {"owner.lock": "", "intent.json": text})
+    (planted / "output").symlink_to(home)
+    assert sweep(str(place)) == [str(planted)]
+    planted.symlink_to(home)
+    assert sweep(str(place)) == []
+    assert read(home) == {"secret": "mine", "owner.lock": ""}
     assert (tmp_path / "victim").read_text() == "mine"
 
 
