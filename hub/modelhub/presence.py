@@ -120,7 +120,7 @@ class Presence:
             verdict = self._judge(devices, met)
             if not self.unchanged():
                 return Verdict(there=False, problems=[f"{os.fsdecode(self.root)} went away while it was scanned"])
-            if not self.table.changed():
+            if not devices or not self.table.changed():
                 return verdict
         return Verdict(
             unknown=list(devices), problems=[f"{os.fsdecode(self.root)}: mounts change all the while; what is gone is not known"]

@@ -184,7 +184,8 @@ class Reconciliation:
 
     def _listed(self, path: bytes) -> Directory | None:
         """A directory in which nothing is new, made one to look at; None where there is none."""
-        if os.path.basename(path) == b"blobs" or not os.path.isdir(os.path.join(self.place, path)):
+        passed_by = path not in self.seen.listed and self.walker.only is None
+        if passed_by or os.path.basename(path) == b"blobs" or not os.path.isdir(os.path.join(self.place, path)):
             return None
         listed = list_again(self.walker, path) or Directory(path, {}, [], set())
         listed.dirty = set()

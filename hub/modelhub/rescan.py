@@ -1,7 +1,7 @@
 """Scanning parts of a root again, for a daemon: what an event leads to. See `modelhub.rootscan` for what a scan is.
 
-Whatever makes the parts say less than the whole would (another drive, a root that was offline, other plugins, a scan that is to
-decide whether the root is there) makes it a scan of the whole.
+Whatever makes the parts say less than the whole would (another drive, a root that was offline, other plugins, other patterns of
+what is passed by, a scan that is to decide whether the root is there) makes it a scan of the whole.
 """
 
 from __future__ import annotations
@@ -86,9 +86,8 @@ def rescan(
             wait = SECOND_LOOK if settling is None else max(SECOND_LOOK, settling.seconds)
             if root.suspect is not None and abs(time.time_ns() - root.suspect) < wait * 1e9:
                 return Rescan(Seen(), {b"": wait}, offline=True, suspect=True)
-            whole = (
-                root.scanned is None or root.suspect is not None or root.offline or work.remounted or work.moved or work.relook
-            )
+            new = root.scanned is None or root.suspect is not None or root.offline
+            whole = new or work.remounted or work.moved or work.relook or work.other_patterns
             if root.names is not None:
                 parts = [Part(b"", False)]
             elif whole:

@@ -17,7 +17,7 @@ from modelhub.catalog.rows import Brief, Observer
 from modelhub.ignore import all_patterns, exclusion, is_hidden_directory
 from modelhub.presence import Mounts, Place, Presence, look_at
 from modelhub.reconcile import Progress, Reconciliation
-from modelhub.settle import Settling
+from modelhub.settle import LOCAL, Settling
 from modelhub.walk import Part, Walker, components
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class RootScan:
         self.problems: list[str] = []
         self.unsettled: dict[bytes, float] = {}
         self.retry: set[bytes] = set()
-        self.offline = self.suspect = False
+        self.offline = self.suspect = self.other_patterns = False
         self._growing: set[bytes] = set()
 
     # --- is the root there? ---------------------------------------------------------------------------------------
@@ -94,7 +94,11 @@ class RootScan:
             return self._is_offline()
         self.before = now
         self.updates = {"device": now.device, "inode": now.inode, "fstype": now.fstype, "source": now.source}
-        self.excluded = exclusion(all_patterns(self.place, self.exclude))
+        patterns = all_patterns(self.place, self.exclude)
+        self.excluded = exclusion(patterns)
+        if self.settling is not None:
+            self.other_patterns = self.settling.patterns not in (None, tuple(patterns))
+            self.settling.patterns = tuple(patterns)
         return True
 
     def _is_offline(self) -> bool:
@@ -153,9 +157,9 @@ class RootScan:
                 break
             with self.catalog.database.read() as reader:
                 more = work.prepare(reader, gone)
-            if not more:
+            todo = list(self._sound([Part(path, False) for path in more], walker))
+            if not todo:
                 break
-            todo = [Part(path, False) for path in sorted(more)]
         self._report(walker)
         if gone or walker.seen.dirty or self.relook:
             if self.relook:
@@ -189,8 +193,11 @@ class RootScan:
     def _walker(self, only: frozenset[bytes] | None) -> Walker:
         settling, growing = self.settling, self._growing
 
+        before = self.before
+        local = before.device if before is not None and before.fstype in LOCAL else None
+
         def hold(path: bytes, info: os.stat_result) -> float:
-            verdict = settling.look(path, info)  # type: ignore[union-attr]
+            verdict = settling.look(path, info, local=info.st_dev == local)  # type: ignore[union-attr]
             if verdict.growing:
                 growing.add(path)
             return verdict.wait
@@ -202,7 +209,7 @@ class RootScan:
             with self.catalog.database.read() as reader:
                 return places.knows_below(reader, self.root.key, path)
 
-        network = self.before is not None and self.before.network
+        network = before is not None and before.network
         return Walker(
             self.place,
             excluded=self.excluded,

@@ -56,6 +56,8 @@ class Settling:
         self.trust_clock = trust_clock
         self._clock = clock
         self._wall = wall
+        self.patterns: tuple[str, ...] | None = None
+        """What the last scan of this root passed by."""
         self._waiting: dict[bytes, _Waiting] = {}
         self._now = clock()
         self._offset = wall() - self._now
@@ -74,10 +76,10 @@ class Settling:
         for path in [path for path, one in self._waiting.items() if now - one.looked > FORGET]:
             del self._waiting[path]
 
-    def look(self, path: bytes, info: os.stat_result) -> Verdict:
-        """Judge a new or changed file by its stat."""
+    def look(self, path: bytes, info: os.stat_result, *, local: bool = True) -> Verdict:
+        """Judge a new or changed file by its stat. ``local``: it lies on a file system whose times are this host's."""
         now = self._clock()
-        age = self._age(info, now)
+        age = self._age(info, now) if local else 0.0
         if age >= self.seconds:
             self._waiting.pop(path, None)
             return Verdict(0.0)

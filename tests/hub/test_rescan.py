@@ -22,6 +22,7 @@ from modelhub.errors import ModelNotFound
 from modelhub.model import Model
 from modelhub.rescan import Part, Rescan, rescan
 from modelhub.scan import scan
+from modelhub.settle import Settling
 from modelhub.workers import ParsePool
 
 from tests.hub.drives import safetensors
@@ -129,6 +130,30 @@ def test_directories_that_came_and_went(catalog: Catalog, drive: Path, whole: Wh
     (drive / "stays").rmdir()
     (drive / "stays").write_text("a file now")
     assert counts(look("stays")) == (0, 0, 0)
+
+
+def test_a_directory_that_comes_back(catalog: Catalog, drive: Path, tmp_path: Path, whole: Whole, look: Look) -> None:
+    safetensors(drive / "one" / "deep" / "a.safetensors")
+    safetensors(drive / "b.safetensors", {"b": (3,)})
+    whole()
+    before = only(catalog, "a")
+    (drive / "one").rename(tmp_path / "away")
+    assert counts(look("")) == (0, 0, 1)
+    (tmp_path / "away").rename(drive / "one")
+    assert counts(look("")) == (0, 1, 0)
+    assert (only(catalog, "a").id, only(catalog, "a").state) == (before.id, "ready")
+
+
+def test_what_is_passed_by_from_now_on(catalog: Catalog, drive: Path, whole: Whole, look: Look) -> None:
+    safetensors(drive / "deep" / "old" / "a.safetensors")
+    safetensors(drive / "b.safetensors", {"b": (3,)})
+    whole()
+    settling = Settling(0.0)
+    look("", settling=settling)
+    (drive / ".modelhubignore").write_text("old/\n")
+    assert counts(look("", settling=settling)) == (0, 0, 1)
+    (drive / ".modelhubignore").unlink()
+    assert counts(look("", settling=settling)) == (0, 1, 0)
 
 
 def test_deep_parts_take_the_others_in(catalog: Catalog, drive: Path, whole: Whole, look: Look, pool: ParsePool) -> None:

@@ -142,6 +142,9 @@ class Batch:
         same = old is not None and old.header == found.header_digest and old.size == size
         header = found.header_digest if len(files) == 1 else None
         known = [indexer.known.get(name) for name in files]
+        if same and not moved and old is not None and self._is_known(old, found, path, files):
+            indexer.touched.add(old.key)
+            return
         contents = [indexer.contents.get(indexer.moves.get(name, 0)) if moved else None for name in files]
         whose = None if old is None else old.key
         replaced = old is not None and not same and not moved and old.state != "incomplete"
@@ -222,6 +225,21 @@ class Batch:
             )
         self._remember(
             Old(key, identity, indexer.root, path, version, found.header_digest, size, found.format, state, 0, tuple(keys)), old
+        )
+
+    def _is_known(self, old: Old, found: Found, path: bytes, files: list[bytes]) -> bool:
+        """Whether a checkpoint that was looked at because of what lies beside it is just what it was."""
+        indexer = self.indexer
+        if (
+            indexer.rewrite
+            or old.missing
+            or (old.state, found.state, old.path, old.format) != ("ready", "ready", path, found.format)
+        ):
+            return False
+        rows = [indexer.known.get(name) for name in files]
+        return tuple(row.key for row in rows if row is not None) == old.files and all(
+            row is not None and not row.flags and (row.size, row.mtime, row.inode, row.device) == indexer.stats.get(name)
+            for name, row in zip(files, rows, strict=True)
         )
 
     def _identify(self, found: Found, path: bytes, files: list[bytes], here: set[bytes]) -> tuple[Old | None, bool]:

@@ -118,8 +118,8 @@ def known_files(reader: Reader, root: int, start: bytes) -> dict[bytes, Brief]:
 
 
 def known_here(reader: Reader, root: int, directory: bytes) -> tuple[dict[bytes, Brief], set[bytes]]:
-    """The files that lie in one directory itself, by path; and the names of its directories below which files are known. Leaps
-    over those directories, however much is in them."""
+    """The files that lie in one directory itself, by path; and the names of its directories below which files were there at the
+    last look. Leaps over those directories, however much is in them."""
     files: dict[bytes, Brief] = {}
     directories: set[bytes] = set()
     prefix = directory + b"/" if directory else b""
@@ -140,7 +140,8 @@ def known_here(reader: Reader, root: int, directory: bytes) -> tuple[dict[bytes,
                 if DISPLACED not in path:
                     files[path] = row
             else:
-                directories.add(path[len(prefix) : slash])
+                if not row[4] & 2 or knows_below(reader, root, path[:slash]):
+                    directories.add(path[len(prefix) : slash])
                 low, leapt = path[:slash] + b"0", True
         if len(rows) < limit:
             return files, directories
