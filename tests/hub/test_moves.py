@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +19,7 @@ from modelhub.catalog import Catalog
 from modelhub.model import Model
 from modelhub.rescan import Part, Rescan, rescan
 from modelhub.scan import scan
+from modelhub.settle import Settling
 from modelhub.workers import ParsePool
 
 from tests.hub.drives import safetensors
@@ -325,4 +330,91 @@ def test_rule_12_no_move_of_a_storm_loses_an_id(
     for _ in range(2):  # the second look, where much was gone at once
         rescan(catalog, str(root), [Part(b"")], pool=pool, plugins="x")
     world.check(catalog)
+    assert catalog.check() == []
+
+
+STORM = """
+import os, random, sys, time
+from pathlib import Path
+from tests.hub.drives import safetensors
+root, number = Path(sys.argv[1]), int(sys.argv[2])
+dice, mine, made = random.Random(number), {}, 0
+end = time.monotonic() + 4
+def place():
+    return root / dice.choice('abcdef') / f"{number}-{dice.randrange(15)}.safetensors"
+while time.monotonic() < end:
+    path, other = place(), place()
+    what = dice.random()
+    if path not in mine and what < 0.4:
+        made += 1
+        name = f"u{number}x{made}"
+        scratch = root / f"{name}.part"
+        data = safetensors(scratch, {name: (40,)}).read_bytes()
+        if what < 0.2:
+            os.replace(scratch, path)
+        else:  # grown in pieces
+            with open(path, "wb") as file:
+                for start in range(0, len(data), 60):
+                    file.write(data[start:start + 60])
+                    file.flush()
+                    time.sleep(dice.random() / 100)
+            scratch.unlink()
+        mine[path] = name
+    elif path in mine and what < 0.8 and other not in mine:
+        os.replace(path, other)
+        mine[other] = mine.pop(path)
+    elif path in mine and what < 0.85:
+        path.unlink()
+        del mine[path]
+    elif path in mine and what < 0.9:
+        made += 1
+        mine[path] = f"u{number}x{made}"
+        os.replace(safetensors(root / f"{mine[path]}.part", {mine[path]: (50,)}), path)
+    time.sleep(dice.random() / 50)
+"""
+
+
+def test_a_storm_by_several_processes_while_it_is_scanned(
+    catalog: Catalog, pool: ParsePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescanning, "SECOND_LOOK", 0.0)
+    root = tmp_path / "drive"
+    for name in "abcdef":
+        (root / name).mkdir(parents=True)
+    scan(catalog, [str(root)], pool=pool, plugins="x")
+    dice, settling = random.Random(5), Settling(0.2, longest=1.0, trust_clock=True)
+    first: dict[str, str] = {}
+    owners: dict[str, str] = {}
+
+    def observe() -> dict[str, str]:
+        """path -> the name of the tensor there, which no other file ever has."""
+        seen = {}
+        for model in catalog.models(where=["state=ready"]):
+            (tensor,) = model.table().tensors
+            seen[model.path] = tensor.name
+            if owners.setdefault(str(model.id), tensor.name) == tensor.name:
+                first.setdefault(tensor.name, str(model.id))
+        return seen
+
+    words = [sys.executable, "-c", STORM, str(root)]
+    storm = [subprocess.Popen([*words, str(number)], cwd=Path(__file__).parents[2]) for number in range(4)]
+    while any(process.poll() is None for process in storm):
+        some = dice.sample("abcdef", dice.randrange(1, 5))
+        parts = [Part(os.fsencode(name), False) for name in some]
+        rescan(catalog, str(root), parts, pool=pool, settling=settling, plugins="x")
+        observe()
+    assert [process.returncode for process in storm] == [0] * 4
+    for _ in range(3):
+        time.sleep(0.3)
+        found = rescan(catalog, str(root), [Part(b"")], pool=pool, settling=settling, plugins="x")
+    assert found.unsettled == {}
+    truth = {}
+    for path in root.rglob("*.safetensors"):
+        with open(path, "rb") as file:
+            (truth[str(path.relative_to(root))],) = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert observe() == truth
+    now = {model.path: model.id for model in catalog.models(where=["state=ready"])}
+    assert len(first) > 30
+    lost = {path: name for path, name in truth.items() if name in first and now[path] != first[name]}
+    assert lost == {}
     assert catalog.check() == []
