@@ -431,12 +431,8 @@ def test_shards_that_a_rule_made_are_replaced_by_as_many_as_it_takes(catalog: Ca
     assert sum(name.endswith("-of-00006.safetensors") for name in shards[-1]) == 6
 
 
-def test_an_output_that_stood_when_its_process_died_is_recorded_not_made_again(
-    catalog: Catalog, drive: Path, pool: ParsePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = model_at(catalog, drive / "net.pt", pool)
-    output = drive / "out.safetensors"
-    job = queue(catalog, source, output)
+def killed_before_it_is_recorded(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do what is queued, in a process that dies when the output has its name, and nobody knows of it."""
     database = catalog.database.path
     child = os.fork()
     if child == 0:
@@ -445,7 +441,16 @@ def test_an_output_that_stood_when_its_process_died_is_recorded_not_made_again(
             work(Catalog.open(database))
         finally:
             os._exit(1)
-    os.waitpid(child, 0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_an_output_that_stood_when_its_process_died_is_recorded_not_made_again(
+    catalog: Catalog, drive: Path, pool: ParsePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model_at(catalog, drive / "net.pt", pool)
+    output = drive / "out.safetensors"
+    job = queue(catalog, source, output)
+    killed_before_it_is_recorded(catalog, monkeypatch)
     assert catalog.jobs.get(job.id).state == "running"
     assert catalog.at(str(output)) == []
     before = output.stat()
@@ -458,6 +463,73 @@ def test_an_output_that_stood_when_its_process_died_is_recorded_not_made_again(
     (step,) = catalog.lineage(made)
     assert (step["parent"], step["rule"], step["digest"] is not None) == (source.id, "r", True)
     assert made.digest
+
+
+def test_what_was_made_of_an_old_content_when_its_process_died_is_made_anew(
+    catalog: Catalog, drive: Path, pool: ParsePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule has its job, taken from the dead, do the same to what stands there now."""
+    source = model_at(catalog, drive / "net.pt", pool)
+    output = drive / "out.safetensors"
+    job = queue(catalog, source, output, own=True)
+    killed_before_it_is_recorded(catalog, monkeypatch)
+    recover(catalog)
+    torch.save({"new": torch.ones(9)}, drive / "net.pt")
+    source = model_at(catalog, drive / "net.pt", pool)
+    with catalog.database.write() as writer:
+        writer.run("UPDATE job SET version=?,not_before=0", (source.version,))
+    assert "resumed" not in done(catalog, job).result
+    assert load_file(output).keys() == {"new"}
+    (made,) = catalog.at(str(output))
+    assert catalog.lineage(made)[0]["digest"] == catalog.refresh(source).digest
+
+
+DEAF = """
+    import os, subprocess, time
+    from modelhub import Program, hookimpl
+
+    def run(checkpoint, output, options):
+        open(output, "wb").write(b"half")
+        tool = subprocess.Popen(["sleep", "100"])
+        open({log!r}, "w").write(f"{{os.getpid()}} {{tool.pid}}")
+        time.sleep(100)
+
+    @hookimpl
+    def modelhub_conversions():
+        yield Program(name="deaf", source="pytorch", target="safetensors", run=run)
+"""
+
+
+@pytest.mark.parametrize("where", ["foreground", "worker"])
+def test_a_plugins_tool_is_cancelled_with_what_it_started(
+    where: str, catalog: Catalog, drive: Path, pool: ParsePool, tmp_path: Path, make_plugin: Callable[..., Path]
+) -> None:
+    import json
+
+    from tests.conftest import command_path
+
+    log = tmp_path / "log"
+    make_plugin("deaf", DEAF.format(log=str(log)))
+    source = model_at(catalog, drive / "net.pt", pool)
+    output = drive / "out.safetensors"
+    environ = {**os.environ, "MODELHUB_CATALOG": str(catalog.database.path)}
+    command = [command_path(), "convert", str(drive / "net.pt"), "--to", "safetensors", "-o", str(output), "--json"]
+    if where == "worker":
+        queue(catalog, source, output)
+        command = [sys.executable, "-m", "modelhub.jobs.worker", "--drain"]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        until(lambda: log.exists() and log.read_text())
+        (job,) = catalog.jobs.list()
+        started = time.monotonic()
+        catalog.jobs.cancel(job.id)
+        until(lambda: catalog.jobs.get(job.id).state == "cancelled")
+        assert time.monotonic() - started < 1.3
+        told, _ = process.communicate(timeout=10)
+    if where == "foreground":
+        assert process.returncode == 130
+        assert json.loads(told)["error"]["code"] == "cancelled"
+    assert os.listdir(drive) == ["net.pt"]
+    until(lambda: not any(identity._started(pid) for pid in log.read_text().split()), 5)
 
 
 def test_a_verification_is_recorded_and_told(
@@ -536,7 +608,7 @@ def test_what_does_not_hear_is_ended_with_all_that_it_started(how: str, catalog:
                 writer.run("UPDATE job SET owner=?", (ELSEWHERE,))
         process.wait(timeout=10)
     took = time.monotonic() - started
-    assert took < heart_module.LOOK + heart_module.PATIENCE + 0.9
+    assert took < heart_module.LOOK + heart_module.PATIENCE + heart_module.AFTERWARDS + 0.9
     assert os.listdir(place) == []
     assert identity._started(str(child)) == ""
     assert catalog.jobs.get(job.id).state == ("cancelled" if how == "cancel" else "running")

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOOK = 0.2
+LOOK = 0.15
 """Seconds between two looks at whether somebody wants the job stopped."""
 BEAT = 1.0
 """Seconds between two beats."""
-PATIENCE = 0.6
+PATIENCE = 0.4
 """Seconds that a job gets to end in order once it is to stop. What is inside a plugin's tool, or hangs on a dead drive, does not
-hear; then its process ends."""
+hear; then that tool is ended, and after `AFTERWARDS` seconds more its process."""
+AFTERWARDS = 0.2
 LAST_STEP = 20.0
 """The same while the output gets its name: that takes a moment, and is not stopped half-way unless the drive hangs."""
 
@@ -56,6 +57,7 @@ class Heart:
         self._asked = 0.0
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._last_word = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="modelhub-heart", daemon=True)
 
     def __enter__(self) -> Heart:
@@ -63,7 +65,11 @@ class Heart:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._over.set()
+        with self._last_word:  # not given back where the process is about to end
+            self._over.set()
+        # Whatever came of being stopped (a tool that was ended, a file half read) is no failure.
+        if self.why is not None and not self.last_step and isinstance(error, Exception) and not isinstance(error, Stopped):
+            raise Stopped(self.why) from error
 
     # --- for the work ---------------------------------------------------------------------------------------------
 
@@ -118,8 +124,13 @@ class Heart:
                     self.stop(answer)
 
     def _give_up(self) -> None:
-        """The work does not hear: end the process, and leave everything in order."""
+        """The work does not hear: end what it may be waiting for; then the process, and leave everything in order."""
         kill_children()
+        if self._over.wait(AFTERWARDS):
+            return
+        self._last_word.acquire()
+        if self._over.is_set():
+            return
         # A drive that hangs keeps what it has, and the next who works there sweeps it; a catalog that is busy is told by whoever
         # finds that we are dead.
         parting = [threading.Thread(target=target, daemon=True) for target in (_abandon, self._tell)]

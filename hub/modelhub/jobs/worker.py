@@ -66,6 +66,7 @@ class Worker:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.close()
+            self._pool = None
 
     def tell(self, event: str, **what: Any) -> None:
         """One line for the daemon."""
@@ -121,6 +122,7 @@ class Worker:
                     raise Stopped("end")
                 outcome = run(self.catalog, job, plugins, heart=self.heart, pool=pool)
         except Stopped as stopped:
+            self.close()  # its parsing worker may have been ended with what did not hear
             if stopped.why == "cancel":
                 self._settle(lambda: jobs.stop(job, "asked to stop"))
                 self.tell("cancelled", job=job.id, id=job.checkpoint, path=_shown(job.source))
