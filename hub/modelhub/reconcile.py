@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from modelhub.catalog.database import Reader
@@ -49,6 +50,7 @@ class Reconciliation:
         self.store_directories: set[str] = set()
         self.kept: dict[bytes, set[bytes]] = defaultdict(set)
         self.gone: list[FileRow] = []
+        self.waiting: set[bytes] = set()
         self.still_there: Callable[[], bool] = lambda: True
         self.went_away = False
 
@@ -208,7 +210,8 @@ class Reconciliation:
             some = self._some(directory)
             names = directory.dirty if some else directory.files.keys() - directory.held.keys()
             index.stats.update(_stats(directory, names))
-            index.growing.update(_paths(directory, self.kept.get(directory.path, ())))
+            self.waiting.update(_paths(directory, directory.held))
+        index.growing |= self.waiting
         self._look(inspect, progress)
         if self._is_there():
             index.finish(self.gone)
@@ -310,7 +313,7 @@ class Reconciliation:
         self.vanished |= {os.path.dirname(unread[item]) for item in gone}
         if result.directory in self.store_directories:
             return self._store_look(result)
-        found = [named(item) for item in result.found]
+        found = [self._whole(named(item)) for item in result.found]
         self._stat_others(found)
         looked: list[bytes] | None = None
         if result.last:
@@ -321,6 +324,13 @@ class Reconciliation:
         prefix = path + b"/" if path else b""
         unknown = [prefix + os.fsencode(name) for name in result.unknown]
         return Look(path, found, unknown, unreadable, looked, asked is None)
+
+    def _whole(self, found: Found) -> Found:
+        """A checkpoint is not ready while one of its files does not stand still, whatever its bytes say at the moment."""
+        waiting = [path for path in found.files if self.index.relative(path) in self.waiting] if self.waiting else []
+        if not waiting or found.state != "ready":
+            return found
+        return replace(found, state="incomplete", reason=f"{os.path.basename(waiting[0])} is still being written")
 
     def _store_look(self, result: Result) -> Look:
         from modelhub.stores import as_manifest, manifest_name

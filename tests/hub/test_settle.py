@@ -295,6 +295,22 @@ def test_rule_9_a_sharded_model_waits_for_its_shards(catalog: Catalog, drive: Pa
     assert (only(catalog).id, only(catalog).state, only(catalog).version, only(catalog).parameters) == (one.id, "ready", 2, 400)
 
 
+def test_rule_9_a_shard_that_is_being_filled_is_not_there_yet(catalog: Catalog, drive: Path, see: Look) -> None:
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"metadata": {}, "weight_map": {f"w{number}": name for number, name in enumerate(names)}}
+    for number, name in enumerate(names):
+        safetensors(drive / name, {f"w{number}": (1000,)}, fill=0)  # made in full length, then filled
+    (drive / "model.safetensors.index.json").write_text(json.dumps(index))
+    see("")
+    for fill in (1, 2, 3):
+        safetensors(drive / names[1], {"w1": (1000,)}, fill=fill)
+        see("", go=3)
+        assert {model.state for model in catalog.models()} <= {"incomplete"}
+    one = only(catalog)
+    assert see("", go=5.1).unsettled == {}
+    assert (only(catalog).state, only(catalog).id, only(catalog).version, only(catalog).reason) == ("ready", one.id, 1, "")
+
+
 def test_a_file_of_a_directory_that_changes_does_not_break_the_directory(catalog: Catalog, drive: Path, see: Look) -> None:
     model = drive / "llama"
     safetensors(model / "model.safetensors", {"w": (100,)})
