@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from modelhub.model import Model
 from modelhub.rescan import Part, Rescan, rescan
 from modelhub.scan import scan
 from modelhub.settle import Settling
-from modelhub.workers import ParsePool
+from modelhub.workers import ParsePool, Result, Task
 
 from tests.hub.drives import safetensors
 from tests.hub.mounting import Mounts, mounting
@@ -444,6 +444,24 @@ def test_rule_5_most_of_a_root_that_goes_at_once_is_believed_at_the_second_look(
     found = look("two")
     assert (found.suspect, found.offline, counts(found)) == (False, False, (0, 0, 8))
     assert only(catalog, "a").state == "ready"
+
+
+def test_a_file_that_goes_before_it_is_read_is_no_problem(
+    catalog: Catalog, drive: Path, pool: ParsePool, whole: Whole, look: Look
+) -> None:
+    whole()
+    path = safetensors(drive / "one" / "a.safetensors")
+    safetensors(drive / "one" / "b.safetensors", {"b": (3,)})
+
+    class Late:
+        def inspect(self, tasks: Iterable[Task]) -> Iterator[Result]:
+            for task in tasks:
+                path.unlink()
+                yield from pool.inspect([task])
+
+    found = rescan(catalog, str(drive), [Part(b"one")], pool=Late(), plugins="x")
+    assert (found.summary.problems, found.retry, list(found.unsettled)) == ([], [], [b"one"])
+    assert states(catalog) == {"one/b.safetensors": "ready"}
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOTCONN])
