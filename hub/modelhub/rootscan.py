@@ -87,6 +87,9 @@ class RootScan:
         root = self.root
         try:
             now = look_at(self.place, self.table.table)
+            if self.table.changed():  # some file systems are mounted by being looked at
+                self.table.read()
+                now = look_at(self.place, self.table.table)
         except OSError as error:
             self.problems.append(f"{root.path} cannot be listed: {error.strerror}")
             return self._is_offline()

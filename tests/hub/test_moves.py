@@ -222,6 +222,18 @@ def test_hard_links_are_models_of_their_own_and_move_alone(catalog: Catalog, dri
     assert there(catalog) == {a.id: "two/c.safetensors", b.id: "one/b.safetensors"}
 
 
+def test_hard_links_in_a_directory_that_is_renamed_keep_their_names(catalog: Catalog, drive: Path, look: Look) -> None:
+    path = safetensors(drive / "one" / "a.safetensors")
+    os.link(path, drive / "one" / "b.safetensors")
+    os.link(path, drive / "one" / "c.safetensors")
+    look()
+    ids = {model.name: str(model.id) for model in catalog.models()}
+    (drive / "one").rename(drive / "two")
+    look("")
+    assert {model.name: model.id for model in catalog.models()} == ids
+    assert {model.state for model in catalog.models()} == {"ready"}
+
+
 # --- storms -------------------------------------------------------------------------------------------------------
 
 

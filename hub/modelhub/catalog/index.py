@@ -129,6 +129,7 @@ class Indexer:
                 away[Stat(row.size, row.mtime, row.inode, row.device)].add(row.key)
                 self.contents[row.key] = row.content
         departed: dict[int, bytes] = {}
+        names = {row.key: os.path.basename(row.path) for row in left.values()}
         for key, size, mtime, inode, device, missing, content, path, root, root_path in reader.rows_in(
             "SELECT f.key,f.size,f.mtime,f.inode,f.device,f.missing,f.content,f.path,f.root,r.path FROM file f "
             "LEFT JOIN root r ON r.key=f.root WHERE f.inode IN (??) AND f.content IS NOT NULL",
@@ -143,6 +144,7 @@ class Indexer:
                 away[stat].add(key)
                 self.contents[key] = content
                 place, aside, _ = path.partition(DISPLACED)
+                names[key] = os.path.basename(place)
                 if root == self.root and aside:
                     self.aside[key] = place
                 elif root == self.root and not missing:
@@ -157,6 +159,8 @@ class Indexer:
         for path, stat in candidates.items():
             from_ = [key for key in away.get(stat, ()) if key in owners or key in self.aside]
             row = known.get(path)
+            if len(from_) > 1:  # one file with several names: that which kept its own
+                from_ = [key for key in from_ if names[key] == os.path.basename(path)]
             if len(from_) == 1 and (row is None or row.key != from_[0]):
                 self.moves[path] = from_[0]
                 self.sources[from_[0]] = stat
