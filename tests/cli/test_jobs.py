@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import Modelhub, command_path
 from tests.hub.sparse import sparse_checkpoint
+from tests.watching import watching
 
 WORKER = [sys.executable, "-m", "modelhub.jobs.worker"]
 
@@ -89,6 +90,14 @@ def test_a_conversion_goes_on_in_the_background(drive: Path, modelhub: Modelhub)
     assert modelhub("show", output, "--json").json["lineage"][0]["path"] == str(drive / "net.pt")
     assert "bf16" in modelhub("jobs").stdout
     assert f"made {output}" in modelhub("jobs", "show", told["job"]).stdout
+
+
+def test_a_daemon_does_what_is_queued_where_there_is_one(drive: Path, own_home: Path, modelhub: Modelhub) -> None:
+    with watching(own_home, drive) as daemon:
+        told = modelhub("convert", drive / "net.pt", "--to", "safetensors:bf16", "--background", "--json").json
+        until(lambda: reached(told["job"], "done"))
+        daemon.until(lambda: [event for event in daemon.events if event.get("event") == "converted"])
+    assert not (own_home / "logs" / "jobs.log").exists()  # nobody else was started for it
 
 
 def test_what_cannot_be_is_said_before_it_is_queued(drive: Path, modelhub: Modelhub) -> None:

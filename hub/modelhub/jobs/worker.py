@@ -44,7 +44,8 @@ PATIENCE = 120.0
 
 
 class Worker:
-    """``idle``: end after so many seconds without a job; ``drain``: end when nothing is queued, not even for later."""
+    """``memory``: bytes that a job may take, 0 for no limit; ``idle``: end after so many seconds without a job; ``drain``: end when
+    nothing is queued, not even for later; ``events``: tell on stdout what happens."""
 
     def __init__(self, catalog: Catalog, *, memory: int, idle: float = 20.0, drain: bool = False, events: bool = False) -> None:
         self.catalog = catalog
@@ -196,8 +197,11 @@ class Worker:
             from modelhub import plugins
             from modelhub.workers import ParsePool
 
-            self._plugins = plugins.get()
-            self._pool = ParsePool(processes=1, memory=min(self.memory, 2 << 30))
+            if self._plugins is None:
+                self._plugins = plugins.get()
+                if self.memory:  # beyond what plugins take to be there
+                    limits.limit_memory(self.memory)
+            self._pool = ParsePool(processes=1, memory=min(self.memory or 2 << 30, 2 << 30))
         self._pool.start()
         return self._plugins, self._pool
 
@@ -257,7 +261,6 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, worker.end)
             if given.detached:
                 catalog.jobs.drop_old(time.time_ns() - int(settings.keep * 1e9))
-            limits.limit_memory(settings.memory)
             with contextlib.closing(worker):
                 if given.detached:
                     worker.farewell = lambda: see_to_it(catalog)
