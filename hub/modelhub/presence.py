@@ -176,7 +176,7 @@ class Presence:
             if path not in gone and os.path.exists(os.path.join(self.root, path)):
                 return False
         if region:
-            return device == self.before.device  # what is mounted over it now hides it; or devices are numbered anew
+            return True  # another drive is mounted there now, or one that hides what it is mounted over
         mounted = any(mount.device == f"{os.major(device)}:{os.minor(device)}" for mount in table)
         return not (mounted and _entries(place))
 

@@ -412,6 +412,23 @@ def test_rule_4_what_a_mount_hides_is_not_gone(catalog: Catalog, drive: Path, mo
     assert only(catalog, "a").state == "ready"
 
 
+def test_rule_4_another_drive_in_the_place_of_one_inside_a_root(
+    catalog: Catalog, drive: Path, mounts: Mounts, whole: Whole, look: Look
+) -> None:
+    safetensors(drive / "own.safetensors", fill=9)
+    (drive / "usb").mkdir()
+    mounts.tmpfs(drive / "usb")
+    safetensors(drive / "usb" / "a.safetensors", {"a": (3,)})
+    whole()
+    mounts.tmpfs(drive / "usb")  # over the first, which is still there below it
+    safetensors(drive / "usb" / "b.safetensors", {"b": (4,)})
+    assert counts(look("usb")) == (1, 0, 0)
+    assert only(catalog, "a").state == "ready"
+    mounts.unmount(drive / "usb")
+    assert counts(look()) == (0, 0, 0)
+    assert only(catalog, "b").state == "ready"
+
+
 def test_a_link_to_another_drive_that_is_removed_is_gone(
     catalog: Catalog, drive: Path, mounts: Mounts, whole: Whole, look: Look, tmp_path: Path
 ) -> None:
