@@ -287,11 +287,8 @@ def _record(catalog: Catalog, made: Mapping[str, Any], source: Model, plugins: P
     from modelhub import provenance
     from modelhub.catalog.content import Provenance
 
-    model = provenance.record_output(catalog, made["path"], [source], Provenance(**made["how"]), plugins)
-    digested = [file for file in made["files"] if "sha256" in file]
-    for file in digested:
-        catalog.set_file_digest(file["path"], bytes.fromhex(file["sha256"]), os.stat(file["path"]))
-    return catalog.refresh(model) if digested else model
+    digests = {file["path"]: bytes.fromhex(file["sha256"]) for file in made["files"] if "sha256" in file}
+    return provenance.record_output(catalog, made["path"], [source], Provenance(**made["how"]), plugins, digests)
 
 
 # --- never twice --------------------------------------------------------------------------------------------------

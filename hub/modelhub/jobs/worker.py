@@ -44,8 +44,8 @@ PATIENCE = 120.0
 
 
 class Worker:
-    """``memory``: bytes that a job may take, 0 for no limit; ``idle``: end after so many seconds without a job; ``drain``: end when
-    nothing is queued, not even for later; ``events``: tell on stdout what happens."""
+    """``memory``: bytes that a job may take, 0 for no limit; ``idle``: end after so many seconds without a job; ``drain``: end
+    when nothing is queued, not even for later; ``events``: tell on stdout what happens."""
 
     def __init__(self, catalog: Catalog, *, memory: int, idle: float = 20.0, drain: bool = False, events: bool = False) -> None:
         self.catalog = catalog
