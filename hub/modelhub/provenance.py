@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,15 @@ def record(catalog: Catalog, report: ConvertReport, plugins: Plugins) -> Model |
     return record_output(catalog, report.output, [source], how(plan, report.written, plugins), plugins)
 
 
-def record_output(catalog: Catalog, path: str, sources: Sequence[Model], made: Provenance, plugins: Plugins) -> Model:
-    """Take the output at ``path`` in as what ``made`` says of it; the Model it became."""
+def record_output(
+    catalog: Catalog, path: str, sources: Sequence[Model], made: Provenance, plugins: Plugins, digests: Mapping[str, bytes] = {}
+) -> Model:
+    """Take the output at ``path`` in as what ``made`` says of it; the Model it became. ``digests``: the SHA-256 of its files, as
+    far as they were taken."""
     output = catalog.add(inspect_path(path, plugins.formats))
+    for file, digest in digests.items():  # first: they may say that it is not what stood there before
+        catalog.set_file_digest(file, digest, os.stat(file))
+    output = catalog.refresh(output) if digests else output
     catalog.record_output(output, sources, made)
     return catalog.refresh(output)
 
