@@ -43,7 +43,7 @@ def test_a_directory_made_whole_is_published_by_its_rename(heard: Heard) -> None
     (scratch / "sub" / "model.gguf").write_bytes(b"x")
     assert heard.take() == set()
     scratch.rename(heard.root / "converted")
-    assert Hint(b"converted", True) in heard.take()
+    assert heard.hears(Hint(b"converted", True))
     assert heard.sees("converted/sub")
 
 
@@ -52,21 +52,19 @@ def test_rule_1_what_is_made_in_a_new_directory_before_it_is_watched_is_looked_a
         deepest = heard.root / f"new{number}" / "a" / "b" / "c"
         deepest.mkdir(parents=True)
         (deepest / "model.gguf").write_bytes(b"x")
+    heard.until(lambda: heard.watch.watches == 4 + 4 * 30)
     hints = heard.take()
     for number in range(30):
         tops = [f"new{number}", f"new{number}/a", f"new{number}/a/b", f"new{number}/a/b/c"]
         assert any(Hint(top.encode(), True) in hints for top in tops) or Hint(tops[-1].encode(), False) in hints
-        assert not any(hint and hint.path.startswith(b"..") for hint in hints)
-    assert heard.watch.watches == 4 + 4 * 30
     assert heard.sees("new17/a/b/c")
     assert heard.sees("new29/a")
 
 
 def test_a_directory_renamed_in_the_root_is_watched_under_its_new_name(heard: Heard) -> None:
     (heard.root / "llama").rename(heard.root / "other" / "mistral")
-    hints = heard.take()
-    assert {Hint(b"other/mistral", True), Hint(b"", False)} <= hints
-    assert heard.watch.watches == 4
+    assert heard.hears(Hint(b"other/mistral", True), Hint(b"", False))
+    heard.until(lambda: heard.watch.watches == 4)
     assert heard.sees("other/mistral/v1")
     assert heard.sees("other/mistral")
 
@@ -74,20 +72,20 @@ def test_a_directory_renamed_in_the_root_is_watched_under_its_new_name(heard: He
 def test_a_directory_moved_out_of_the_root_is_no_longer_watched(heard: Heard, tmp_path: Path) -> None:
     (heard.root / "llama").rename(tmp_path / "outside")
     assert heard.only(Hint(b"", False))
-    assert heard.watch.watches == 2
+    heard.until(lambda: heard.watch.watches == 2)
     (tmp_path / "outside" / "v1" / "x").write_bytes(b"x")
     (tmp_path / "outside" / "y").mkdir()
     assert heard.take() == set()
     (tmp_path / "outside").rename(heard.root / "back")
     assert heard.only(Hint(b"back", True))
-    assert heard.watch.watches == 5
+    heard.until(lambda: heard.watch.watches == 5)
     assert heard.sees("back/v1")
 
 
 def test_a_directory_that_is_removed_hints_at_the_one_that_held_it(heard: Heard) -> None:
     shutil.rmtree(heard.root / "llama")
-    assert Hint(b"", False) in heard.take()
-    assert heard.watch.watches == 2
+    assert heard.hears(Hint(b"", False))
+    heard.until(lambda: heard.watch.watches == 2)
     (heard.root / "llama").mkdir()
     assert heard.only(Hint(b"llama", True))
     assert heard.sees("llama")
@@ -100,8 +98,8 @@ def test_a_directory_replaced_by_another_of_its_name(heard: Heard) -> None:
         (heard.root / "llama").rename(heard.root / "old")
         (heard.root / "next").rename(heard.root / "llama")
         shutil.rmtree(heard.root / "old")
-    assert Hint(b"llama", True) in heard.take()
-    assert heard.watch.watches == 4
+    assert heard.hears(Hint(b"llama", True))
+    heard.until(lambda: heard.watch.watches == 4)
     assert heard.sees("llama/sub")
 
 
@@ -113,7 +111,7 @@ def test_whatever_happens_to_directories_each_is_watched_under_the_name_it_has(m
     root.mkdir()
     outside.mkdir()
     with watched(root) as heard:
-        for _ in range(800):
+        for _ in range(400):
             places = [Path(place) for place, _, _ in os.walk(root)]
             target = rng.choice(places) / rng.choice("abc")
             act = rng.random()
@@ -127,9 +125,9 @@ def test_whatever_happens_to_directories_each_is_watched_under_the_name_it_has(m
                 elif len(places) > 40:
                     shutil.rmtree(rng.choice(places[1:]))
             outside.mkdir(exist_ok=True)
-        heard.take()
         there = [os.path.relpath(place, root) for place, _, _ in os.walk(root)]
-        assert heard.watch.watches == len(there)
+        heard.take(0.3)
+        heard.until(lambda: heard.watch.watches == len(there))
         for place in rng.sample(there, min(12, len(there))):
             assert heard.sees("" if place == "." else place), place
 
@@ -148,7 +146,7 @@ def test_rule_3_events_lost_by_the_kernel_are_made_up_for(memory: Path) -> None:
         heard.hold.clear()
         heard.until(lambda: None in heard.all)
         heard.take()
-        assert heard.watch.watches == 4
+        heard.until(lambda: heard.watch.watches == 4)
         assert heard.sees("lost/below")
         assert heard.sees("lost/first")
         assert heard.watch.alive
@@ -174,15 +172,15 @@ def test_ten_thousand_directories(memory: Path) -> None:
     heard = Heard(memory)
     heard.watch.start()
     heard.until(lambda: heard.watch.ready, 20)
-    assert heard.watch.watches == 10_011
+    heard.until(lambda: heard.watch.watches == 10_011)
     heard.take()
     assert heard.sees("org9/model9999")
     used = time.process_time()
     time.sleep(1.0)
     assert time.process_time() - used < 0.05, "nothing runs while nothing happens"
     (memory / "org0").rename(memory / "moved")
-    assert Hint(b"moved", True) in heard.take()
-    assert heard.watch.watches == 10_011
+    assert heard.hears(Hint(b"moved", True))
+    heard.until(lambda: heard.watch.watches == 10_011)
     assert heard.watch.stop(5.0)
 
 
@@ -193,11 +191,11 @@ def test_what_is_unmounted_below_the_root_is_looked_at_and_the_rest_goes_on(tmp_
         mounts.tmpfs(inner)
         (inner / "x" / "y").mkdir(parents=True)
         with watched(tmp_path) as heard:
-            assert heard.watch.watches == 5
+            heard.until(lambda: heard.watch.watches == 5)
             assert heard.sees("a/inner/x/y")
             mounts.unmount(inner)
-            assert Hint(b"a/inner", True) in heard.take()
-            assert heard.watch.watches == 3
+            assert heard.hears(Hint(b"a/inner", True))
+            heard.until(lambda: heard.watch.watches == 3)
             assert heard.sees("a/inner")
             assert heard.sees("a")
 
@@ -208,7 +206,7 @@ def test_what_is_mounted_twice_is_watched_once(tmp_path: Path) -> None:
     with mounting() as mounts:
         mounts.bind(tmp_path / "a", tmp_path / "b")
         with watched(tmp_path) as heard:
-            assert heard.watch.watches == 3
+            heard.until(lambda: heard.watch.watches == 3)
             (tmp_path / "b" / "x" / "new").mkdir()
             assert heard.take()
-            assert heard.watch.watches == 4
+            heard.until(lambda: heard.watch.watches == 4)

@@ -170,7 +170,7 @@ class NativeWatch:
 
     def _take(self, tree: Tree, events: Sequence[Event]) -> None:
         """Go through what was read at once, and then tell of each directory once."""
-        from modelhub.watch.inotify import CREATE, IS_DIRECTORY, OVERFLOW
+        from modelhub.watch.inotify import IS_DIRECTORY, OVERFLOW
 
         nodes, touched = tree.nodes, self._touched
         for watch, mask, _, name in events:
@@ -194,7 +194,7 @@ class NativeWatch:
                 tree.forget(node)
         self._moved.clear()
         for parent, name in self._unmounted:
-            self._enter(tree, parent, name, CREATE)
+            self._enter(tree, parent, name)
         self._unmounted.clear()
         self._tell(tree)
 
@@ -220,7 +220,7 @@ class NativeWatch:
 
         child = node.child(name)
         if mask & (CREATE | MOVED_TO):
-            self._enter(tree, node, name, mask)
+            self._enter(tree, node, name)
         elif mask & (DELETE | MOVED_FROM):
             self._touched[node] = None
             if tree.blind:
@@ -235,12 +235,10 @@ class NativeWatch:
         elif child is not None:
             self._touched[child] = None
         else:  # perhaps it may be read now
-            self._enter(tree, node, name, mask)
+            self._enter(tree, node, name)
 
-    def _enter(self, tree: Tree, node: Node, name: bytes, mask: int) -> None:
-        from modelhub.watch.inotify import MOVED_TO
-
-        path = tree.enter(node, name, renamed=bool(mask & MOVED_TO))
+    def _enter(self, tree: Tree, node: Node, name: bytes) -> None:
+        path = tree.enter(node, name)
         if path is not None:
             self._entered.add(path)
         else:

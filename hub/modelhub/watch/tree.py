@@ -4,8 +4,8 @@ A directory that is renamed keeps its watch and takes its node along, with all b
 kernel, which gives a directory that is watched already the same number again.
 
 Events tell of the past, paths lead to what is there now: while renames are still to be heard of, a path may lead to another
-directory than the one meant, or to none. So all below a renamed directory is gone through again when the rename is heard of;
-after the last one, every node is in its place. Linux only; one thread's.
+directory than the one meant, or to none. So all below a directory that is new or renamed is gone through whenever that is heard
+of, known or not; after the last such event, every node is in its place. Linux only; one thread's.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Tree:
         for old in before.keys() - self.nodes.keys():
             self.inotify.remove(old)
 
-    def enter(self, parent: Node, name: bytes, *, renamed: bool) -> bytes | None:
+    def enter(self, parent: Node, name: bytes) -> bytes | None:
         """A directory is new here: watch it and all below it. Its path; None where it is none of ours, or gone already."""
         above = self.path(parent)
         if above is None:
@@ -77,8 +77,8 @@ class Tree:
         path = above + b"/" + name if above else name
         if self._passed(path, name):
             return None
-        node, known = self._add(parent, name, path, fresh=False)
-        if node is not None and (renamed or not known):
+        node = self._add(parent, name, path, fresh=False)
+        if node is not None:
             self._descend(node, path, fresh=False)
         return path if node is not None or path in self.blind else None
 
@@ -122,7 +122,7 @@ class Tree:
         while stack and not self._stopping():
             node, path = stack.pop()
             for below in self._below(path):
-                child, _ = self._add(node, below[len(path) + 1 if path else 0 :], below, fresh=fresh)
+                child = self._add(node, below[len(path) + 1 if path else 0 :], below, fresh=fresh)
                 if child is not None:
                     stack.append((child, below))
 
@@ -138,9 +138,9 @@ class Tree:
         prefix = path + b"/" if path else b""
         return [prefix + name for name in names if not self._passed(prefix + name, name)]
 
-    def _add(self, parent: Node, name: bytes, path: bytes, *, fresh: bool) -> tuple[Node | None, bool]:
-        """The node of a directory (None where it cannot be watched), and whether it was known here. ``fresh``: no node is older
-        than this pass, so that a directory that is met twice is one that is mounted twice, and is left where it is."""
+    def _add(self, parent: Node, name: bytes, path: bytes, *, fresh: bool) -> Node | None:
+        """The node of a directory, in its place; None where it cannot be watched. ``fresh``: no node is older than this pass, so
+        that a directory that is met twice is one that is mounted twice, and is left where it is."""
         try:
             watch = self.inotify.add(os.path.join(self.place, path))
         except OSError as error:
@@ -148,17 +148,17 @@ class Tree:
                 raise
             if error.errno not in _GONE:
                 self.blind.add(path)
-            return None, False
+            return None
         self.blind.discard(path)
         node = self.nodes.get(watch)
         if node is None:
             node = self.nodes[watch] = Node(watch)
         elif node.parent is parent and node.name == name:
-            return node, True
+            return node
         elif fresh or _holds(node, parent):
-            return None, False
+            return None
         self._attach(node, parent, name)
-        return node, False
+        return node
 
     def _attach(self, node: Node, parent: Node, name: bytes) -> None:
         """Put a node, with what is below it, into its place, and out of where it was."""
