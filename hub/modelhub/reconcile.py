@@ -247,10 +247,10 @@ class Reconciliation:
             if weight >= BATCH:
                 if not self._is_there():
                     return
-                index.apply(pending)
+                index.apply([self._there(look) for look in pending])
                 pending, weight = [], 0
         if pending and self._is_there():
-            index.apply(pending)
+            index.apply([self._there(look) for look in pending])
 
     def _tasks(self) -> Iterator[Task]:
         from modelhub.workers import Task
@@ -324,6 +324,15 @@ class Reconciliation:
         prefix = path + b"/" if path else b""
         unknown = [prefix + os.fsencode(name) for name in result.unknown]
         return Look(path, found, unknown, unreadable, looked, asked is None)
+
+    def _there(self, look: Look) -> Look:
+        """Without what went since it was looked at: somebody else may have found it elsewhere already."""
+        gone = [found for found in look.found if not os.path.lexists(found.path)]
+        if not gone:
+            return look
+        self.vanished.add(look.directory)
+        files = {self.index.relative(file) for found in gone for file in found.files}
+        return look._replace(found=[found for found in look.found if found not in gone], unreadable=look.unreadable | files)
 
     def _whole(self, found: Found) -> Found:
         """A checkpoint is not ready while one of its files does not stand still, whatever its bytes say at the moment."""

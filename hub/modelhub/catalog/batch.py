@@ -92,7 +92,7 @@ class Batch:
         indexer.displaced.add(row.key)
         del indexer.known[row.path]
         for old in [indexer.old[owner] for owner in owners]:
-            if old.files[:1] == (row.key,) and not old.missing and old.key not in indexer.leaving | indexer.touched:
+            if old.files[:1] == (row.key,) and not old.missing and not indexer.leaves(old) and old.key not in indexer.touched:
                 self.mark_missing(old)
         return None
 
@@ -254,7 +254,7 @@ class Batch:
                     return old, True
             if len(before) == 1 and before[0] in indexer.aside and (late := self._late(before[0], found)):
                 return late, True
-        if there is not None and there.key not in indexer.leaving:
+        if there is not None and not indexer.leaves(there):
             return there, False
         for name in files:
             row, stat = indexer.known.get(name), indexer.stats.get(name)
@@ -320,7 +320,7 @@ class Batch:
                 beside
                 and not old.missing
                 and old.root == indexer.root
-                and key not in indexer.leaving
+                and not indexer.leaves(old)
                 and unreadable.isdisjoint(old.files)
             ):
                 self.mark_missing(old)

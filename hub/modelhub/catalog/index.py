@@ -197,6 +197,10 @@ class Indexer:
             batch.flush()
         self._tell(events)
 
+    def leaves(self, old: Old) -> bool:
+        """Whether a checkpoint is not at its place any more: unless another writer has found it at its new one meanwhile."""
+        return old.key in self.leaving and old.files[:1] != () and old.files[0] in self.sources
+
     def _moved_files(self, writer: Writer, paths: Iterable[bytes]) -> list[int]:
         """The files that were moved to ``paths``, and still are what they were when that was found out."""
         keys = {path: self.moves[path] for path in paths if path in self.moves}
@@ -226,7 +230,7 @@ class Indexer:
                 batch = Batch(self, writer, events)
                 batch.gone(piece)
                 for key in left & self.old.keys():
-                    if not self.old[key].missing:
+                    if not self.old[key].missing and self.leaves(self.old[key]):
                         batch.mark_missing(self.old[key])
                 batch.flush()
                 left = set()
