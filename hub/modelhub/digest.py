@@ -45,7 +45,7 @@ def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             state, buffer, done = hashlib.sha256(), bytearray(BUFFER), 0
             view = memoryview(buffer)
-            while n := file.readinto(buffer):
+            while done <= before.st_size and (n := file.readinto(buffer)):  # one that grows as fast as it is read has no end
                 state.update(view[:n])
                 done += n
                 if progress:
