@@ -326,13 +326,33 @@ class Reconciliation:
         return Look(path, found, unknown, unreadable, looked, asked is None)
 
     def _there(self, look: Look) -> Look:
-        """Without what went since it was looked at: somebody else may have found it elsewhere already."""
-        gone = [found for found in look.found if not os.path.lexists(found.path)]
+        """Without what went, or was replaced, between the stat that is recorded and now: the bytes that were read may be another
+        file's, and somebody else may have found this one elsewhere already."""
+        gone = [found for found in look.found if not self._is_same(found)]
         if not gone:
             return look
         self.vanished.add(look.directory)
         files = {self.index.relative(file) for found in gone for file in found.files}
         return look._replace(found=[found for found in look.found if found not in gone], unreadable=look.unreadable | files)
+
+    def _is_same(self, found: Found) -> bool:
+        """Whether the files of a checkpoint are those that were listed; where files have to stand still, untouched."""
+        stats = self.index.stats
+        for file in found.files:
+            stat = stats.get(self.index.relative(file))
+            if stat is None:
+                continue
+            try:
+                info = os.stat(file)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            except OSError:
+                continue  # it could be read, or is told to be unreadable
+            if self.walker.inodes and signed(info.st_ino) != stat.inode:
+                return False
+            if self.settling is not None and (info.st_size, info.st_mtime_ns) != (stat.size, stat.mtime):
+                return False
+        return True
 
     def _whole(self, found: Found) -> Found:
         """A checkpoint is not ready while one of its files does not stand still, whatever its bytes say at the moment."""

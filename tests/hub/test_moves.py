@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from modelhub.model import Model
 from modelhub.rescan import Part, Rescan, rescan
 from modelhub.scan import scan
 from modelhub.settle import Settling
-from modelhub.workers import ParsePool
+from modelhub.workers import ParsePool, Result, Task
 
 from tests.hub.drives import safetensors
 
@@ -232,6 +232,29 @@ def test_hard_links_in_a_directory_that_is_renamed_keep_their_names(catalog: Cat
     look("")
     assert {model.name: model.id for model in catalog.models()} == ids
     assert {model.state for model in catalog.models()} == {"ready"}
+
+
+def test_rule_12_a_place_that_another_file_takes_between_the_look_and_the_read(
+    catalog: Catalog, drive: Path, pool: ParsePool, look: Look
+) -> None:
+    path = safetensors(drive / "one" / "a.safetensors", {"w": (3,)})
+    look()
+    before = at(catalog, path)
+    (drive / "two").mkdir()
+    moved = path.rename(drive / "two" / "b.safetensors")
+
+    class Late:
+        def inspect(self, tasks: Iterable[Task]) -> Iterator[Result]:
+            moved.rename(drive / "two" / "c.safetensors")
+            safetensors(moved, {"other": (5,)})
+            return pool.inspect(tasks)
+
+    found = rescan(catalog, str(drive), [Part(b"two", False)], pool=Late(), plugins="x")
+    assert list(found.unsettled) == [b"two"]
+    look("two")
+    assert at(catalog, drive / "two" / "c.safetensors").id == before.id
+    assert at(catalog, moved).parameters == 5
+    assert len(catalog.models()) == 2
 
 
 # --- storms -------------------------------------------------------------------------------------------------------
