@@ -141,9 +141,8 @@ def idle(place: Path, directories: int = 10_000, seconds: float = 60) -> None:
         before = running.measure()
         time.sleep(seconds)
         after = running.measure()
-        print(
-            f"\nIdle, {directories:,} directories watched, {seconds:.0f} s: {100 * (after[0] - before[0]) / seconds:.2f} % of a core"
-        )
+        share = 100 * (after[0] - before[0]) / seconds
+        print(f"\nIdle, {directories:,} directories watched, {seconds:.0f} s: {share:.2f} % of a core")
 
 
 def memory(place: Path, checkpoints: int = 100_000) -> None:
@@ -175,8 +174,8 @@ def memory(place: Path, checkpoints: int = 100_000) -> None:
             changed, own = max(changed, family), max(own, mine)
             time.sleep(0.05)
         print(
-            f"\nMemory, {checkpoints:,} checkpoints: the daemon {quiet / 1e6:.0f} MB at rest, {own / 1e6:.0f} MB at most; with its "
-            f"workers {peak / 1e6:.0f} MB in a full look, {changed / 1e6:.0f} MB while 200 new ones are taken in"
+            f"\nMemory, {checkpoints:,} checkpoints: the daemon {quiet / 1e6:.0f} MB at rest, {own / 1e6:.0f} MB at most; with "
+            f"its workers {peak / 1e6:.0f} MB in a full look, {changed / 1e6:.0f} MB while 200 new ones are taken in"
         )
 
 

@@ -73,7 +73,6 @@ class _CoreReader(Reader):
     def rows(self, sql: str, values: Values = ()) -> list[Row]:
         return [tuple(row) for row in self._connection.exec_driver_sql(self._sql(sql), tuple(values))]
 
-
     def each(self, sql: str, values: Values = ()) -> Iterator[Row]:
         return iter(self.rows(sql, values))
 
