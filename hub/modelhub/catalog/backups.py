@@ -17,7 +17,8 @@ def backup(path: str, label: str) -> str:
     """Copy the catalog ``path`` into the backups as ``STEM-UTC-label.db`` and drop the oldest. The backup's path."""
     directory = backups_path()
     os.makedirs(directory, exist_ok=True)
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"{time.time_ns() % 10**9:09d}"
+    seconds, rest = divmod(time.time_ns(), 10**9)  # of one look at the clock, so that names are in the order of backups
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds)) + f"{rest:09d}"
     target = os.path.join(directory, f"{_stem(path)}-{stamp}Z-{label}.db")
     scratch = target + ".tmp"
     source, copy = sqlite3.connect(path, timeout=30), sqlite3.connect(scratch)
