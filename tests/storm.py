@@ -192,9 +192,8 @@ def _truth(root: str) -> Iterator[tuple[str, tuple[int, str]]]:
                 yield os.path.relpath(path, root), (os.path.getsize(path), header["__metadata__"]["uid"])
 
 
-def difference(rows: list[dict[str, object]], root: Path, before: dict[str, str], ids: dict[str, str], log: Log) -> list[str]:
-    """How a listing (`ls --json`) differs from the truth on the drive, in words. ``before``: path -> uid of what was there at
-    first; ``ids``: path -> id of the same."""
+def difference(rows: list[dict[str, object]], root: Path) -> list[str]:
+    """How a listing (`ls --json`) differs from the truth on the drive, in words."""
     real = truth(root)
     here = {str(row["path"]): row for row in rows if row["state"] not in ("missing", "offline")}
     found = [f"not in the catalog: {path}" for path in real.keys() - here.keys()]
@@ -203,9 +202,12 @@ def difference(rows: list[dict[str, object]], root: Path, before: dict[str, str]
         row, (size, _) = here[path], real[path]
         if row["state"] != "ready" or row["size"] != size:
             found.append(f"{path} is {row['state']} with {row['size']} bytes, it is ready with {size}")
-    uid_ids = {uid: ids[path] for path, uid in before.items()}
-    for full, uid in log.kept.items():
-        path = os.path.relpath(full, root)
-        if path in here and here[path]["id"] != uid_ids[uid]:
-            found.append(f"{path} ({uid}) has another id than before it was moved")
     return sorted(found)
+
+
+def lost(rows: list[dict[str, object]], root: Path, before: dict[str, str], ids: dict[str, str], log: Log) -> list[str]:
+    """What was only moved, and has another id than before."""
+    here = {str(row["path"]): row["id"] for row in rows if row["state"] not in ("missing", "offline")}
+    uid_ids = {uid: ids[path] for path, uid in before.items()}
+    moved = {os.path.relpath(full, root): uid for full, uid in log.kept.items()}
+    return [f"{path} ({uid})" for path, uid in sorted(moved.items()) if here.get(path) != uid_ids[uid]]
