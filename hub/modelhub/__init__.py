@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from modelhub.shards import ShardGroup, check_index, group_of, indexed_group, read_index, shard_group
     from modelhub.table import Table
     from modelhub.types import (
+        Assignment,
         Check,
+        Choice,
         Codec,
         Columns,
         Conversion,
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
         Patch,
         Placed,
         Program,
+        Probe,
         Put,
         Recipe,
+        RecipeOptions,
         Rejected,
         StartFile,
         Tail,
@@ -60,8 +64,8 @@ _PUBLIC = {
     "Table": "table",
     **dict.fromkeys(
         (
-            "Check", "Codec", "Columns", "Conversion", "CopyFile", "Detection", "Event", "Extent", "Finding", "Format", "Inline",
-            "Metadata", "Node", "Op", "Patch", "Placed", "Program", "Put", "Recipe", "Rejected", "StartFile",
+            "Assignment", "Check", "Choice", "Codec", "Columns", "Conversion", "CopyFile", "Detection", "Event", "Extent", "Finding", "Format", "Inline",
+            "Metadata", "Node", "Op", "Patch", "Placed", "Probe", "Program", "Put", "Recipe", "RecipeOptions", "Rejected", "StartFile",
             "Tail", "Tensor", "WriteOptions", "Writer",
         ),
         "types",
@@ -70,8 +74,10 @@ _PUBLIC = {
 }  # fmt: skip
 
 __all__ = [
+    "Assignment",
     "Check",
     "Checkpoint",
+    "Choice",
     "Codec",
     "Columns",
     "Conversion",
@@ -95,9 +101,11 @@ __all__ = [
     "Op",
     "Patch",
     "Placed",
+    "Probe",
     "Program",
     "Put",
     "Recipe",
+    "RecipeOptions",
     "Rejected",
     "ShardGroup",
     "StartFile",

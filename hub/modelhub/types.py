@@ -103,12 +103,15 @@ class Metadata:
     ``stored`` is the free text-to-text map that the container keeps and a conversion carries over.
     ``container`` says what holds the tensors where the format is a layout around another (a directory of shards).
     ``precision`` overrides the label that the core derives from the dtypes ("GPTQ-INT4").
+    ``native`` is what a container's own header holds beyond ``stored``, in the records of the plugin that writes it: a
+    `Conversion` or a `Recipe` puts it there for the writer. The core merges such maps, and neither reads nor keeps them.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     stored: Mapping[str, str] = field(default_factory=dict)
     container: str = ""
     precision: str = ""
+    native: Mapping[str, Any] = field(default_factory=dict)
 
 
 Severity: TypeAlias = Literal["info", "warning", "error", "unsafe"]
@@ -243,6 +246,8 @@ class Format:
     container: ``none``, ``exact`` (ties) or ``any`` (views); the core stores a tie once where the format cannot hold it, and
     notes it in ``Metadata.stored``. ``extension`` ends the name of an output ("" where the output is a directory).
     ``unavailable`` maps a capability (read, create) to what is missing, e.g. "pip install 'modelhub-registry[onnx]'".
+    ``edit(metadata, changes)`` gives the metadata with keys set (name -> text) or removed (name -> None), as ``convert --set``
+    asks for; ValueError says which key cannot be. Without it, ``stored`` is edited where the format keeps any.
     """
 
     name: str
@@ -257,6 +262,7 @@ class Format:
     read: Callable[[Checkpoint], Records] | None = None
     create: Callable[[Table, WriteOptions], Writer] | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    edit: Callable[[Metadata, Mapping[str, str | None]], Metadata] | None = None
     api: int = 1
 
 
@@ -268,12 +274,25 @@ class Codec:
     float64) array of ``elements`` items. ``encode(values)``: a float32 or float64 array -> the ``uint8`` array of its blocks,
     rounded to nearest, ties to even. ``maximum`` is the largest finite magnitude (None: unbounded), against which the engine
     counts overflows.
+
+    A dtype that packs rows (``DType.rowwise``) is encoded row by row: ``encode(values, importance)`` gets a C-contiguous float32
+    array of shape (rows, columns), and float32 weights of shape (columns,) or None; it may run in several threads at once.
+    ValueError says what cannot be encoded ("NaN at row 3, column 7"; "needs importance weights").
+    ``transcode(data, dtype, columns, importance)``, where there is one, does decoding, encoding and measuring in one pass: from
+    the ``uint8`` bytes of whole rows of ``dtype`` to (``uint8`` blocks, sums), with sums = (count, sum of squares of the source,
+    sum of squared errors, sum of products source x result, sum of squares of the result, largest absolute error). It answers
+    None for a ``dtype`` that it does not take.
+    ``needs_importance``: it cannot be encoded without weights. ``prepare()``: called once before the first use, from the main
+    thread (compiles kernels).
     """
 
     dtype: str
     decode: Callable[[Any, int], Any]
-    encode: Callable[[Any], Any] | None = None
+    encode: Callable[..., Any] | None = None
     maximum: float | None = None
+    transcode: Callable[[Any, str, int, Any], tuple[Any, Sequence[float]] | None] | None = None
+    needs_importance: bool = False
+    prepare: Callable[[], None] | None = None
     api: int = 1
 
 
@@ -291,18 +310,58 @@ class Op:
     api: int = 1
 
 
+class Choice(NamedTuple):
+    """What a recipe gives one tensor: a dtype, float32 importance weights for its columns (a value of shape (columns,), or of
+    (matrices, columns) for a stack of matrices), and, where it is not what the recipe is named for, the reason in words."""
+
+    dtype: str
+    importance: Value | None = None
+    fallback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a recipe decided: choices by tensor name (a tensor that is not named keeps its dtype), what the writer is to note of
+    it (merged into `Metadata.native`), and what the user should know, in words."""
+
+    choices: Mapping[str, Choice]
+    native: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeOptions:
+    """What the user asked of a recipe. ``importance``: path of an importance matrix, or ""; ``overrides``: (pattern, dtype)
+    pairs, the first pattern (a regular expression, searched in the tensor's name) that matches wins; ``target_bits``: bits per
+    weight, ``target_size``: bytes, for recipes that aim at one (0: not given)."""
+
+    importance: str = ""
+    overrides: tuple[tuple[str, str], ...] = ()
+    target_bits: float = 0.0
+    target_size: int = 0
+
+
+Probe: TypeAlias = "Callable[[Tensor, str, Value | None], Any]"
+"""``probe(tensor, dtype, importance)`` encodes a sample of a tensor's rows and gives the error sums
+(`modelhub.engine.ErrorSums`, weighted by the importance where there is one)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Says which dtype each tensor of an output gets. ``name`` is what users type after the colon of ``--to FORMAT:RECIPE``.
 
-    ``choose(tensor, table)`` returns a dtype's name, or None to keep the tensor's own. ``formats``: the formats it is for; empty
-    means any that can store what it chooses.
+    ``choose(tensor, table)`` returns a dtype's name, or None to keep the tensor's own. A recipe that needs to see the whole table,
+    or the user's options, has ``assign(table, options)`` instead; one that needs to measure first, ``measure(table, options,
+    probe)``. Both return an `Assignment`; ValueError says what is wrong with the options. ``formats``: the formats it is for;
+    empty means any that can store what it chooses.
     """
 
     name: str
     title: str
-    choose: Callable[[Tensor, Table], str | None]
+    choose: Callable[[Tensor, Table], str | None] | None = None
     formats: tuple[str, ...] = ()
+    assign: Callable[[Table, RecipeOptions], Assignment] | None = None
+    measure: Callable[[Table, RecipeOptions, Probe], Assignment] | None = None
     api: int = 1
 
 
