@@ -1,7 +1,7 @@
 """ggml's tensor types: their numbers in a file, names, block sizes and bytes; and the dtypes of the same names.
 
-What the bits of a block mean is the business of `modelhub_gguf.codecs`. Facts: ``enum ggml_type`` (``ggml/include/ggml.h``) and the
-block structures of ``ggml/src/ggml-common.h``.
+What the bits of a block mean is the business of `modelhub_gguf.codecs`. Facts: ``enum ggml_type`` (``ggml/include/ggml.h``)
+and the block structures of ``ggml/src/ggml-common.h``.
 """
 
 from __future__ import annotations
