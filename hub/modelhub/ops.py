@@ -115,9 +115,11 @@ def dequant(scheme: str, *parts: Value, **args: Any) -> Node:
     return node(f"dequant.{scheme}", *parts, **args)
 
 
-def cast(value: Value, source: str, shape: Sequence[int], dtype: str) -> Node:
-    """A tensor of ``source`` elements encoded as ``dtype`` by their codecs, rounded to nearest."""
-    return node("cast", value, source=source, shape=list(shape), dtype=dtype)
+def cast(value: Value, source: str, shape: Sequence[int], dtype: str, importance: Value | None = None) -> Node:
+    """A tensor of ``source`` elements encoded as ``dtype`` by their codecs, rounded to nearest. ``importance``: F32 weights of
+    its columns, (columns,) or (matrices, columns) for a stack of matrices; the codecs of rows can use them."""
+    inputs = (value,) if importance is None else (value, importance)
+    return node("cast", *inputs, source=source, shape=list(shape), dtype=dtype)
 
 
 # --- serialisation ------------------------------------------------------------------------------------------------

@@ -341,25 +341,42 @@ def _affine_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> A
 
 def _cast_to_infer(inputs: Specs, args: Args) -> Spec:
     shape = _dims(args)
-    have, want = dtypes.get(args["source"]).nbytes(shape), _one_run(inputs, "cast")
+    have, want = dtypes.get(args["source"]).nbytes(shape), _one_run(inputs[:1], "cast")
     if have != want:
         raise ValueError(f"{args['source']} {list(shape)} takes {have} bytes, the input has {want}")
-    dtypes.get(args["dtype"]).nbytes(shape)
+    dtype = dtypes.get(args["dtype"])
+    dtype.nbytes(shape)
+    if len(inputs) > 1:
+        kind, sides = inputs[1]
+        matrices = prod(sides[:-1])
+        if len(inputs) > 2 or kind != "F32" or not dtype.rowwise or not sides or sides[-1] != (shape or (1,))[-1]:
+            raise ValueError(f"importance of {kind} {list(sides)} does not fit {dtype.name} {list(shape)}: one weight a column")
+        if not matrices or prod(shape[:-1]) % matrices:
+            raise ValueError(f"importance for {matrices} matrices does not fit {list(shape)}")
     return args["dtype"], shape
 
 
 def _cast_to_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> Any:
     import numpy as np
 
-    from modelhub import codecs
+    from modelhub.engine.cast import Encoder
 
-    shape, have, want = tuple(args["shape"]), dtypes.get(args["source"]), dtypes.get(args["dtype"])
-    row = _row_bytes(have.name, shape)
+    shape, want = tuple(args["shape"]), dtypes.get(args["dtype"])
+    row = _row_bytes(args["source"], shape)
     data = _bytes_of(sources[0], start * row, stop * row)
-    decoder, encoder = codecs.find(have.name), codecs.find(want.name)
-    if decoder is None or encoder is None or encoder.encode is None:
-        raise InvalidFile(f"no codec from {have.name} to {want.name}")
-    encoded = encoder.encode(decoder.decode(data, len(data) // have.block_bytes * have.block))
+    columns = shape[-1] if shape else 1
+    weights = None
+    if len(sources) > 1:
+        weights = np.ascontiguousarray(sources[1].read(0, sources[1].shape[0])).reshape(-1).view("<f4").reshape(-1, columns)
+    encoder = Encoder("", args["source"], want.name, columns, weights, None)
+    if weights is None or len(weights) == 1:
+        encoded = encoder.encode(data)
+    else:  # a stack of matrices, each with weights of its own
+        each = len(weights) // shape[0] if len(weights) >= shape[0] else 1
+        parts = np.split(data, (stop - start) * each)
+        share = max(1, shape[0] // len(weights))
+        numbers = [(start * each + number) // share for number in range(len(parts))]
+        encoded = np.concatenate([encoder.encode(part, number) for part, number in zip(parts, numbers, strict=True)])
     lead = (stop - start,) if shape else ()
     if want.block > 1:
         return encoded.reshape((*lead, -1))

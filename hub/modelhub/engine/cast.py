@@ -1,4 +1,4 @@
-"""Encoding a tensor to another dtype, chunk by chunk, and measuring the error as it goes.
+"""Encoding a tensor to another dtype, slice by slice, and measuring the error as it goes.
 
 ``ops.cast`` is the node that a recipe puts on top of a tensor's value. It is an op like any other (so that expressions show it
 and a cluster can run it), and the writer recognises it on top, to measure and to split it among threads.
@@ -6,16 +6,16 @@ and a cluster can run it), and the writer recognises it on top, to measure and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
-from modelhub.codecs import codec_of
+from modelhub.codecs import codec_of, find
 from modelhub.engine.errors import ErrorSums
-from modelhub.engine.values import CHUNK, Handles, tensor_chunks
+from modelhub.engine.values import Handles, open_value
 from modelhub.errors import ConversionError
-from modelhub.types import Tensor
+from modelhub.types import Node, Tensor, Value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,36 +31,90 @@ LOSSLESS = {
 """Pairs whose every value survives: no error to measure."""
 
 
-def encoded_chunks(source: Tensor, dtype: str, handles: Handles, sums: ErrorSums | None = None) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of ``source`` encoded as ``dtype``, about `CHUNK` source bytes at a time."""
+class Encoder:
+    """From the bytes of one dtype to those of another, a slice at a time; errors are summed up in ``sums``, where there are.
+
+    ``columns``: the length of the tensor's rows. ``importance``: float32 weights of shape (matrices, columns), or None.
+    """
+
+    def __init__(self, name: str, source: str, dtype: str, columns: int, importance: Any, sums: ErrorSums | None) -> None:
+        self.name, self.source, self.dtype, self.columns, self.importance = name, source, dtype, columns, importance
+        self.have, self.want = dtypes.get(source), dtypes.get(dtype)
+        self.decoder, self.encoder = codec_of(source, "decode"), codec_of(dtype, "encode")
+        self.sums = sums if sums is not None and (source, dtype) not in LOSSLESS else None
+
+    @property
+    def unit(self) -> int:
+        """A slice must hold a multiple of so many elements."""
+        return self.columns if self.want.rowwise else lcm(self.have.block, self.want.block)
+
+    def encode(self, data: NDArray[np.uint8], matrix: int = 0) -> NDArray[np.uint8]:
+        """The blocks of a slice. ``matrix``: which row of ``importance`` weighs it. ConversionError names the tensor."""
+        weights = None if self.importance is None else self.importance[matrix]
+        try:
+            if self.encoder.transcode and self.want.rowwise:
+                done = self.encoder.transcode(data, self.source, self.columns, weights)
+                if done is not None:
+                    if self.sums is not None:
+                        self.sums.add(ErrorSums.of(done[1]))
+                    return done[0]  # type: ignore[no-any-return]
+            return self._encode(data, weights)
+        except ValueError as error:
+            raise ConversionError(f"tensor {self.name} cannot be encoded as {self.dtype}: {error}") from error
+
+    def _encode(self, data: NDArray[np.uint8], weights: Any) -> NDArray[np.uint8]:
+        elements = len(data) // self.have.block_bytes * self.have.block
+        values = self.decoder.decode(data, elements)
+        assert self.encoder.encode is not None
+        if self.want.rowwise:
+            import numpy as np
+
+            rows = np.ascontiguousarray(values, np.float32).reshape(-1, self.columns)
+            encoded: NDArray[np.uint8] = self.encoder.encode(rows, weights).reshape(-1)
+        else:
+            encoded = self.encoder.encode(values)
+        if self.sums is not None:
+            back = codec_of(self.dtype, "decode").decode(encoded, elements)
+            self.sums.take(values, back, self.encoder.maximum)
+        return encoded
+
+
+def encoder_of(tensor: Tensor, handles: Handles, sums: ErrorSums | None = None) -> tuple[Encoder, Tensor]:
+    """The encoder of a tensor whose value is a cast, and the tensor that it encodes."""
+    cast, source = cast_source(tensor)
+    assert cast is not None
+    columns = tensor.shape[-1] if tensor.shape else 1
+    importance = None
+    if len(cast.inputs) > 1:
+        importance = read_floats(cast.inputs[1], handles).reshape(-1, columns)
+    return Encoder(tensor.name, source.dtype, tensor.dtype, columns, importance, sums), source
+
+
+def read_floats(value: Value, handles: Handles) -> NDArray[np.float32]:
+    """A small F32 value, whole."""
     import numpy as np
 
-    have, want = dtypes.get(source.dtype), dtypes.get(dtype)
-    decoder, encoder = codec_of(source.dtype, "decode"), codec_of(dtype, "encode")
-    assert encoder.encode is not None
-    granule = lcm(have.block, want.block)
-    unit = granule // have.block * have.block_bytes
-    measure = sums is not None and (source.dtype, dtype) not in LOSSLESS
-    pending = np.empty(0, np.uint8)
-    for chunk in tensor_chunks(source, handles, max(CHUNK // unit * unit, unit)):
-        data = np.concatenate((pending, chunk)) if len(pending) else chunk
-        whole = len(data) // unit * unit
-        data, pending = data[:whole], data[whole:]
-        if not whole:
-            continue
-        elements = whole // have.block_bytes * have.block
-        values = decoder.decode(data, elements)
-        encoded = encoder.encode(values)
-        if measure and sums is not None:
-            sums.take(values, codec_of(dtype, "decode").decode(encoded, elements), encoder.maximum)
-        yield encoded
-    if len(pending):
-        raise ConversionError(f"tensor {source.name}: its last {len(pending)} bytes do not fill a block of {dtype}")
+    source = open_value(value, handles)
+    found: NDArray[np.float32] = np.ascontiguousarray(source.read(0, source.shape[0])).reshape(-1).view(np.uint8).view("<f4")
+    return found
 
 
-def piece_of(source: Tensor, start: int, stop: int) -> Tensor:
-    """Elements ``start``..``stop`` of a tensor that is one extent, as a flat tensor; both must be whole blocks."""
-    dtype = dtypes.get(source.dtype)
-    extent: Any = source.value
-    first, last = start // dtype.block * dtype.block_bytes, stop // dtype.block * dtype.block_bytes
-    return source._replace(shape=(stop - start,), value=extent._replace(offset=extent.offset + first, nbytes=last - first))
+def cast_source(tensor: Tensor) -> tuple[Node | None, Tensor]:
+    """The cast on top of a tensor's value and the tensor under it; (None, the tensor itself) where there is none."""
+    value = tensor.value
+    if isinstance(value, Node) and value.op == "cast":
+        return value, Tensor(tensor.name, value.args["source"], tensor.shape, value.inputs[0])
+    return None, tensor
+
+
+def prepare(tensors: Iterable[Tensor]) -> None:
+    """Have the codecs that the casts among ``tensors`` need made ready, once, before threads use them."""
+    needed: dict[str, None] = {}
+    for tensor in tensors:
+        cast, source = cast_source(tensor)
+        if cast:
+            needed |= dict.fromkeys((source.dtype, tensor.dtype))
+    for dtype in needed:
+        codec = find(dtype)
+        if codec and codec.prepare:
+            codec.prepare()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,12 @@ class ErrorSums:
         self.error_squares += _squares(difference)
         self.other_squares += _squares(b)
         self.dot += float(np.dot(a, b))
+
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> ErrorSums:
+        """From the six figures of `Codec.transcode`."""
+        count, squares, error_squares, dot, other_squares, maximum = (float(figure) for figure in sums)
+        return cls(int(count), squares, error_squares, dot, other_squares, maximum)
 
     def add(self, other: ErrorSums) -> None:
         self.count += other.count

@@ -10,25 +10,28 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 import zlib
 from bisect import bisect
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from math import prod
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
-from modelhub.engine.cast import encoded_chunks, piece_of
+from modelhub.engine.cast import cast_source, encoder_of
 from modelhub.engine.copy import copy_range, pwrite_all, shares_blocks, write_array
 from modelhub.engine.errors import ErrorSums
-from modelhub.engine.values import Handles, tensor_chunks
+from modelhub.engine.grid import Grid, GridReader, grid_of
+from modelhub.engine.values import CHUNK, Handles
 from modelhub.errors import ConversionError, ModelhubError, PluginError
 from modelhub.table import Table
-from modelhub.types import CopyFile, Extent, Format, Node, Patch, Placed, Put, StartFile, Tail, Tensor, Value, WriteOptions
+from modelhub.types import CopyFile, Extent, Format, Patch, Placed, Put, StartFile, Tail, Tensor, Value, WriteOptions
 
 if TYPE_CHECKING:
-    pass
+    import numpy as np
+    from numpy.typing import NDArray
 
 PIECE = 64 << 20
 """A tensor larger than this is filled in by several tasks."""
@@ -40,13 +43,15 @@ FLUSH_EVERY = 256 << 20
 class Written:
     """What stands on the disk now: ``files`` in the order they were begun, relative to the output's directory; error sums by the
     names of encoded tensors; with ``check``, the pieces (file, offset, nbytes) of each tensor that were read back and found as
-    they should be. ``values``: what the writer put under each name."""
+    they should be. ``values``: what the writer put under each name. ``seconds``: what the threads spent on reading, encoding and
+    writing (read back included) of what was not copied as it is, summed over them."""
 
     files: list[str] = field(default_factory=list)
     errors: dict[str, ErrorSums] = field(default_factory=dict)
     checked: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     nbytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 Progress = Callable[[int], None]
@@ -126,6 +131,17 @@ def _drive(format: Format, table: Table, options: WriteOptions, work: _Work) -> 
         return
     finally:
         writer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Granules ``start``..``stop`` of what a tensor is made of, and where their bytes go in the file."""
+
+    tensor: Tensor
+    grid: Grid
+    start: int
+    stop: int
+    offset: int
 
 
 class _OutFile:
@@ -227,66 +243,99 @@ class _Work:
         if not nbytes:
             return Placed(offset, 0, lambda: 0)
         if piece.checksum:
-            task = self._pool.submit(self._fill, tensor, file, offset, True)
+            grid = grid_of(cast_source(tensor)[1])
+            task = self._pool.submit(self._fill, _Part(tensor, grid, 0, grid.count, offset), file, True)
             self._tasks.append(task)
             return Placed(offset, nbytes, task.result)
-        for part, at in self._parts(tensor, offset):
-            self._tasks.append(self._pool.submit(self._fill, part, file, at, False))
+        for part in self._parts(tensor, offset):
+            self._tasks.append(self._pool.submit(self._fill, part, file, False))
         return Placed(offset, nbytes, _unasked)
 
-    def _parts(self, tensor: Tensor, offset: int) -> Iterator[tuple[Tensor, int]]:
-        """A large tensor over one extent (copied or encoded) as several flat ones; any other as it is."""
-        cast, source = cast_source(tensor)
-        if not isinstance(source.value, Extent) or source.value.nbytes <= PIECE:
-            yield tensor, offset
-            return
+    def _parts(self, tensor: Tensor, offset: int) -> Iterator[_Part]:
+        """A large tensor in slices that can be filled in at once; any other, and one that can only be read in order, whole."""
+        source = cast_source(tensor)[1]
+        grid = grid_of(source)
         have, want = dtypes.get(source.dtype), dtypes.get(tensor.dtype)
-        granule = have.block * want.block
-        step = max(granule, PIECE // have.block_bytes * have.block // granule * granule)
-        total = prod(tensor.shape)
-        for start in range(0, total, step):
-            stop = min(total, start + step)
-            piece = piece_of(source, start, stop)
-            if cast and piece.value is not None:
-                args = {**cast.args, "shape": [stop - start]}
-                piece = Tensor(tensor.name, want.name, piece.shape, Node("cast", (piece.value,), args, want.name, piece.shape))
-            yield piece, offset + start // want.block * want.block_bytes
+        unit = (tensor.shape[-1] if tensor.shape else 1) if want.rowwise else lcm(have.block, want.block)
+        step = grid.step(PIECE, unit) if grid.seekable and grid.count * grid.nbytes > PIECE else grid.count
+        for start in range(0, grid.count, step):
+            yield _Part(
+                tensor,
+                grid,
+                start,
+                min(grid.count, start + step),
+                offset + start * grid.elements // want.block * want.block_bytes,
+            )
 
-    def _fill(self, tensor: Tensor, file: _OutFile, offset: int, checksum: bool) -> int:
-        """Write one tensor's bytes at ``offset``; its CRC-32 where asked for."""
+    def _fill(self, part: _Part, file: _OutFile, checksum: bool) -> int:
+        """Write one part's bytes; their CRC-32 where asked for."""
         crc = 0
-        nbytes = dtypes.get(tensor.dtype).nbytes(tensor.shape)
-        cast, source = cast_source(tensor)
+        tensor, grid, at = part.tensor, part.grid, part.offset
+        dtype = dtypes.get(tensor.dtype)
+        nbytes = (part.stop - part.start) * grid.elements // dtype.block * dtype.block_bytes
         what = f"tensor {tensor.name}"
-        sums = ErrorSums() if cast else None
+        sums = None
         try:
             if isinstance(tensor.value, Extent) and not checksum:
                 fd, extent = self.handles.fd(tensor.value.file), tensor.value
-                steps = copy_range(fd, extent.offset, file.fd, offset, nbytes, extent.file, kernel=self.kernel, check=self.check)
+                start = extent.offset + part.start * grid.nbytes
+                steps = copy_range(fd, start, file.fd, at, nbytes, extent.file, kernel=self.kernel, check=self.check)
                 for n in steps:
                     self._did(n, file)
+                at += nbytes
             else:
-                chunks = encoded_chunks(source, tensor.dtype, self.handles, sums) if cast else tensor_chunks(tensor, self.handles)
-                at = offset
-                for chunk in chunks:
+                sums = ErrorSums() if cast_source(tensor)[0] else None
+                for chunk in self._chunks(part, sums):
                     if checksum:
                         crc = zlib.crc32(chunk.data, crc)
+                    stamp = time.perf_counter()
                     write_array(file.fd, chunk, at, what, self.check)
+                    self._spent("write", stamp)
                     at += len(chunk)
                     self._did(len(chunk), file)
-                if at - offset != nbytes:
-                    raise ConversionError(f"{what}: {at - offset} bytes came of {nbytes}")
+            if at - part.offset != nbytes:
+                raise ConversionError(f"{what}: {at - part.offset} bytes came of {nbytes}")
             with self._lock:
                 if sums is not None:
                     self.written.errors.setdefault(tensor.name, ErrorSums()).add(sums)
                 if self.check:
-                    self.written.checked.setdefault(tensor.name, []).append((file.path, offset, nbytes))
+                    self.written.checked.setdefault(tensor.name, []).append((file.path, part.offset, nbytes))
         except Stopped:
             raise
         except BaseException:
             self.stop.set()
             raise
         return crc
+
+    def _chunks(self, part: _Part, sums: ErrorSums | None) -> Iterator[NDArray[np.uint8]]:
+        """The part's bytes as they are to be written, a slice at a time."""
+        encoder = None if sums is None else encoder_of(part.tensor, self.handles, sums)[0]
+        reader = GridReader(part.grid, self.handles)
+        unit = encoder.unit if encoder else 1
+        step = part.grid.step(CHUNK, unit)
+        matrix, matrices = part.grid.count, 1
+        if encoder and encoder.importance is not None and len(encoder.importance) > 1:
+            matrices = len(encoder.importance)
+            matrix = part.grid.count // matrices
+            if part.grid.count % matrices:
+                raise ConversionError(f"tensor {part.tensor.name}: {part.grid.count} slices for {matrices} matrices with weights")
+        start = part.start
+        while start < part.stop:
+            stop = min(part.stop, start + step, (start // matrix + 1) * matrix)
+            stamp = time.perf_counter()
+            data = reader.read(start, stop)
+            self._spent("read", stamp)
+            if encoder:
+                stamp = time.perf_counter()
+                data = encoder.encode(data, start // matrix)
+                self._spent("encode", stamp)
+            yield data
+            start = stop
+
+    def _spent(self, what: str, since: float) -> None:
+        seconds = time.perf_counter() - since
+        with self._lock:
+            self.written.seconds[what] = self.written.seconds.get(what, 0.0) + seconds
 
     def _did(self, nbytes: int, file: _OutFile) -> None:
         if self.stop.is_set():
@@ -343,11 +392,3 @@ class _Work:
 
 def _unasked() -> int:
     raise PluginError("a writer asked for a checksum that its Put did not order")
-
-
-def cast_source(tensor: Tensor) -> tuple[Node | None, Tensor]:
-    """The cast on top of a tensor's value and the tensor under it; (None, the tensor itself) where there is none."""
-    value = tensor.value
-    if isinstance(value, Node) and value.op == "cast":
-        return value, Tensor(tensor.name, value.args["source"], tensor.shape, value.inputs[0])
-    return None, tensor
