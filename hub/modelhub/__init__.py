@@ -64,9 +64,9 @@ _PUBLIC = {
     "Table": "table",
     **dict.fromkeys(
         (
-            "Assignment", "Check", "Choice", "Codec", "Columns", "Conversion", "CopyFile", "Detection", "Event", "Extent", "Finding",
-            "Format", "Inline", "Metadata", "Node", "Op", "Patch", "Placed", "Probe", "Program", "Put", "Recipe", "RecipeOptions",
-            "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions", "Writer",
+            "Assignment", "Check", "Choice", "Codec", "Columns", "Conversion", "CopyFile", "Detection", "Event", "Extent",
+            "Finding", "Format", "Inline", "Metadata", "Node", "Op", "Patch", "Placed", "Probe", "Program", "Put", "Recipe",
+            "RecipeOptions", "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions", "Writer",
         ),
         "types",
     ),

@@ -16,6 +16,7 @@ from typing import Any
 from modelhub import program
 from modelhub.compare import equal_tables
 from modelhub.detect import inspect_path
+from modelhub.engine.cast import unprepared
 from modelhub.engine.values import Handles
 from modelhub.engine.write import Written, write_checkpoint
 from modelhub.errors import ConversionError, ModelhubError, VerificationError
@@ -73,9 +74,12 @@ class ConvertReport:
             "files": [printable(file) for file in self.files],
             "size": self.size,
             "seconds": round(self.seconds, 3),
+            "bits_per_weight": self.plan.bits_per_weight,
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "thread_seconds": {name: round(seconds, 3) for name, seconds in self.written.seconds.items()},
             "verified": self.verified,
             "losses": list(self.plan.losses),
+            "fallbacks": dict(self.plan.fallbacks),
             "overflow": self.overflows,
             "tensors": self.tensors,
         }
@@ -102,6 +106,13 @@ def carry_out(
         name = os.path.basename(plan.output)
         target = os.path.join(scratch.output, name)
         stamp = time.monotonic()
+        for codec in unprepared(plan.table.tensors):
+            if progress:
+                progress("prepare", 0)
+            assert codec.prepare
+            codec.prepare()
+            stages["prepare"] = time.monotonic() - stamp
+        stamp = time.monotonic()
         if plan.program:
             written = program.run(plan, target)
         else:
@@ -121,7 +132,7 @@ def carry_out(
         if before_publish:
             base = target if not plan.format.extension else scratch.output
             before_publish(written, [(os.path.join(base, file), _final(plan, file)) for file in written.files])
-        scratch.publish(names, replace=plan.options.force)
+        scratch.publish(names, replace=plan.options.force or plan.options.in_place)
     files = tuple(_final(plan, file) for file in written.files)
     size = sum(os.path.getsize(file) for file in files)
     shown = plan.output if plan.output in files or not plan.format.extension else files[0]

@@ -10,10 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from math import prod
 from typing import Any
 
 from modelhub import ops
-from modelhub.codecs import codec_of
+from modelhub.assign import assign, recipe_options
 from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError
 from modelhub.model import Model, printable
 from modelhub.plugins import Plugins
@@ -25,21 +26,42 @@ from modelhub.types import Conversion, Format, Metadata, Program, Recipe, Tensor
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
     """What the user asked for besides source, target and place. ``threads``: None for one a core. ``max_shard_size`` in bytes,
-    0: one file."""
+    0: one file. ``strict``: no dtype but the recipe's own. ``importance``, ``overrides``, ``target_bits`` and ``target_size`` are
+    for the recipe (`modelhub.types.RecipeOptions`). ``set``: keys of the metadata to set, or (None) to remove. ``in_place``: the
+    output takes the place of its source."""
 
     force: bool = False
     threads: int | None = None
     max_shard_size: int = 0
     verify: bool = True
     skip_unsupported: bool = False
+    strict: bool = False
+    importance: str = ""
+    overrides: Sequence[Sequence[str]] = ()
+    target_bits: float = 0.0
+    target_size: int = 0
+    set: Mapping[str, str | None] = field(default_factory=dict)
+    in_place: bool = False
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    def shaping(self) -> dict[str, Any]:
+        """What of it shapes an output's content: two outputs of the same content that agree in this are the same work."""
+        found: dict[str, Any] = {"max_shard_size": self.max_shard_size}
+        for name in ("skip_unsupported", "importance", "target_bits", "target_size"):
+            if getattr(self, name):
+                found[name] = getattr(self, name)
+        if self.overrides:
+            found["overrides"] = [list(pair) for pair in self.overrides]
+        if self.set:
+            found["set"] = dict(self.set)
+        return {**found, **self.extra}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A conversion, decided. ``table``: the output's tensors (dtypes as stored there), each with the expression that yields it.
     ``size``: bytes the output's tensors will take; ``free``: bytes free where it goes. ``losses``: what the output cannot say,
-    in words."""
+    in words. ``fallbacks``: tensors that get another dtype than the recipe is named for -> why."""
 
     source: Model
     format: Format
@@ -52,6 +74,17 @@ class Plan:
     losses: tuple[str, ...]
     options: ConvertOptions
     program: Program | None = None
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the output's tensors."""
+        return sum(prod(tensor.shape) for tensor in self.table.tensors)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits that the output takes for each of them."""
+        return self.size * 8 / self.parameters if self.parameters else None
 
     @property
     def directory(self) -> str:
@@ -77,7 +110,9 @@ class Plan:
             "route": list(self.route),
             "size": self.size,
             "free": self.free,
+            "bits_per_weight": self.bits_per_weight,
             "losses": list(self.losses),
+            "fallbacks": dict(self.fallbacks),
             "tensors": [
                 {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "nbytes": tensor_nbytes(t), "from": _origin(t)}
                 for t in self.table.tensors
@@ -147,21 +182,37 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
         raise MissingCapability(f"{program.name} needs {', '.join(missing)}", f"pip install {' '.join(missing)}")
     if program and recipe:
         raise UsageError(f"{program.name} makes {target.name} as it does: it takes no recipe", f"--to {target.name}")
-    derived = edge.derive([source], dict(options.extra)) if isinstance(edge, Conversion) else _carry(model, source, target)
+    if isinstance(edge, Conversion):
+        given = {key: text for key, text in options.set.items() if text is not None}
+        derived = edge.derive([source], {**options.extra, **given})
+    else:
+        derived = _carry(model, source, target)
+    fallbacks: Mapping[str, str] = {}
     if program is None:
-        others = [one for one in plugins.recipes if not one.formats or target.name in one.formats]
-        derived = _encode(derived, target, recipe, options, losses, others)
-        derived = _tie(derived, target, losses)
+        assigned = assign(
+            derived,
+            target,
+            recipe,
+            recipe_options(options.importance, options.overrides, options.target_bits, options.target_size),
+            strict=options.strict,
+            skip_unsupported=options.skip_unsupported,
+            others=[one for one in plugins.recipes if not one.formats or target.name in one.formats],
+        )
+        losses += assigned.losses
+        fallbacks = assigned.fallbacks
+        derived = _edit(_tie(assigned.table, target, losses), target, options.set)
     _note_losses(source, losses)
-    path = _place(model, target, recipe, output)
+    path = model.file_paths[0] if options.in_place else _place(model, target, recipe, output)
     size = sum(tensor_nbytes(tensor) for tensor in _unique(derived, target))
     check_suffix(path, target, plugins)
-    _check_place(path, model, target, options)
+    if options.in_place:
+        _check_in_place(model, target, recipe, output)
+    else:
+        _check_place(path, model, target, options)
     if program is None:
         _ask_writer(derived, target, path, options)
-    return Plan(
-        model, target, recipe, path, derived, route, size, free_space(os.path.dirname(path)), tuple(losses), options, program
-    )
+    free = free_space(os.path.dirname(path))
+    return Plan(model, target, recipe, path, derived, route, size, free, tuple(losses), options, program, fallbacks)
 
 
 def _edge(model: Model, target: Format, plugins: Plugins) -> Conversion | Program | None:
@@ -181,54 +232,22 @@ def _carry(model: Model, source: Table, target: Format) -> Table:
     return Table(source.logical, metadata, source.files)
 
 
-def _encode(
-    table: Table, target: Format, recipe: Recipe | None, options: ConvertOptions, losses: list[str], others: list[Recipe]
-) -> Table:
-    """Give every tensor the dtype that the recipe chose for it, and check that the target can hold it. What no recipe (of
-    ``others``) would change into something that it holds is unsupported."""
-    tensors: list[Tensor] = []
-    foreign: dict[str, tuple[str, list[str]]] = {}
-    dropped: list[Tensor] = []
-    for tensor in table.tensors:
-        if tensor.value is None:
-            dropped.append(tensor)
-            continue
-        chosen = recipe.choose(tensor, table) if recipe else None
-        if chosen and chosen != tensor.dtype:
-            for dtype, what in ((tensor.dtype, "decode"), (chosen, "encode")):
-                try:
-                    codec_of(dtype, what)
-                except MissingCapability as error:
-                    raise MissingCapability(f"tensor {tensor.name}: {error.message}", error.hint) from error
-            try:
-                node = ops.cast(tensor.value, tensor.dtype, tensor.shape, chosen)
-            except ValueError as error:
-                raise ConversionError(f"tensor {tensor.name}: {error}", "another recipe may fit") from error
-            tensor = tensor._replace(dtype=chosen, value=node)
-        if target.dtypes and tensor.dtype not in target.dtypes:
-            fitting = [one.name for one in others if one.choose(tensor, table) in target.dtypes]
-            if options.skip_unsupported and not fitting:
-                dropped.append(tensor._replace(unsupported=f"{tensor.dtype} tensor, which {target.name} cannot hold"))
-                continue
-            foreign[tensor.name] = tensor.dtype, fitting
-        tensors.append(tensor._replace(view="both"))
-    if dropped and not options.skip_unsupported:
-        first = dropped[0]
-        more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
-        raise ConversionError(
-            f"tensor {first.name} cannot be converted: it is a {first.unsupported}{more}",
-            "--skip-unsupported leaves such tensors out",
-        )
-    losses += [f"left out: {tensor.name}, a {tensor.unsupported}" for tensor in dropped]
-    if foreign:
-        name, (dtype, fitting) = next(iter(foreign.items()))
-        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
-        recipes = f"a recipe changes dtypes: --to {target.name}:RECIPE, of {', '.join(fitting)}"
-        raise ConversionError(
-            f"{target.name} cannot hold {dtype}: tensor {name}{more}",
-            recipes if fitting else "--skip-unsupported leaves such tensors out",
-        )
-    return replace(table, tensors=tuple(tensors))
+def _edit(table: Table, target: Format, changes: Mapping[str, str | None]) -> Table:
+    """The table with keys of its metadata set or removed, as its format knows them."""
+    if not changes:
+        return table
+    try:
+        if target.edit:
+            return replace(table, metadata=target.edit(table.metadata, changes))
+    except ValueError as error:
+        raise UsageError(f"--set: {error}") from error
+    stored = dict(table.metadata.stored)
+    for key, text in changes.items():
+        if text is None:
+            stored.pop(key, None)
+        else:
+            stored[key] = text
+    return replace(table, metadata=replace(table.metadata, stored=stored))
 
 
 def _tie(table: Table, target: Format, losses: list[str]) -> Table:
@@ -328,6 +347,18 @@ def _check_place(path: str, model: Model, target: Format, options: ConvertOption
     if not os.access(parent, os.W_OK | os.X_OK):
         refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES), parent)
         raise ConversionError(f"{parent} cannot be written to", "name another place with -o PATH") from refused
+
+
+def _check_in_place(model: Model, target: Format, recipe: Recipe | None, output: str | None) -> None:
+    """Only what the metadata says may change in place: the weights that are there are all there is."""
+    if output is not None:
+        raise UsageError("--in-place and -o exclude each other")
+    if model.format != target.name or recipe is not None or len(model.file_paths) != 1:
+        raise UsageError(
+            "--in-place changes the metadata of one file, and nothing else", f"without it, a {target.name} of its own is made"
+        )
+    if not os.access(os.path.dirname(model.file_paths[0]) or ".", os.W_OK | os.X_OK):
+        raise ConversionError(f"{os.path.dirname(model.file_paths[0])} cannot be written to", "-o PATH makes a changed copy")
 
 
 def free_space(directory: str) -> int:

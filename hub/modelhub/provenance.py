@@ -61,9 +61,7 @@ def how(plan: Plan, written: Written, plugins: Plugins, rule: str = "") -> Prove
 
 def options_of(plan: Plan) -> Mapping[str, Any]:
     """What besides the recipe shapes a plan's output: two of the same content that agree in both are the same work."""
-    options = plan.options
-    skip = {"skip_unsupported": True} if options.skip_unsupported else {}
-    return {"to": plan.format.name, "max_shard_size": options.max_shard_size, **skip, **options.extra}
+    return {"to": plan.format.name, **plan.options.shaping()}
 
 
 def _inside(path: str, root: str) -> bool:

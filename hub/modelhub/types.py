@@ -352,8 +352,8 @@ class Recipe:
 
     ``choose(tensor, table)`` returns a dtype's name, or None to keep the tensor's own. A recipe that needs to see the whole
     table, or the user's options, has ``assign(table, options)`` instead; one that needs to measure first, ``measure(table,
-    options, probe)``. Both return an `Assignment`; ValueError says what is wrong with the options. ``formats``: the formats it is for;
-    empty means any that can store what it chooses.
+    options, probe)``. Both return an `Assignment`; ValueError says what is wrong with the options. ``formats``: the formats it is
+    for; empty means any that can store what it chooses.
     """
 
     name: str

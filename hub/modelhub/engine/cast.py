@@ -15,7 +15,7 @@ from modelhub.codecs import codec_of, find
 from modelhub.engine.errors import ErrorSums
 from modelhub.engine.values import Handles, open_value
 from modelhub.errors import ConversionError
-from modelhub.types import Node, Tensor, Value
+from modelhub.types import Codec, Node, Tensor, Value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,14 +107,12 @@ def cast_source(tensor: Tensor) -> tuple[Node | None, Tensor]:
     return None, tensor
 
 
-def prepare(tensors: Iterable[Tensor]) -> None:
-    """Have the codecs that the casts among ``tensors`` need made ready, once, before threads use them."""
+def unprepared(tensors: Iterable[Tensor]) -> list[Codec]:
+    """The codecs that the casts among ``tensors`` need, and that want to be made ready (`Codec.prepare`) before threads use
+    them."""
     needed: dict[str, None] = {}
     for tensor in tensors:
         cast, source = cast_source(tensor)
         if cast:
             needed |= dict.fromkeys((source.dtype, tensor.dtype))
-    for dtype in needed:
-        codec = find(dtype)
-        if codec and codec.prepare:
-            codec.prepare()
+    return [codec for dtype in needed if (codec := find(dtype)) and codec.prepare]

@@ -309,14 +309,11 @@ def _same_output(catalog: Catalog, job: Job, source: Model, plugins: Plugins) ->
 
 def _how(job: Job, plugins: Plugins) -> tuple[str, dict[str, Any]]:
     """The recipe and the options that the lineage of what the job makes will have."""
-    from modelhub.plan import parse_target
+    from modelhub.plan import ConvertOptions, parse_target
 
     target, recipe = parse_target(job.spec["to"], plugins)
-    given = job.spec.get("options", {})
-    options: dict[str, Any] = {"to": target.name, "max_shard_size": given.get("max_shard_size", 0)}
-    if given.get("skip_unsupported"):
-        options["skip_unsupported"] = True
-    return recipe.name if recipe else "", options | given.get("extra", {})
+    options = ConvertOptions(**job.spec.get("options", {}))
+    return recipe.name if recipe else "", {"to": target.name, **options.shaping()}
 
 
 def _ours(catalog: Catalog, job: Job, output: str, source: Model, plugins: Plugins) -> Model | None:
