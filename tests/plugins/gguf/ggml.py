@@ -35,8 +35,8 @@ class _Traits(ctypes.Structure):
 def library() -> ctypes.CDLL:
     """The shared library in the xllamacpp wheel."""
     spec = find_spec("xllamacpp")
-    assert spec and spec.origin, "the test group installs xllamacpp"
-    (path,) = Path(spec.origin).parent.glob("xllamacpp*.so")
+    assert spec is not None, "the test group installs xllamacpp"
+    (path,) = Path(spec.origin or "").parent.glob("xllamacpp*.so")
     loaded = ctypes.CDLL(str(path))
     loaded.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
     loaded.ggml_get_type_traits.argtypes = [ctypes.c_int]

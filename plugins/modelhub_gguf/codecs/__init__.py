@@ -1,0 +1,31 @@
+"""The codecs of ggml's block types, as records; the arithmetic is imported when it is first used.
+
+Decoders give the floats of ggml's own ``to_float``, encoders the bytes of its ``ggml_quantize_chunk``, bit for bit.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from modelhub import Codec
+
+from modelhub_gguf.types import BY_NAME
+
+_GRIDS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M")
+
+
+def _decode(dtype: str, data: Any, elements: int) -> Any:
+    from modelhub_gguf.codecs.decode import decode
+
+    where = import_module("modelhub_gguf.codecs." + ("decode_grids" if dtype in _GRIDS else "decode"))
+    return decode(data, elements, nbytes=BY_NAME[dtype].nbytes, blocks=getattr(where, dtype.lower()))
+
+
+def _codec(dtype: str) -> Codec:
+    return Codec(dtype=dtype, decode=partial(_decode, dtype))
+
+
+CODECS = tuple(_codec(kind.name) for kind in BY_NAME.values() if kind.block > 1)
+"""One for every block type that a GGUF file may hold."""
