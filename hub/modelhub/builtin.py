@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from modelhub import codecs, dtypes, storage_ops
+from modelhub import codecs, dtypes, storage_ops, value_ops
 from modelhub.hookspecs import hookimpl
 from modelhub.table import Table
 from modelhub.types import Codec, Op, Recipe, Tensor
@@ -37,7 +37,7 @@ def modelhub_codecs() -> Iterable[Codec]:
 
 @hookimpl
 def modelhub_ops() -> Iterable[Op]:
-    return storage_ops.OPS
+    return (*storage_ops.OPS, *value_ops.OPS)
 
 
 @hookimpl

@@ -38,9 +38,9 @@ def register(op: Op) -> None:
 
 def _registry() -> dict[str, Op]:
     if "reshape" not in _REGISTRY:  # the core's own ops, registered on first use: they import nothing heavy
-        from modelhub import storage_ops
+        from modelhub import storage_ops, value_ops
 
-        for op in storage_ops.OPS:
+        for op in (*storage_ops.OPS, *value_ops.OPS):
             register(op)
     return _REGISTRY
 
@@ -120,6 +120,63 @@ def cast(value: Value, source: str, shape: Sequence[int], dtype: str, importance
     its columns, (columns,) or (matrices, columns) for a stack of matrices; the codecs of rows can use them."""
     inputs = (value,) if importance is None else (value, importance)
     return node("cast", *inputs, source=source, shape=list(shape), dtype=dtype)
+
+
+def typed(value: Value, dtype: str, shape: Sequence[int]) -> Node:
+    """``value`` as elements of ``dtype`` and ``shape``: what the ops below take. Bare bytes get a `reshape`; a node that is so
+    already is returned as it is."""
+    if isinstance(value, Node) and (value.dtype, value.shape) == (dtype, tuple(shape)):
+        return value
+    return reshape(value, dtype, shape)
+
+
+def permute(value: Node, dims: Sequence[int], axes: Sequence[int]) -> Node:
+    """Rows in another order: their number is split into ``dims``, and these are put in the order ``axes``. With ``dims=(heads, 2,
+    n)`` and ``axes=(0, 2, 1)``, each head's two halves are interleaved. Whole rows move, whatever their dtype."""
+    return node("permute", value, dims=list(dims), axes=list(axes))
+
+
+def transpose(value: Node, axes: Sequence[int] | None = None) -> Node:
+    """The axes in the order ``axes`` (default: reversed). Not for dtypes that pack several elements together: cast them to floats
+    first."""
+    dtype, shape = value.dtype, value.shape
+    under = value.inputs[0] if value.op == "reshape" else value  # from a bare run, pieces of rows can be read
+    order = list(axes) if axes is not None else list(range(len(shape)))[::-1]
+    return node("transpose", under, dtype=dtype, shape=list(shape), axes=order)
+
+
+def concat(parts: Sequence[Node], axis: int = 0) -> Node:
+    """Parts of one dtype joined along ``axis``; all their other sides are equal."""
+    return node("concat", *parts, axis=axis)
+
+
+def stack(parts: Sequence[Node]) -> Node:
+    """Parts of one dtype and shape along a new first axis: their rows one after another, seen as ``(len(parts), *shape)``."""
+    if any((part.dtype, part.shape) != (parts[0].dtype, parts[0].shape) for part in parts) or not parts:
+        raise ValueError(f"stack takes parts of one dtype and shape, not {[(p.dtype, list(p.shape)) for p in parts][:4]}")
+    dtype, shape = parts[0].dtype, parts[0].shape
+    rows = [part if shape else reshape(part, dtype, (1,)) for part in parts]
+    return reshape(concat(rows), dtype, (len(parts), *shape))
+
+
+def slice_(value: Node, start: int, stop: int, axis: int = 0) -> Node:
+    """Elements ``start``..``stop`` along ``axis``."""
+    return node("slice", value, start=start, stop=stop, axis=axis)
+
+
+def add(*values: Node) -> Node:
+    """The sum of tensors of one shape, in float32."""
+    return node("add", *values)
+
+
+def affine(value: Node, scale: float = 1.0, offset: float = 0.0) -> Node:
+    """``value * scale + offset``, in float32."""
+    return node("affine", value, scale=scale, offset=offset)
+
+
+def matmul(left: Node, right: Node) -> Node:
+    """``left @ right`` of two matrices, in float32. ``right`` is held in memory: put the smaller one there."""
+    return node("matmul", left, right)
 
 
 # --- serialisation ------------------------------------------------------------------------------------------------

@@ -28,35 +28,40 @@ WINDOW = 32 << 20
 """A strided gather reads its span in one go up to this size, or up to four times what it needs."""
 
 
-def _dims(args: Args, name: str = "shape") -> tuple[int, ...]:
+def dims_of(args: Args, name: str = "shape") -> tuple[int, ...]:
     dims = tuple(args[name])
     if not all(type(dim) is int and dim >= 0 for dim in dims):
         raise ValueError(f"{name} {list(dims)[:8]} holds something that is not a count")
     return dims
 
 
-def _unit(dtype: str) -> np.dtype[Any]:
+def unit_of(dtype: str) -> np.dtype[Any]:
     import numpy as np
 
     return np.dtype(dtypes.get(dtype).numpy or "u1")
 
 
-def _one_run(inputs: Specs, what: str) -> int:
+def one_run(inputs: Specs, what: str) -> int:
     """Bytes of the one input that ``what`` takes."""
     if len(inputs) != 1:
         raise ValueError(f"{what} takes one input, not {len(inputs)}")
     return dtypes.get(inputs[0][0]).nbytes(inputs[0][1])
 
 
-def _bytes_of(source: Any, start: int, stop: int) -> NDArray[np.uint8]:
-    """Bytes ``start``..``stop`` of a U8 run, or of the C-order bytes of any other input (which is then read whole)."""
+def bytes_of(source: Any, start: int, stop: int) -> NDArray[np.uint8]:
+    """Bytes ``start``..``stop`` of a U8 run, or of the C-order bytes of any other input (of which the rows that hold them are
+    read)."""
     import numpy as np
 
     if source.dtype == "U8" and len(source.shape) == 1:
         run: NDArray[np.uint8] = source.read(start, stop)
         return run
-    whole = np.ascontiguousarray(source.read(0, source.shape[0] if source.shape else 1))
-    return whole.reshape(-1).view(np.uint8)[start:stop]
+    first, last, skip = 0, source.shape[0] if source.shape else 1, start
+    if source.shape and (row := row_bytes(source.dtype, source.shape)):
+        first, last = start // row, -(-stop // row)
+        skip = start - first * row
+    rows = np.ascontiguousarray(source.read(first, last))
+    return rows.reshape(-1).view(np.uint8)[skip : skip + stop - start]
 
 
 # --- inflate ------------------------------------------------------------------------------------------------------
@@ -65,7 +70,7 @@ _WINDOW_BITS = {"deflate": -15, "zlib": 15, "gzip": 31}
 
 
 def _inflate_infer(inputs: Specs, args: Args) -> Spec:
-    _one_run(inputs, "inflate")
+    one_run(inputs, "inflate")
     if args["method"] not in _WINDOW_BITS:
         raise ValueError(f"inflate knows {', '.join(_WINDOW_BITS)}, not {args['method']!r}")
     if args["nbytes"] < 0 or args["skip"] < 0:
@@ -119,22 +124,22 @@ def _inflate_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> 
 
 
 def _cast_infer(inputs: Specs, args: Args) -> Spec:
-    have, shape = _one_run(inputs, "reshape"), _dims(args)
+    have, shape = one_run(inputs, "reshape"), dims_of(args)
     want = dtypes.get(args["dtype"]).nbytes(shape)
     if have != want:
         raise ValueError(f"{args['dtype']} {list(shape)} takes {want} bytes, the run has {have}")
     return args["dtype"], shape
 
 
-def _row_bytes(dtype: str, shape: Sequence[int]) -> int:
+def row_bytes(dtype: str, shape: Sequence[int]) -> int:
     return dtypes.get(dtype).nbytes(shape[1:] if shape else ())
 
 
 def _reshape_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> Any:
     shape = tuple(args["shape"])
-    row = _row_bytes(args["dtype"], shape)
-    data = _bytes_of(sources[0], start * row, stop * row)
-    unit = _unit(args["dtype"])
+    row = row_bytes(args["dtype"], shape)
+    data = bytes_of(sources[0], start * row, stop * row)
+    unit = unit_of(args["dtype"])
     if dtypes.get(args["dtype"]).block > 1:
         return data.reshape((stop - start, row) if shape else (row,))
     return data.view(unit).reshape((stop - start, *shape[1:]) if shape else ())
@@ -154,8 +159,8 @@ def _strided_infer(inputs: Specs, args: Args) -> Spec:
     dtype = dtypes.get(args["dtype"])
     if dtype.block != 1:
         raise ValueError(f"{dtype.name} packs several elements in a byte: it cannot be gathered by strides")
-    have = _one_run(inputs, "strided") // dtype.block_bytes
-    shape, strides = _dims(args), _dims(args, "strides")
+    have = one_run(inputs, "strided") // dtype.block_bytes
+    shape, strides = dims_of(args), dims_of(args, "strides")
     if len(shape) != len(strides) or args["offset"] < 0:
         raise ValueError(f"{len(shape)} dimensions, {len(strides)} strides, offset {args['offset']}")
     if prod(shape):
@@ -168,7 +173,7 @@ def _strided_infer(inputs: Specs, args: Args) -> Spec:
 def _strided_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> Any:
     import numpy as np
 
-    source, unit = sources[0], _unit(args["dtype"])
+    source, unit = sources[0], unit_of(args["dtype"])
     shape, strides = list(args["shape"]), list(args["strides"])
     if not shape:
         shape, strides = [1], [0]
@@ -187,7 +192,7 @@ def _gather(source: Any, unit: np.dtype[Any], base: int, shape: list[int], strid
     size = unit.itemsize
     span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if span * size <= max(WINDOW, 4 * prod(shape) * size) or max(shape) == 1:
-        run = _bytes_of(source, base * size, (base + span) * size).view(unit)
+        run = bytes_of(source, base * size, (base + span) * size).view(unit)
         view = np.lib.stride_tricks.as_strided(run, shape, [stride * size for stride in strides])
         return np.array(view, order="C")  # not ascontiguousarray, which makes a row of a single element
     widest = max((axis for axis in range(len(shape)) if shape[axis] > 1), key=lambda axis: strides[axis])
@@ -202,7 +207,7 @@ def _gather(source: Any, unit: np.dtype[Any], base: int, shape: list[int], strid
 
 def _strided_memory(inputs: Specs, args: Args, rows: int) -> int:
     shape = tuple(args["shape"])
-    need = rows * _row_bytes(args["dtype"], shape)
+    need = rows * row_bytes(args["dtype"], shape)
     return max(WINDOW, 4 * need)
 
 
@@ -210,7 +215,7 @@ def _strided_memory(inputs: Specs, args: Args, rows: int) -> int:
 
 
 def _place_infer(inputs: Specs, args: Args) -> Spec:
-    dtype, shape, boxes = dtypes.get(args["dtype"]), _dims(args), args["boxes"]
+    dtype, shape, boxes = dtypes.get(args["dtype"]), dims_of(args), args["boxes"]
     if len(boxes) != len(inputs) or dtype.block != 1:
         raise ValueError(f"{len(inputs)} parts, {len(boxes)} boxes of {dtype.name}")
     covered = 0
@@ -247,9 +252,9 @@ def _overlap(boxes: Sequence[Any]) -> bool:
 def _place_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> Any:
     import numpy as np
 
-    shape, unit = tuple(args["shape"]), _unit(args["dtype"])
+    shape, unit = tuple(args["shape"]), unit_of(args["dtype"])
     if not shape:
-        return _bytes_of(sources[0], 0, unit.itemsize).view(unit).reshape(())
+        return bytes_of(sources[0], 0, unit.itemsize).view(unit).reshape(())
     out = np.zeros((stop - start, *shape[1:]), unit)
     for source, box in zip(sources, args["boxes"], strict=True):
         at, length = box[0]
@@ -257,7 +262,7 @@ def _place_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> An
         if low >= high or not all(side[1] for side in box):
             continue
         row = prod(side[1] for side in box[1:]) * unit.itemsize
-        data = _bytes_of(source, (low - at) * row, (high - at) * row).view(unit)
+        data = bytes_of(source, (low - at) * row, (high - at) * row).view(unit)
         index = (slice(low - start, high - start), *(slice(a, a + n) for a, n in box[1:]))
         out[index] = data.reshape(high - low, *(side[1] for side in box[1:]))
     return out
@@ -267,20 +272,20 @@ def _place_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> An
 
 
 def _varints_infer(inputs: Specs, args: Args) -> Spec:
-    _one_run(inputs, "varints")
+    one_run(inputs, "varints")
     dtype = dtypes.get(args["dtype"])
     if dtype.kind not in ("int", "uint", "bool") or dtype.block != 1:
         raise ValueError(f"varints decode to integers, not {dtype.name}")
-    return dtype.name, _dims(args)
+    return dtype.name, dims_of(args)
 
 
 def _varints_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> Any:
     import numpy as np
 
-    source, shape, unit = sources[0], tuple(args["shape"]), _unit(args["dtype"])
+    source, shape, unit = sources[0], tuple(args["shape"]), unit_of(args["dtype"])
     values = source.state.get("varints")
     if values is None:
-        values = source.state["varints"] = _decode_varints(_bytes_of(source, 0, source.shape[0]), prod(shape)).astype(unit)
+        values = source.state["varints"] = _decode_varints(bytes_of(source, 0, source.shape[0]), prod(shape)).astype(unit)
     return values.reshape(shape)[start:stop] if shape else np.asarray(values.reshape(()))
 
 
@@ -340,8 +345,8 @@ def _affine_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> A
 
 
 def _cast_to_infer(inputs: Specs, args: Args) -> Spec:
-    shape = _dims(args)
-    have, want = dtypes.get(args["source"]).nbytes(shape), _one_run(inputs[:1], "cast")
+    shape = dims_of(args)
+    have, want = dtypes.get(args["source"]).nbytes(shape), one_run(inputs[:1], "cast")
     if have != want:
         raise ValueError(f"{args['source']} {list(shape)} takes {have} bytes, the input has {want}")
     dtype = dtypes.get(args["dtype"])
@@ -362,8 +367,8 @@ def _cast_to_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> 
     from modelhub.engine.cast import Encoder
 
     shape, want = tuple(args["shape"]), dtypes.get(args["dtype"])
-    row = _row_bytes(args["source"], shape)
-    data = _bytes_of(sources[0], start * row, stop * row)
+    row = row_bytes(args["source"], shape)
+    data = bytes_of(sources[0], start * row, stop * row)
     columns = shape[-1] if shape else 1
     weights = None
     if len(sources) > 1:
@@ -380,7 +385,7 @@ def _cast_to_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> 
     lead = (stop - start,) if shape else ()
     if want.block > 1:
         return encoded.reshape((*lead, -1))
-    return np.ascontiguousarray(encoded).view(_unit(want.name)).reshape((*lead, *shape[1:]))
+    return np.ascontiguousarray(encoded).view(unit_of(want.name)).reshape((*lead, *shape[1:]))
 
 
 OPS = (
