@@ -31,8 +31,8 @@ class Field(NamedTuple):
     """One value of a header.
 
     ``type`` and, for arrays, ``item`` are type ids. ``value`` is a Python value: int, float, bool, str (bytes where a string is
-    not UTF-8), a list of them for an array; or an `Extent` over the little-endian bytes of the whole value as they stand in another
-    GGUF file (of an array: item type, length and items), which are then copied as they are."""
+    not UTF-8), a list of them for an array; or an `Extent` over the little-endian bytes of the whole value as they stand in
+    another GGUF file (of an array: item type, length and items), which are then copied as they are."""
 
     type: int
     value: Any
@@ -115,9 +115,9 @@ def _first_odd(kind: int, values: Sequence[Any]) -> Any:
 
 
 def encode_string(text: str | bytes) -> bytes:
-    """A string's length and bytes. ValueError for what is no text, or text with lone surrogates (bytes are written as they are)."""
+    """A string's length and bytes; undecodable bytes of a name stand in it surrogate-escaped. ValueError for what is no text."""
     if isinstance(text, str):
-        text = text.encode()
+        text = text.encode("utf-8", "surrogateescape")
     elif not isinstance(text, (bytes, bytearray)):
         raise ValueError(f"{text!r:.60} is not a text")
     return struct.pack("<Q", len(text)) + text
