@@ -206,7 +206,7 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     size = sum(tensor_nbytes(tensor) for tensor in _unique(derived, target))
     check_suffix(path, target, plugins)
     if options.in_place:
-        _check_in_place(model, target, recipe, output)
+        _check_in_place(model, target, recipe, output, options.set)
     else:
         _check_place(path, model, target, options)
     if program is None:
@@ -349,10 +349,12 @@ def _check_place(path: str, model: Model, target: Format, options: ConvertOption
         raise ConversionError(f"{parent} cannot be written to", "name another place with -o PATH") from refused
 
 
-def _check_in_place(model: Model, target: Format, recipe: Recipe | None, output: str | None) -> None:
+def _check_in_place(
+    model: Model, target: Format, recipe: Recipe | None, output: str | None, changes: Mapping[str, str | None]
+) -> None:
     """Only what the metadata says may change in place: the weights that are there are all there is."""
-    if output is not None:
-        raise UsageError("--in-place and -o exclude each other")
+    if output is not None or not changes:
+        raise UsageError("--in-place goes with --set or --unset, and not with -o")
     if model.format != target.name or recipe is not None or len(model.file_paths) != 1:
         raise UsageError(
             "--in-place changes the metadata of one file, and nothing else", f"without it, a {target.name} of its own is made"

@@ -8,7 +8,8 @@ import click
 
 from modelhub.cli.app import define
 from modelhub.cli.common import Session, model_argument
-from modelhub.cli.convert import convert_options, output_options, run
+from modelhub.cli.convert import run
+from modelhub.cli.outputs import convert_options, output_options
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

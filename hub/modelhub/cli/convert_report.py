@@ -1,0 +1,100 @@
+"""What ``convert`` and ``quantize`` print for people: the route, the plan, and what was done with the error that it cost."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from modelhub.cli import text
+
+if TYPE_CHECKING:
+    from modelhub.convert import ConvertReport
+    from modelhub.plan import Plan
+
+WORST = 10
+COLUMNS = (
+    text.Column("name", "TENSOR", shrink=20, middle=True),
+    text.Column("dtype", "DTYPE"),
+    text.Column("rmse", "RMSE", align=">"),
+    text.Column("relative", "RELATIVE", align=">"),
+    text.Column("max_error", "MAX ERROR", align=">", drop=3),
+    text.Column("cosine", "COSINE", align=">", drop=2),
+    text.Column("snr", "SNR dB", align=">"),
+)
+
+
+def print_route(plan: Plan) -> None:
+    source = plan.source
+    what = " ".join(part for part in (source.format, source.precision) if part)
+    recipe = f" with {plan.recipe.name}" if plan.recipe else ""
+    text.line(f"{source.absolute_path} ({what}, {text.size(source.size)})")
+    text.line(f"-> {plan.output} ({plan.format.name}{recipe})")
+    for loss in plan.losses:
+        sys.stdout.write("   " + text.style("note", text.YELLOW) + text.escape(f": {loss}") + "\n")
+
+
+def print_plan(plan: Plan) -> None:
+    print_route(plan)
+    changes = Counter(plan.changed.values())
+    same = len(plan.table.tensors) - sum(changes.values())
+    text.pairs(
+        [
+            ("   route", " -> ".join(plan.route)),
+            (
+                "   tensors",
+                ", ".join([f"{same:,} as they are"] * bool(same) + [f"{n:,} from {a} to {b}" for (a, b), n in changes.items()]),
+            ),
+            ("   size", f"{text.size(plan.size)}{_bits(plan)}, {text.size(plan.free)} free there"),
+        ]
+    )
+    if plan.size > plan.free:
+        text.line("   there is not enough room for it")
+    text.line("nothing was written (--dry-run)")
+
+
+def print_report(report: ConvertReport) -> None:
+    files = f" in {text.plural(len(report.files), 'file')}" if len(report.files) > 1 else ""
+    speed = f", {text.size(int(report.size / report.seconds))}/s" if report.size > 50_000_000 and report.seconds else ""
+    text.line(
+        f"   {text.plural(len(report.tensors), 'tensor')}, {text.size(report.size)}{_bits(report.plan)}{files} in "
+        f"{text.seconds(report.seconds)}{speed}"
+    )
+    measured = [tensor for tensor in report.tensors if tensor.get("snr") is not None]
+    if measured:
+        _print_worst(sorted(measured, key=lambda tensor: tensor["snr"])[:WORST], len(measured))
+    if report.overflows:
+        name, number = max(report.overflows.items(), key=lambda item: item[1])
+        line = (
+            f"{text.plural(sum(report.overflows.values()), 'value')} too large for the new precision, most in {name} ({number:,})"
+        )
+        sys.stdout.write("   " + text.style("overflow", text.RED) + text.escape(f": {line}") + "\n")
+    if report.verified:
+        sys.stdout.write("   " + text.style("verified", text.GREEN) + ": read back and compared with the source\n")
+    else:
+        text.line("   not verified (--no-verify)")
+
+
+def _bits(plan: Plan) -> str:
+    """Bits per weight, where the recipe made them fewer."""
+    bits = plan.bits_per_weight
+    return f", {bits:.2f} bits per weight" if bits and plan.changed else ""
+
+
+def _print_worst(tensors: list[dict[str, Any]], measured: int) -> None:
+    """The tensors that encoding changed the most."""
+    which = f"the worst {len(tensors)} of {measured:,}" if measured > len(tensors) else "all" if measured > 1 else ""
+    text.line(f"   {text.plural(measured, 'tensor')} re-encoded with some error{f'; {which}:' if which else ':'}")
+    rows = [
+        {
+            "name": tensor["name"],
+            "dtype": tensor["dtype"],
+            "rmse": text.number(tensor["rmse"]),
+            "relative": text.number(tensor["relative_error"]),
+            "max_error": text.number(tensor["max_error"]),
+            "cosine": "" if tensor["cosine"] is None else f"{tensor['cosine']:.6f}",
+            "snr": f"{tensor['snr']:.1f}",
+        }
+        for tensor in tensors
+    ]
+    text.table(rows, COLUMNS)
