@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from modelhub.catalog.database import Reader
 from modelhub.catalog.index import Indexer
+from modelhub.catalog.places import known_here
 from modelhub.catalog.rows import FileRow, Look, Stat, signed
 from modelhub.settle import Settling
-from modelhub.walk import Directory, Walker, list_again
+from modelhub.walk import Directory, Walker
 
 if TYPE_CHECKING:
     from modelhub.found import Found
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 BATCH = 500
 """Checkpoints in one write transaction."""
+ROUNDS = 8
+"""How often directories are listed again for what turned up in those that were."""
 WHOLE = 1000
 """A directory of at most so many files is looked at as a whole when one of them changes."""
 
@@ -33,10 +36,13 @@ Inspect = Callable[[Iterable["Task"]], "Iterator[Result]"]
 
 
 class Reconciliation:
-    """Some parts of a root. ``index`` takes in what ``walker`` saw. ``settling``: what is waited for, where files have to stand
-    still. ``narrow``: not all of the root was walked."""
+    """Some parts of a root (its key). ``index`` takes in what ``walker`` saw. ``settling``: what is waited for, where files have
+    to stand still. ``narrow``: not all of the root was walked."""
 
-    def __init__(self, index: Indexer, walker: Walker, *, settling: Settling | None = None, narrow: bool = False) -> None:
+    def __init__(
+        self, root: int, index: Indexer, walker: Walker, *, settling: Settling | None = None, narrow: bool = False
+    ) -> None:
+        self.root = root
         self.index = index
         self.walker = walker
         self.seen = walker.seen
@@ -60,13 +66,20 @@ class Reconciliation:
         """Work out what to look at. ``gone``: paths of files that are not there any more. Which directories are to be walked
         as well, because something that belongs to what changed lies in them: then again."""
         index, seen = self.index, self.seen
-        dirty = [path for directory in seen.dirty.values() for path in _paths(directory, directory.dirty)]
-        held = [path for directory in seen.dirty.values() for path in _paths(directory, directory.held)]
-        index.load(reader, [*dirty, *held, *gone], self._above())
-        self.gone = [row for path in gone if (row := index.known.get(path)) is not None]
-        dirty += self._release(reader)
-        self._keep(reader)
-        more = self._widen(reader)
+        for _ in range(ROUNDS):
+            looked = [path for directory in seen.dirty.values() for path in _paths(directory, directory.dirty)]
+            held = [path for directory in seen.dirty.values() for path in _paths(directory, directory.held)]
+            index.load(reader, [*looked, *held, *gone], self._above())
+            self.gone = [row for path in gone if (row := index.known.get(path)) is not None]
+            self._release(reader)
+            self._keep(reader)
+            more, news = self._widen(reader)
+            if not news:
+                break
+        else:  # files turn up faster than they can be listed
+            for path in news:
+                del seen.dirty[path]
+            self.vanished |= news
         candidates: dict[bytes, Stat] = {}
         for directory in seen.dirty.values():
             candidates.update(
@@ -84,15 +97,14 @@ class Reconciliation:
                 path = os.path.dirname(path)
         return found | {b""}
 
-    def _release(self, reader: Reader) -> list[bytes]:
+    def _release(self, reader: Reader) -> None:
         """Files that do not stand still, but that the catalog knows elsewhere just so, did stand still: they were moved or
-        linked here. Their paths."""
+        linked here."""
         waiting: dict[int, list[tuple[Directory, bytes, Stat]]] = defaultdict(list)
         for directory in self.seen.dirty.values():
             for name in directory.held:
                 stat = directory.files[name]
                 waiting[stat.inode].append((directory, name, stat))
-        released = []
         for size, mtime, inode, device in reader.rows_in(
             "SELECT size,mtime,inode,device FROM file WHERE inode IN (??) AND content IS NOT NULL AND again=0", list(waiting)
         ):
@@ -100,10 +112,8 @@ class Reconciliation:
                 if stat == (size, mtime, inode, device) and name in directory.held:
                     del directory.held[name]
                     directory.dirty.add(name)
-                    released.append(os.path.join(directory.path, name))
                     if self.settling is not None:
-                        self.settling.settled(released[-1])
-        return released
+                        self.settling.settled(os.path.join(directory.path, name))
 
     def _keep(self, reader: Reader) -> None:
         """Checkpoints of which a file does not stand still stay as they are, with all of their files; and what is new in a
@@ -143,9 +153,9 @@ class Reconciliation:
         )
         return [path for (path,) in rows]
 
-    def _widen(self, reader: Reader) -> set[bytes]:
+    def _widen(self, reader: Reader) -> tuple[set[bytes], set[bytes]]:
         """What belongs to what changed is looked at as well: the other files of its checkpoint, the directory whose checkpoint
-        it is part of."""
+        it is part of. (Directories that are to be walked for it, those that were listed again and in which more is new.)"""
         index, seen = self.index, self.seen
         places: dict[bytes, set[bytes]] = defaultdict(set)
         touched = [row.key for row in self.gone]
@@ -173,33 +183,36 @@ class Reconciliation:
                 places[old.path]
         for row in self.gone:  # a directory's checkpoint may be another without it
             places[os.path.dirname(row.path)]
-        more = set()
+        more, news = set[bytes](), set[bytes]()
         for path, names in places.items():
             if self.narrow and path not in seen.listed and os.path.basename(path) != b"blobs":
                 more.add(path)
                 continue
-            listed = seen.dirty.get(path) or self._listed(path)
+            listed = seen.dirty.get(path)
+            if listed is None and (listed := self._listed(reader, path)) is not None and (listed.dirty or listed.held):
+                news.add(path)
             if listed is not None:
                 listed.dirty |= (names & listed.files.keys()) - listed.held.keys()
                 listed.whole = True
-        return more
+        return more, news
 
-    def _listed(self, path: bytes) -> Directory | None:
-        """A directory in which nothing is new, made one to look at; None where there is none."""
+    def _listed(self, reader: Reader, path: bytes) -> Directory | None:
+        """A directory in which nothing was new, made one to look at; None where there is none. What is new in it by now, moved
+        there since the walk came by, has to be told from what the catalog knows like anything else."""
         passed_by = path not in self.seen.listed and self.walker.only is None
         if passed_by or os.path.basename(path) == b"blobs" or not os.path.isdir(os.path.join(self.place, path)):
             return None
-        listed = list_again(self.walker, path) or Directory(path, {}, [], set())
-        listed.dirty = set()
-        self.seen.dirty[path] = listed
+        listed = self.walker.relist(path, known_here(reader, self.root, path)[0])
+        if listed is not None:
+            self.seen.dirty[path] = listed
         return listed
 
-    def look_again(self, paths: Iterable[bytes]) -> None:
-        """Other plugins are installed: files that none knew may be someone's now."""
+    def look_again(self, reader: Reader, paths: Iterable[bytes]) -> None:
+        """Other plugins are installed: files that none knew may be someone's now. Before `prepare`."""
         for path in paths:
             if path not in self.seen.rest:
                 place, name = os.path.split(path)
-                listed = self.seen.dirty.get(place) or self._listed(place)
+                listed = self.seen.dirty.get(place) or self._listed(reader, place)
                 if listed is not None and name in listed.files and name not in listed.held:
                     listed.dirty.add(name)
 

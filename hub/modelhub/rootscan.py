@@ -146,7 +146,7 @@ class RootScan:
         index = Indexer(
             self.catalog.database, self.root.key, self.place, now=self.now, settle=self.settle, observer=self.observer
         )
-        work = Reconciliation(index, walker, settling=self.settling, narrow=narrow and only is None)
+        work = Reconciliation(self.root.key, index, walker, settling=self.settling, narrow=narrow and only is None)
         work.still_there = self._still_there
         todo = list(self._sound(parts, walker))
         known = 0
@@ -159,17 +159,17 @@ class RootScan:
             if not (gone or walker.seen.dirty or self.relook):
                 break
             with self.catalog.database.read() as reader:
+                if self.relook:
+                    work.look_again(
+                        reader, [path for part in parts for path in places.unknown_files(reader, self.root.key, part.path)]
+                    )
                 more = work.prepare(reader, gone)
             todo = list(self._sound([Part(path, False) for path in more], walker))
             if not todo:
                 break
         self._report(walker)
         if gone or walker.seen.dirty or self.relook:
-            if self.relook:
-                with self.catalog.database.read() as reader:
-                    unknown = [path for part in parts for path in places.unknown_files(reader, self.root.key, part.path)]
-                work.look_again(unknown)
-                index.rewrite = True
+            index.rewrite = self.relook
             index.growing |= self._growing
             work.run(self.pool.inspect, self.progress)
             self._take(work)

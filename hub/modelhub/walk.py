@@ -73,6 +73,7 @@ class Walker:
 
     ``again`` decides about files that are marked in the catalog. ``inodes=False`` where inode numbers change by themselves.
     ``only``: names, for a root of which only some files were asked for. ``hold``: whether new and changed files stand still.
+    ``every``: directories in which nothing changed are kept as well.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Walker:
         only: frozenset[bytes] | None = None,
         hold: Hold | None = None,
         allowed: Allowed | None = None,
+        every: bool = False,
     ) -> None:
         self.root = root
         self.excluded = excluded
@@ -93,6 +95,7 @@ class Walker:
         self.only = only
         self.hold = hold
         self.allowed = allowed
+        self.every = every
         self.seen = Walk()
 
     def deep(self, start: bytes, known: dict[bytes, Brief]) -> None:
@@ -210,12 +213,26 @@ class Walker:
                 and not (store and name == b"blobs")
                 and not (excluded and excluded(prefix + name, True))
             ]
-        if dirty or held:
+        if dirty or held or self.every:
             files = {
                 name: Stat(info.st_size, info.st_mtime_ns, signed(info.st_ino), info.st_dev) for name, info in sorted(listing)
             }
             result.dirty[path] = Directory(path, files, sorted(directories), dirty, held)
         return [prefix + name for name in directories], links
+
+    def relist(self, path: bytes, known: dict[bytes, Brief]) -> Directory | None:
+        """List a directory in which nothing was new once more, because something that belongs to it is: with what is new in it
+        by now, as in any first listing. None where it is not there any more, or not all of it can be seen. ``known``: the
+        catalog's files in it, by path; it is emptied."""
+        one = Walker(
+            self.root, excluded=self.excluded, again=self.again, inodes=self.inodes, only=self.only, hold=self.hold, every=True
+        )
+        one.seen.rest = known
+        one.directory(path)
+        if one.seen.failed:
+            self.seen.failed += one.seen.failed
+            return None
+        return one.seen.dirty.get(path)
 
     def _follow(self, links: list[bytes], walked: list[bytes], *, whole: bool) -> list[bytes]:
         """The links to directories that lead somewhere new: not to what was walked already, nor around in a circle. ``whole``:
@@ -244,14 +261,6 @@ class Walker:
             found.append(path)
         links.clear()
         return found
-
-
-def list_again(walker: Walker, path: bytes) -> Directory | None:
-    """A directory in which nothing changed, listed because something that belongs to it did; None where it is not there, or
-    has no files."""
-    one = Walker(walker.root, excluded=walker.excluded, again=lambda row: False)
-    one.directory(path)
-    return one.seen.dirty.get(path)
 
 
 def components(path: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -9,14 +9,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from modelhub import rescan as rescanning
 from modelhub.catalog import Catalog
+from modelhub.catalog.database import Reader
 from modelhub.model import Model
+from modelhub.reconcile import Reconciliation
 from modelhub.rescan import Part, Rescan, rescan
 from modelhub.scan import scan
 from modelhub.settle import Settling
@@ -255,6 +257,37 @@ def test_rule_12_a_place_that_another_file_takes_between_the_look_and_the_read(
     assert at(catalog, drive / "two" / "c.safetensors").id == before.id
     assert at(catalog, moved).parameters == 5
     assert len(catalog.models()) == 2
+
+
+@pytest.mark.parametrize("settles", [False, True], ids=["as it is", "once it stands still"])
+def test_rule_12_a_model_that_comes_to_a_directory_while_that_is_looked_at(
+    catalog: Catalog, drive: Path, pool: ParsePool, look: Look, monkeypatch: pytest.MonkeyPatch, settles: bool
+) -> None:
+    """A directory that something went from is listed twice: what is moved there in between is known all the same, and what is
+    written there in between stands still first."""
+    moved = safetensors(drive / "one" / "a.safetensors", {"w": (3,)})
+    for name in "bcd":
+        safetensors(drive / "two" / f"{name}.safetensors", {name: (4,)})
+    look()
+    before = at(catalog, moved)
+    annotate(catalog, before)
+    (drive / "two" / "b.safetensors").unlink()
+    prepare = Reconciliation.prepare
+
+    def late(self: Reconciliation, reader: Reader, gone: Sequence[bytes]) -> set[bytes]:
+        if moved.exists():
+            moved.rename(drive / "two" / "a.safetensors")
+            safetensors(drive / "two" / "new.safetensors", {"new": (7,)})
+        return prepare(self, reader, gone)
+
+    monkeypatch.setattr(Reconciliation, "prepare", late)
+    settling = Settling(3600.0, longest=7200.0) if settles else None
+    found = rescan(catalog, str(drive), [Part(b"")], pool=pool, plugins="x", settling=settling)
+    now = at(catalog, drive / "two" / "a.safetensors")
+    assert (now.id, is_annotated(catalog, now)) == (before.id, True)
+    assert len(catalog.at(str(drive / "two" / "new.safetensors"))) == (0 if settles else 1)
+    assert list(found.unsettled) == ([b"two"] if settles else [])
+    assert catalog.check() == []
 
 
 # --- storms -------------------------------------------------------------------------------------------------------
