@@ -39,6 +39,12 @@ def find(dtype: str) -> Codec | None:
     return _REGISTRY.get(dtype)
 
 
+def known() -> tuple[Codec, ...]:
+    """Every codec there is."""
+    find("F32")
+    return tuple(_REGISTRY.values())
+
+
 def codec_of(dtype: str, what: str) -> Codec:
     """The codec of ``dtype``; MissingCapability where no plugin brings one, or it cannot do ``what`` (decode, encode)."""
     codec = find(dtype)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import click
+
 from modelhub.cli import text
 from modelhub.cli.app import answer, define
 from modelhub.cli.common import Session, json_option
@@ -26,9 +28,10 @@ class Diagnosis(NamedTuple):
     hint: str = ""
 
 
-@define("doctor", examples=["modelhub doctor", "modelhub doctor --json"])
+@define("doctor", examples=["modelhub doctor", "modelhub doctor --warm", "modelhub doctor --json"])
+@click.option("--warm", is_flag=True, help="Make ready what is made once: the compiled kernels of codecs.")
 @json_option
-def command(as_json: bool) -> int:
+def command(as_json: bool, warm: bool) -> int:
     """Looks at the home, the catalog, the roots and their file systems, the limits on watching, plugins and extras. Ends with
     status 1 where something does not work."""
     found: list[Diagnosis] = []
@@ -43,6 +46,7 @@ def command(as_json: bool) -> int:
             lambda: _jobs(session),
             lambda: _plugins(session),
             _extras,
+            *([_kernels] if warm else ()),
         ):
             try:
                 found += examine()
@@ -62,6 +66,22 @@ def command(as_json: bool) -> int:
         line = text.escape(f"{item.check}: {item.message}" + (f"; {item.hint}" if item.hint else ""))
         sys.stdout.write(text.style(f"{item.status:<7}", colours[item.status]) + f"  {line}\n")
     return answer.status
+
+
+def _kernels() -> Iterator[Diagnosis]:
+    import time
+
+    from modelhub import codecs, plugins
+
+    plugins.get()  # they bring the codecs
+    started = time.monotonic()
+    ready = [codec for codec in codecs.known() if codec.prepare]
+    for codec in ready:
+        assert codec.prepare
+        codec.prepare()
+    yield Diagnosis(
+        "kernels", "ok", f"those of {text.plural(len(ready), 'codec')} are ready ({time.monotonic() - started:.1f} s)"
+    )
 
 
 def _installation() -> Iterator[Diagnosis]:
