@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelhub import dtypes, ops
+    from modelhub import dtypes, home, ops
     from modelhub.documents import read_json
     from modelhub.dtypes import DType
     from modelhub.errors import FileProblem, IncompleteFile, InvalidFile, MissingCapability, ModelhubError, UnsupportedFile
@@ -120,6 +120,7 @@ __all__ = [
     "check_index",
     "dtypes",
     "group_of",
+    "home",
     "hookimpl",
     "indexed_group",
     "ops",
@@ -133,7 +134,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("dtypes", "ops"):
+    if name in ("dtypes", "home", "ops"):
         return import_module(f"modelhub.{name}")
     if name in _PUBLIC:
         return getattr(import_module(f"modelhub.{_PUBLIC[name]}"), name)
