@@ -2,9 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
-from modelhub import Codec, hookimpl
+from modelhub import Codec, Conversion, Format, Metadata, Op, hookimpl
+
+from modelhub_gguf.detect import SUFFIX, detect
+from modelhub_gguf.header import MAGIC
+from modelhub_gguf.reader import read
+from modelhub_gguf.swap import OP
+from modelhub_gguf.types import BY_NAME
+from modelhub_gguf.writer import create
+
+
+@hookimpl
+def modelhub_formats() -> Iterable[Format]:
+    yield Format(
+        name="gguf",
+        title="GGUF",
+        suffixes=(SUFFIX,),
+        magics=(MAGIC,),
+        dtypes=tuple(BY_NAME),
+        extension=SUFFIX,
+        sharing="none",
+        detect=detect,
+        read=read,
+        create=create,
+        edit=_edit,
+    )
+
+
+def _edit(metadata: Metadata, changes: Mapping[str, str | None]) -> Metadata:
+    from modelhub_gguf.edit import edit
+
+    return edit(metadata, changes)
+
+
+@hookimpl
+def modelhub_conversions() -> Iterator[Conversion]:
+    from modelhub_gguf.requantize import CONVERSION
+
+    yield CONVERSION
+
+
+@hookimpl
+def modelhub_ops() -> Iterable[Op]:
+    yield OP
 
 
 @hookimpl
