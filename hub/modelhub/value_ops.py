@@ -2,8 +2,8 @@
 
 Those that only move elements work on stored units, so that every dtype (also block-quantized rows, where whole rows move) comes
 through to the bit. Those that compute decode to float32, compute there and yield F32; a cast on top encodes again. Each reads
-what its rows need and no more, so that an expression over a tensor of any size takes bounded memory. Like the storage ops they are
-registered as any plugin's, and ``infer`` checks every argument before anything is read.
+what its rows need and no more, so that an expression over a tensor of any size takes bounded memory. Like the storage ops they
+are registered as any plugin's, and ``infer`` checks every argument before anything is read.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _panel(source: Any, unit: Any, shape: tuple[int, ...], axes: list[int], star
 
 def _transpose_memory(inputs: Specs, args: Args, rows: int) -> int:
     shape, axes = tuple(args["shape"]), list(args["axes"])
-    row = prod(shape[axis] for axis in axes[1:]) * int(unit_of(args["dtype"]).itemsize)
+    row = int(prod(shape[axis] for axis in axes[1:]) * unit_of(args["dtype"]).itemsize)
     return 2 * max(PANEL, rows * row) + SPAN
 
 

@@ -1,0 +1,32 @@
+"""The table: one row an architecture, in a module for each kin. What is listed in ``MODULES`` counts; there is no other list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+
+from modelhub_gguf.architectures.records import Architecture
+
+MODULES = ("llama", "qwen", "gpt2", "bert")
+"""Each has ``ROWS``, a tuple of `Architecture`."""
+
+
+@cache
+def rows() -> tuple[Architecture, ...]:
+    return tuple(row for name in MODULES for row in import_module(f"{__name__}.{name}").ROWS)
+
+
+@cache
+def by_class() -> Mapping[str, Architecture]:
+    """Rows by the names of Hugging Face's classes."""
+    return {name: row for row in rows() for name in row.hf}
+
+
+@cache
+def by_name() -> Mapping[str, Architecture]:
+    """Rows by GGUF's name; the first where several have one."""
+    found: dict[str, Architecture] = {}
+    for row in rows():
+        found.setdefault(row.name, row)
+    return found
