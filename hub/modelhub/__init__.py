@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelhub import dtypes, home, ops
+    from modelhub import dtypes, home, ops, protobuf
     from modelhub.documents import read_json
     from modelhub.dtypes import DType
     from modelhub.errors import FileProblem, IncompleteFile, InvalidFile, MissingCapability, ModelhubError, UnsupportedFile
@@ -124,6 +124,7 @@ __all__ = [
     "hookimpl",
     "indexed_group",
     "ops",
+    "protobuf",
     "read_as",
     "read_index",
     "read_json",
@@ -134,7 +135,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("dtypes", "home", "ops"):
+    if name in ("dtypes", "home", "ops", "protobuf"):
         return import_module(f"modelhub.{name}")
     if name in _PUBLIC:
         return getattr(import_module(f"modelhub.{_PUBLIC[name]}"), name)
