@@ -15,10 +15,10 @@ API = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}\Z")
 _LEVELS = ("structure", "safety", "digest", "values", "runnable")
 _CALLABLES: dict[type, tuple[tuple[str, bool], ...]] = {
-    Format: (("detect", False), ("detect_directory", False), ("read", False), ("create", False)),
-    Codec: (("decode", True), ("encode", False)),
+    Format: (("detect", False), ("detect_directory", False), ("read", False), ("create", False), ("edit", False)),
+    Codec: (("decode", True), ("encode", False), ("transcode", False), ("prepare", False)),
     Op: (("rows", True), ("infer", True), ("needs", False), ("memory", False)),
-    Recipe: (("choose", True),),
+    Recipe: (("choose", False), ("assign", False), ("measure", False)),
     Conversion: (("derive", True),),
     Program: (("run", True), ("memory_estimate", False)),
     Check: (("run", True),),
@@ -55,6 +55,8 @@ def _details(record: object) -> str:
         case Codec():
             return "" if dtypes.find(record.dtype) else "for an unknown dtype: call modelhub.dtypes.register(DType(...)) first"
         case Recipe():
+            if not (record.choose or record.assign or record.measure):
+                return "that has none of choose, assign and measure"
             return _plain_name(record.name) or _strings("formats", record.formats)
         case Check():
             if record.level not in _LEVELS:

@@ -97,6 +97,10 @@ BROKEN = {
         "from modelhub import *\n@hookimpl\ndef modelhub_codecs():\n    yield Codec(dtype='Q9', decode=len)",
         "Codec 'Q9' for an unknown dtype: call modelhub.dtypes.register",
     ),
+    "recipe-that-does-nothing": (
+        "from modelhub import *\n@hookimpl\ndef modelhub_recipes():\n    yield Recipe(name='r', title='t')",
+        "Recipe 'r' that has none of choose, assign and measure",
+    ),
     "wrapper": (
         "import pluggy\n@pluggy.HookimplMarker('modelhub')(wrapper=True)\ndef modelhub_formats():\n    return (yield)",
         "modelhub_formats is a hook wrapper",
