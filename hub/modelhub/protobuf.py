@@ -68,7 +68,7 @@ class Wire:
         finally:
             self._depth -= 1
 
-    def bytes(self, start: int, end: int) -> bytes:
+    def data(self, start: int, end: int) -> bytes:
         """The bytes ``start``..``end``."""
         low = start - self._base
         if low >= 0 and end - self._base <= len(self._buffer):
@@ -82,7 +82,7 @@ class Wire:
         if end - start > limit:
             raise InvalidFile(f"{self.name}: a text of {end - start} bytes at offset {start}, at most {limit} are read")
         try:
-            return self.bytes(start, end).decode()
+            return self.data(start, end).decode()
         except UnicodeDecodeError as error:
             raise InvalidFile(f"{self.name}: the text at offset {start} is not UTF-8: {error.reason}") from error
 
@@ -90,7 +90,7 @@ class Wire:
         """A packed run of varints, as unsigned numbers; `InvalidFile` for more than ``most`` of them."""
         if end - start > 10 * most:
             raise InvalidFile(f"{self.name}: {end - start} bytes of numbers at offset {start}, at most {most} numbers are read")
-        data, at, found = self.bytes(start, end), 0, []
+        data, at, found = self.data(start, end), 0, []
         while at < len(data):
             value, at = self._varint(data, at, start)
             found.append(value)
@@ -100,7 +100,7 @@ class Wire:
 
     def float32(self, start: int) -> float:
         """The `FIXED32` at ``start`` as a float."""
-        value: float = struct.unpack("<f", self.bytes(start, start + 4))[0]
+        value: float = struct.unpack("<f", self.data(start, start + 4))[0]
         return value
 
     # --- the walk ---------------------------------------------------------------------------------------------------
