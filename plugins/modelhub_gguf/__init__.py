@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from modelhub import Codec, Conversion, Format, Metadata, Op, hookimpl
+from modelhub import Codec, Conversion, Format, Metadata, Op, Recipe, hookimpl
 
 from modelhub_gguf.detect import SUFFIX, detect
 from modelhub_gguf.header import MAGIC
@@ -39,14 +39,25 @@ def _edit(metadata: Metadata, changes: Mapping[str, str | None]) -> Metadata:
 
 @hookimpl
 def modelhub_conversions() -> Iterator[Conversion]:
-    from modelhub_gguf.requantize import CONVERSION
+    from modelhub_gguf import from_huggingface, requantize
 
-    yield CONVERSION
+    yield requantize.CONVERSION
+    yield from_huggingface.CONVERSION
 
 
 @hookimpl
 def modelhub_ops() -> Iterable[Op]:
+    from modelhub_gguf.recipes.imatrix import IMPORTANCE
+
     yield OP
+    yield IMPORTANCE
+
+
+@hookimpl
+def modelhub_recipes() -> Iterable[Recipe]:
+    from modelhub_gguf.recipes import RECIPES
+
+    return RECIPES
 
 
 @hookimpl
