@@ -23,7 +23,7 @@ _TEMPLATES = "additional_chat_templates/"
 
 
 class Documents:
-    """The documents among ``files`` (absolute paths), by their path below the directory that holds them ("1_Pooling/config.json").
+    """The documents among ``files`` (absolute paths), by their path below the directory of them all ("1_Pooling/config.json").
 
     A document is read when it is first asked for, and kept. A missing one is None (or empty); one that is not what its name says
     is an `InvalidFile`."""

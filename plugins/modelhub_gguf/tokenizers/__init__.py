@@ -6,7 +6,7 @@ anything: both say the same tokenizer in another notation, and where the other s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ def fields(
 ) -> dict[str, Field]:
     """The ``tokenizer.*`` keys of a model, in the order in which they are written.
 
-    ``config``: ``config.json`` (of a multimodal model: as it stands, its ``text_config`` inside). ``architecture``: GGUF's name for
-    it ("llama", "qwen2", "bert"). ``vocab_size``: rows of the token embedding; as many tokens are listed, unused ones as
-    ``[PADn]``; 0 where the tokenizer alone says. ``pre``: what the user names as the pre-tokenizer (``tokenizer.ggml.pre``); empty:
-    it follows from the tokenizer's definition.
+    ``config``: ``config.json`` (of a multimodal model: as it stands, its ``text_config`` inside). ``architecture``: GGUF's name
+    for it ("llama", "qwen2", "bert"). ``vocab_size``: rows of the token embedding; as many tokens are listed, unused ones as
+    ``[PADn]``; 0 where the tokenizer alone says. ``pre``: what the user names as the pre-tokenizer (``tokenizer.ggml.pre``);
+    empty: it follows from the tokenizer's definition.
 
     `InvalidFile` where a document contradicts itself, `UnsupportedFile` where there is no tokenizer, or one that llama.cpp has no
     notation for."""
@@ -31,13 +31,13 @@ def fields(
     return run(documents, config, architecture=architecture, vocab_size=vocab_size, pre=pre)
 
 
-def documents(metadata: Mapping[str, Field], decode: Callable[[Field], Any]) -> dict[str, bytes]:
-    """The tokenizer's documents of a Hugging Face directory (name -> bytes: ``tokenizer.json``, ``tokenizer_config.json``,
-    ``special_tokens_map.json``) from a GGUF header's keys; empty where the header has no tokenizer ("none").
+def documents(metadata: Mapping[str, Field]) -> dict[str, bytes]:
+    """The tokenizer's documents of a Hugging Face directory (name -> bytes: ``tokenizer.json``, ``tokenizer_config.json``) from
+    a GGUF header's keys; empty where the header has no tokenizer ("none").
 
-    ``metadata``: the header's keys. ``decode(field)`` gives a field's Python value, reading it where it is an `Extent` (the header's
-    own reader): it is asked only for the keys that are needed. `UnsupportedFile` names a tokenizer model or a pre-tokenizer that
-    there is no ``tokenizer.json`` for."""
+    ``metadata``: the header's keys, as `header.native` gives them: a large value may be an `Extent` over little-endian bytes, and
+    is read where it is needed. `UnsupportedFile` names a tokenizer model or a pre-tokenizer that there is no ``tokenizer.json``
+    for, `InvalidFile` says which key is missing or of the wrong type."""
     from modelhub_gguf.tokenizers.to_huggingface import documents as run
 
-    return run(metadata, decode)
+    return run(metadata)
