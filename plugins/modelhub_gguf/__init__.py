@@ -8,6 +8,10 @@ from modelhub import Codec, Conversion, Format, Metadata, Op, Recipe, hookimpl
 
 from modelhub_gguf.detect import SUFFIX, detect
 from modelhub_gguf.header import MAGIC
+from modelhub_gguf.legacy import DTYPES as LEGACY_DTYPES
+from modelhub_gguf.legacy import MAGICS as LEGACY_MAGICS
+from modelhub_gguf.legacy import detect as detect_legacy
+from modelhub_gguf.legacy import read as read_legacy
 from modelhub_gguf.reader import read
 from modelhub_gguf.swap import OP
 from modelhub_gguf.types import BY_NAME
@@ -29,6 +33,14 @@ def modelhub_formats() -> Iterable[Format]:
         create=create,
         edit=_edit,
     )
+    yield Format(
+        name="ggml",
+        title="GGML (before GGUF)",
+        magics=LEGACY_MAGICS,
+        dtypes=LEGACY_DTYPES,
+        detect=detect_legacy,
+        read=read_legacy,
+    )
 
 
 def _edit(metadata: Metadata, changes: Mapping[str, str | None]) -> Metadata:
@@ -39,9 +51,10 @@ def _edit(metadata: Metadata, changes: Mapping[str, str | None]) -> Metadata:
 
 @hookimpl
 def modelhub_conversions() -> Iterator[Conversion]:
-    from modelhub_gguf import from_huggingface, requantize
+    from modelhub_gguf import from_huggingface, legacy_convert, requantize
 
     yield requantize.CONVERSION
+    yield legacy_convert.CONVERSION
     yield from_huggingface.CONVERSION
 
 

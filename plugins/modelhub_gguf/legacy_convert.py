@@ -2,8 +2,8 @@
 tensors stay as they are.
 
 What the old files do not say is taken as llama.cpp's ``convert_llama_ggml_to_gguf.py`` takes it, and can be given with ``--set``:
-the context length (2048), the epsilon of the norms (5e-06: between LLaMA's 1e-06 and Llama 2's 1e-05). The number of key and value
-heads, which that tool asks for, follows from a shape.
+the context length (2048), the epsilon of the norms (5e-06: between LLaMA's 1e-06 and Llama 2's 1e-05). The number of heads of keys
+and values, which that tool asks for, follows from a shape.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)", re.ASCII)
 
 
 def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
-    """The same tensors as GGUF has them. `ModelhubError` where the file is not a llama of llama.cpp's, or holds blocks of a layout
-    that is no longer read."""
+    """The same tensors as GGUF has them. `ModelhubError` where the file is not a llama of llama.cpp's, or holds blocks of a
+    layout that is no longer read."""
     if len(sources) != 1 or len(sources[0].files) != 1:
         raise ModelhubError("one file of llama.cpp's from before GGUF is converted at a time")
     source = sources[0]
@@ -74,8 +74,8 @@ def _keys(legacy: Legacy, tensors: Sequence[Tensor], name: str) -> dict[str, Fie
     for needed, columns in (("token_embd.weight", width), ("blk.0.ffn_gate.weight", width), ("blk.0.attn_k.weight", width)):
         if needed not in shapes or len(shapes[needed]) != 2 or shapes[needed][1] != columns:
             raise ModelhubError(
-                f"{name}: {needed} has the shape {list(shapes.get(needed, ()))}, {columns} columns were expected: it is one part of "
-                "a model of several files, or none of llama's",
+                f"{name}: {needed} has the shape {list(shapes.get(needed, ()))}, {columns} columns were expected: it is one part "
+                "of a model of several files, or none of llama's",
                 "convert the original model instead",
             )
     rows = shapes["blk.0.attn_k.weight"][0]
