@@ -2,8 +2,8 @@
 tensors stay as they are.
 
 What the old files do not say is taken as llama.cpp's ``convert_llama_ggml_to_gguf.py`` takes it, and can be given with ``--set``:
-the context length (2048), the epsilon of the norms (5e-06: between LLaMA's 1e-06 and Llama 2's 1e-05). The number of heads of keys
-and values, which that tool asks for, follows from a shape.
+the context length (2048) and the epsilon of the norms (5e-06: between LLaMA's 1e-06 and Llama 2's 1e-05). The number of heads of
+keys and values, which that tool asks for, follows from a shape.
 """
 
 from __future__ import annotations
