@@ -1,0 +1,24 @@
+"""ONNX for modelhub: models are told, shown and read without onnx; checked, run, quantized and exported with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modelhub import Format, hookimpl
+
+from modelhub_onnx.elements import DTYPES
+from modelhub_onnx.reader import DATA_SUFFIXES, ORT_SUFFIX, OTHER_SUFFIXES, SUFFIX, detect, read
+
+
+@hookimpl
+def modelhub_formats() -> Iterator[Format]:
+    yield Format(
+        name="onnx",
+        title="ONNX",
+        suffixes=(SUFFIX, *DATA_SUFFIXES, *OTHER_SUFFIXES, ORT_SUFFIX),
+        dtypes=DTYPES,
+        extension=SUFFIX,
+        sharing="none",
+        detect=detect,
+        read=read,
+    )
