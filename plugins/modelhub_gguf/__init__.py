@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from modelhub import Codec, Conversion, Format, Metadata, Op, Recipe, hookimpl
+from modelhub import Check, Codec, Conversion, Format, Metadata, Op, Recipe, hookimpl
 
 from modelhub_gguf.detect import SUFFIX, detect
 from modelhub_gguf.header import MAGIC
@@ -47,6 +47,21 @@ def _edit(metadata: Metadata, changes: Mapping[str, str | None]) -> Metadata:
     from modelhub_gguf.edit import edit
 
     return edit(metadata, changes)
+
+
+@hookimpl
+def modelhub_checks() -> Iterator[Check]:
+    from modelhub_gguf import checks, runnable
+
+    yield Check(name=checks.NAME, level="structure", formats=("gguf",), run=checks.run)
+    yield Check(
+        name=runnable.NAME,
+        level="runnable",
+        formats=("gguf",),
+        run=runnable.run,
+        requires=(runnable.LIBRARY,),
+        extra="llamacpp",
+    )
 
 
 @hookimpl
