@@ -37,6 +37,9 @@ LEVELS = ("structure", "safety", "digest", "values", "runnable")
 DEFAULT = ("structure", "safety")
 SUMS_LINE = re.compile(rb"^\\?([0-9a-fA-F]{64}) [ *](.+)$")
 MAX_SUMS = 64 << 20
+RUN_MEMORY = 8 << 30
+"""Bytes of address space for a runtime that runs a model, beyond three times the model's size."""
+RUN_SECONDS = 600.0
 Progress = Callable[[int], None]
 
 
@@ -192,7 +195,7 @@ def check_sharing(table: Table, format: Format | None) -> Iterable[Finding]:
 def _run_checks(found: Found, plugins: Plugins, pool: ParsePool, levels: Sequence[str]) -> list[Finding]:
     """The plugins' checks for this format and these levels, in a worker. One that cannot run says so."""
     findings: list[Finding] = []
-    names = []
+    names: list[tuple[str, bool]] = []
     for check in plugins.checks:
         if check.level not in levels or not {found.format, found.container} & set(check.formats):
             continue
@@ -201,17 +204,25 @@ def _run_checks(found: Found, plugins: Plugins, pool: ParsePool, levels: Sequenc
             extra = install_hint(check.extra) if check.extra else f"install {', '.join(missing)}"
             findings.append(Finding(check.name, "info", f"not run, {', '.join(missing)} is not installed: {extra}"))
         else:
-            names.append(check.name)
+            names.append((check.name, check.level == "runnable"))
     if "runnable" in levels and not any(check.level == "runnable" and found.format in check.formats for check in plugins.checks):
         findings.append(Finding("runnable", "info", f"nothing here can run {found.format} checkpoints: not checked"))
-    for name in names:
+    for name, runs in names:
         try:
-            for finding in pool.call(run_check, found, name):
+            for finding in _run(found, name) if runs else pool.call(run_check, found, name):
                 if finding not in findings and finding not in found.findings:
                     findings.append(finding)
         except ModelhubError as error:
             findings.append(Finding(name, "error", f"the check failed: {error}"))
     return findings
+
+
+def _run(found: Found, name: str) -> list[Finding]:
+    """A check that runs the model: in a worker of its own, with room for the model and the time that loading it takes."""
+    from modelhub.workers import ParsePool
+
+    with ParsePool(processes=1, memory=RUN_MEMORY + 3 * found.size) as pool:
+        return pool.call(run_check, found, name, seconds=RUN_SECONDS)
 
 
 def run_check(found: Found, name: str) -> list[Finding]:
