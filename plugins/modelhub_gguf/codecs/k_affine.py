@@ -33,14 +33,18 @@ from modelhub_gguf.codecs.lanes import (
 )
 from modelhub_gguf.codecs.lanes_run import compare, run
 
+EPSILON = 1e-15
+"""``GROUP_MAX_EPS``: a group with nothing larger is all zeros."""
+
 CALM = 4e6
 """Below it `nearest_int` is plain rounding."""
 
 W, A = 32, 64
 """Rows of scratch: weights, integers of the candidate in hand."""
-SCALE, LOW, BEST, FLOOR = 96, 112, 128, 144
+SCALE, LOW, BEST, FLOOR, TOTAL = 96, 112, 128, 144, 160
 """Rows of scratch, one for each part of a block: scale, minimum as found (positive), and of the integers that
-won the search, the inverse scale and the minimum that they were counted with."""
+won the search, the inverse scale and the minimum that they were counted
+with; sum of weights."""
 
 
 def _steps(start: float, step: float, count: int, top: int) -> Any:
@@ -174,7 +178,95 @@ def _weigh_plain(values: Array, base: int, scratch: Array) -> None:
 
 
 @jit.inlined
-def _encode_45(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, top: int, steps: Array) -> None:
+def _weigh(values: Array, importance: Array, base: int, n: int, sigma2: Vector, scratch: Array, part: int) -> None:
+    """Importance times ``sqrt(sigma2 + x * x)``, the weights wherever there is an importance, and their sum."""
+    weight = splat(0.0)
+    for i in range(n):
+        x = load(values, base + i)
+        w = load(importance, base + i) * square_root(sigma2 + x * x)
+        store(scratch, W + i, w)
+        weight = weight + w
+    store(scratch, TOTAL + part, weight)
+
+
+@jit.inlined
+def _sum_of_squares(values: Array) -> Vector:
+    total = splat(0.0)
+    for i in range(256):
+        x = load(values, i)
+        total = total + x * x
+    return total
+
+
+@jit.inlined
+def _levels(scratch: Array, source: int, n: int, top: int, integers: Array, row: int) -> Vector:
+    """``make_qp_quants``: a scale for the ``n`` scales (or minima) from row ``source`` of scratch on, whose weights are sums of
+    weights; the integers (as bytes) to ``integers`` from ``row`` on."""
+    highest = splat(0.0)
+    for i in range(n):
+        x = load(scratch, source + i)
+        highest = select(highest > x, highest, x)
+    inverse = top / highest
+    scale = 1.0 / inverse
+    best = splat(0.0)
+    for i in range(n):
+        x = load(scratch, source + i)
+        difference = x - scale * to_float(nearest_int(inverse * x) & 0xFF)
+        best = best + load(scratch, TOTAL + i) * difference * difference
+    for step in range(-4, 5):
+        if step != 0:
+            this_inverse = (splat(0.1) * splat(step) + splat(top)) / highest
+            scale = 1.0 / this_inverse
+            error = splat(0.0)
+            for i in range(n):
+                x = load(scratch, source + i)
+                difference = x - scale * to_float(lower(nearest_int(this_inverse * x), whole(top)))
+                error = error + load(scratch, TOTAL + i) * difference * difference
+            better = error < best
+            best = select(better, error, best)
+            inverse = select(better, this_inverse, inverse)
+    sum_lx = splat(0.0)
+    sum_l2 = splat(0.0)
+    for i in range(n):
+        x = load(scratch, source + i)
+        w = load(scratch, TOTAL + i)
+        q = lower(nearest_int(inverse * x), whole(top))
+        store(integers, row + i, q & 0xFF)
+        sum_lx = sum_lx + w * x * to_float(q)
+        sum_l2 = sum_l2 + w * to_float(q) * to_float(q)
+    nothing = highest < EPSILON
+    for _ in range(5):
+        changed = nothing & ~nothing
+        for i in range(n):
+            x = load(scratch, source + i)
+            w = load(scratch, TOTAL + i)
+            q = to_float(load(integers, row + i))
+            slx = sum_lx - w * x * q
+            sl2 = sum_l2 - w * q * q
+            new = lower(nearest_int(x * sl2 / slx), whole(top))
+            other = to_float(new)
+            better = (slx > 0.0) & (sl2 > 0.0) & (other != q)
+            slx = slx + w * x * other
+            sl2 = sl2 + w * other * other
+            better = better & (slx * slx * sum_l2 > sum_lx * sum_lx * sl2)
+            store(integers, row + i, select(better, new & 0xFF, load(integers, row + i)))
+            sum_lx = select(better, slx, sum_lx)
+            sum_l2 = select(better, sl2, sum_l2)
+            changed = changed | better
+        if not anywhere(changed & ~nothing):
+            break
+    for i in range(n):
+        store(integers, row + i, select(nothing, whole(0), load(integers, row + i)))
+    return select((sum_l2 > 0.0) & ~nothing, sum_lx / sum_l2, splat(0.0))
+
+
+# --- Q4_K and Q5_K ------------------------------------------------------------------------------------------------
+
+
+@jit.inlined
+def _encode_45(
+    values: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, top: int, steps: Array
+) -> None:
     for part in range(8):
         _weigh_plain(values, 32 * part, scratch)
         _search(values, 32 * part, 32, top, steps, False, scratch, part)
@@ -192,8 +284,27 @@ def _encode_45(values: Array, importance: Array, scratch: Array, integers: Array
 
 
 @jit.inlined
-def _finish_45(values: Array, d: Vector, m: Vector, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, top: int) -> None:
-    """Packs scales, minima and integers of Q4_K (``top`` 15) or Q5_K (31)."""
+def _encode_45_weighted(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, top: int,
+    steps: Array,
+) -> None:  # fmt: skip
+    sigma2 = _sum_of_squares(values) * 2.0 / 256.0
+    for part in range(8):
+        _weigh(values, importance, 32 * part, 32, sigma2, scratch, part)
+        _search(values, 32 * part, 32, top, steps, False, scratch, part)
+    scale = _levels(scratch, SCALE, 8, 63, integers, 0)
+    low = _levels(scratch, LOW, 8, 63, integers, 8)
+    if top == 31:
+        for row in range(16):
+            store(integers, row, lower(load(integers, row), whole(63)))
+    _finish_45(values, to_half(scale), to_half(low), scratch, integers, words, errors, measure, top)
+
+
+@jit.inlined
+def _finish_45(
+    values: Array, d: Vector, m: Vector, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, top: int
+) -> None:
+    """Packs Q4_K (``top`` 15) or Q5_K (31): integers of scales stand in ``integers`` from row 0 on, of minima from row 8 on."""
     store(words, 0, d | (m << 16))
     word1 = whole(0)
     word2 = whole(0)
@@ -201,16 +312,19 @@ def _finish_45(values: Array, d: Vector, m: Vector, scratch: Array, integers: Ar
     for part in range(4):
         s, t = load(integers, part), load(integers, 4 + part)
         p, q = load(integers, 8 + part), load(integers, 12 + part)
-        word1 = word1 | ((s | ((t >> 4) << 6)) << (8 * part))
-        word2 = word2 | ((p | ((q >> 4) << 6)) << (8 * part))
+        word1 = word1 | (((s | ((t >> 4) << 6)) & 0xFF) << (8 * part))
+        word2 = word2 | (((p | ((q >> 4) << 6)) & 0xFF) << (8 * part))
         word3 = word3 | (((t & 15) | ((q & 15) << 4)) << (8 * part))
     store(words, 1, word1)
     store(words, 2, word2)
     store(words, 3, word3)
     scale, low = from_half(d), from_half(m)
-    for part in range(8):
-        store(scratch, SCALE + part, scale * to_float(load(integers, part)))
-        store(scratch, LOW + part, low * to_float(load(integers, 8 + part)))
+    for part in range(4):
+        s, p, t = word1 >> (8 * part), word2 >> (8 * part), word3 >> (8 * part)
+        store(scratch, SCALE + part, scale * to_float(s & 63))
+        store(scratch, LOW + part, low * to_float(p & 63))
+        store(scratch, SCALE + 4 + part, scale * to_float((t & 15) | (((s >> 6) & 3) << 4)))
+        store(scratch, LOW + 4 + part, low * to_float(((t >> 4) & 15) | (((p >> 6) & 3) << 4)))
     for pair in range(4):
         for half in range(2):
             part = 2 * pair + half
@@ -220,28 +334,131 @@ def _finish_45(values: Array, d: Vector, m: Vector, scratch: Array, integers: Ar
             )  # fmt: skip
         for k in range(8):
             word = whole(0)
+            above = whole(0)
             for i in range(4):
-                q = load(integers, 4 * k + i) & 15
-                r = load(integers, 4 * k + i + 32) & 15
-                word = word | ((q | (r << 4)) << (8 * i))
+                q = load(integers, 4 * k + i)
+                r = load(integers, 4 * k + i + 32)
+                word = word | (((q & 15) | ((r & 15) << 4)) << (8 * i))
+                above = above | (((q >> 4) | ((r >> 4) << 1)) << (8 * i))
             if top == 15:
                 store(words, 4 + 8 * pair + k, word)
             else:
                 store(words, 12 + 8 * pair + k, word)
-                above = whole(0)
-                for i in range(4):
-                    q = load(integers, 4 * k + i) >> 4
-                    r = load(integers, 4 * k + i + 32) >> 4
-                    above = above | ((q | (r << 1)) << (8 * i))
                 above = above << (2 * pair)
                 store(words, 4 + k, above if pair == 0 else load(words, 4 + k) | above)
 
 
 @jit.inlined
 def encode_q4_k(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
-    _encode_45(values, importance, scratch, integers, words, errors, measure, 15, STEPS_4)
+    _encode_45(values, scratch, integers, words, errors, measure, 15, STEPS_4)
+
+
+@jit.inlined
+def encode_q5_k(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+    _encode_45(values, scratch, integers, words, errors, measure, 31, STEPS_5)
+
+
+@jit.inlined
+def encode_q4_k_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+    _encode_45_weighted(values, importance, scratch, integers, words, errors, measure, 15, FINE_4)
+
+
+@jit.inlined
+def encode_q5_k_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+    _encode_45_weighted(values, importance, scratch, integers, words, errors, measure, 31, FINE_5)
 
 
 @jit.kernel
 def q4_k(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
     return run(encode_q4_k, 256, 144, 36, -1, data, mode, per_row, weights, out, measure, sums)
+
+
+@jit.kernel
+def q4_k_weighted(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q4_k_weighted, 256, 144, 36, -1, data, mode, per_row, weights, out, measure, sums)
+
+
+@jit.kernel
+def q5_k(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q5_k, 256, 176, 44, -1, data, mode, per_row, weights, out, measure, sums)
+
+
+@jit.kernel
+def q5_k_weighted(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q5_k_weighted, 256, 176, 44, -1, data, mode, per_row, weights, out, measure, sums)
+
+
+# --- Q2_K ---------------------------------------------------------------------------------------------------------
+
+
+@jit.inlined
+def _finish_2(values: Array, d: Vector, m: Vector, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+    """Packs Q2_K: integers of scales stand in ``integers`` from row 0 on, of minima from row 16 on, as bytes."""
+    store(words, 20, d | (m << 16))
+    scale, low = from_half(d), from_half(m)
+    for four in range(4):
+        word = whole(0)
+        for k in range(4):
+            part = 4 * four + k
+            byte = (load(integers, part) | (load(integers, 16 + part) << 4)) & 0xFF
+            word = word | (byte << (8 * k))
+            store(scratch, SCALE + part, scale * to_float(byte & 15))
+            store(scratch, LOW + part, low * to_float(byte >> 4))
+        store(words, four, word)
+    for half in range(2):
+        for group in range(8):
+            part = 8 * half + group
+            _quantize(
+                values, 16 * part, 16, 3, load(scratch, SCALE + part), load(scratch, LOW + part), scratch, part, integers,
+                16 * group, errors, measure,
+            )  # fmt: skip
+        for k in range(8):
+            word = whole(0)
+            for i in range(4):
+                for quarter in range(4):
+                    word = word | (load(integers, 32 * quarter + 4 * k + i) << (8 * i + 2 * quarter))
+            store(words, 4 + 8 * half + k, word)
+
+
+@jit.inlined
+def encode_q2_k(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+    greatest = splat(0.0)
+    deepest = splat(0.0)
+    for part in range(16):
+        for i in range(16):
+            store(scratch, W + i, magnitude(load(values, 16 * part + i)))
+        _search(values, 16 * part, 16, 3, STEPS_2, True, scratch, part)
+        greatest = higher(load(scratch, SCALE + part), greatest)
+        deepest = higher(load(scratch, LOW + part), deepest)
+    inverse = 15.0 / greatest
+    inverse_low = 15.0 / deepest
+    some, sunk = greatest > 0.0, deepest > 0.0
+    for part in range(16):
+        q = nearest_int(inverse * load(scratch, SCALE + part))
+        r = nearest_int(inverse_low * load(scratch, LOW + part))
+        store(integers, part, select(some, q & 0xFF, whole(0)))
+        store(integers, 16 + part, select(sunk, r & 0xFF, whole(0)))
+    d = select(some, to_half(greatest / 15.0), whole(0))
+    m = select(sunk, to_half(deepest / 15.0), whole(0))
+    _finish_2(values, d, m, scratch, integers, words, errors, measure)
+
+
+@jit.inlined
+def encode_q2_k_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+    sigma2 = _sum_of_squares(values) / 256.0
+    for part in range(16):
+        _weigh(values, importance, 16 * part, 16, sigma2, scratch, part)
+        _search(values, 16 * part, 16, 3, FINE_2, False, scratch, part)
+    scale = _levels(scratch, SCALE, 16, 15, integers, 0)
+    low = _levels(scratch, LOW, 16, 15, integers, 16)
+    _finish_2(values, to_half(scale), to_half(low), scratch, integers, words, errors, measure)
+
+
+@jit.kernel
+def q2_k(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q2_k, 256, 84, 21, -1, data, mode, per_row, weights, out, measure, sums)
+
+
+@jit.kernel
+def q2_k_weighted(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q2_k_weighted, 256, 84, 21, -1, data, mode, per_row, weights, out, measure, sums)
