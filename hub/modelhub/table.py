@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -165,6 +166,8 @@ def unpack(blob: bytes, files: Sequence[str]) -> tuple[Tensor, ...]:
     raw = inflater.decompress(blob[1:], _LIMIT)
     columns = orjson.loads(raw) if blob[:1] == _PLAIN else json.loads(raw)
     names, kinds, codes, shapes, places, gaps, others = columns
+    if not all(map(dtypes.find, kinds)):  # those of plugins, which nothing has loaded until now
+        import_module("modelhub.plugins").get()
     places = places or [0] * len(names)
     ends = [0] * len(files)
     tensors = []
