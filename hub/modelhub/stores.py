@@ -49,6 +49,19 @@ def as_manifest(found: Found, manifest: str, name: str, size: int) -> Found:
     return replace(found, path=manifest, name=name, files=(*found.files, manifest), size=found.size + size)
 
 
+def behind(manifest: str) -> tuple[str, str] | None:
+    """The blob that the manifest at this absolute path names, and what its users call the model; None where it is no manifest of
+    a store."""
+    start = manifest.find("/manifests/")
+    while start >= 0:
+        blobs = manifest[:start] + "/blobs"
+        weights = blobs_of(manifest, blobs) if os.path.isdir(blobs) else []
+        if weights:
+            return os.path.join(blobs, weights[0]), manifest_name(manifest[start + len("/manifests/") :])
+        start = manifest.find("/manifests/", start + 1)
+    return None
+
+
 def named(found: Found) -> Found:
     """A checkpoint by the name that people know, where its directory is a snapshot of a repository."""
     match = _SNAPSHOT.search(found.path)

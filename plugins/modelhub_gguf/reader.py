@@ -8,7 +8,7 @@ from modelhub import Checkpoint, Columns, Extent, File, Finding, Metadata, Tenso
 
 from modelhub_gguf import keys, splits
 from modelhub_gguf.fields import Field
-from modelhub_gguf.header import Header, native, parse
+from modelhub_gguf.header import MAGIC, Header, native, parse
 from modelhub_gguf.swap import HALVES, swapped
 from modelhub_gguf.texts import stored_texts
 
@@ -59,10 +59,12 @@ def _in_our_order(tensor: Tensor) -> Tensor:
 
 def read_headers(paths: Sequence[str]) -> tuple[dict[str, Field], dict[str, int], list[Header]]:
     """The keys of a checkpoint given its files, as a writer takes them (`modelhub_gguf.header.native`), without those about
-    splitting; the lengths of its arrays; and the headers themselves."""
+    splitting; the lengths of its arrays; and the headers themselves. Files that are no GGUF (the manifest of a store) are passed
+    over."""
     headers = []
     for path in paths:
         with File(path) as file:
-            headers.append(parse(file))
+            if file.head.startswith(MAGIC) or len(paths) == 1:
+                headers.append(parse(file))
     fields, lengths = splits.merged([header._replace(fields=native(header)) for header in headers])
     return fields, lengths, headers
