@@ -41,7 +41,7 @@ def cache_directory() -> str | None:
     digest = hashlib.sha256()
     here = os.path.dirname(__file__)
     for name in sorted(os.listdir(here)):
-        if name.startswith(("jit", "lanes", "k_", "iq4")) and name.endswith(".py"):
+        if name.endswith(".py"):
             with open(os.path.join(here, name), "rb") as file:
                 digest.update(file.read())
     processor = import_module("llvmlite.binding").get_host_cpu_name()
