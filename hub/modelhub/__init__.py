@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from modelhub import dtypes, home, ops, protobuf
     from modelhub.documents import read_json
     from modelhub.dtypes import DType
-    from modelhub.errors import FileProblem, IncompleteFile, InvalidFile, MissingCapability, ModelhubError, UnsupportedFile
+    from modelhub.engine.errors import measure
+    from modelhub.errors import (
+        FileProblem,
+        IncompleteFile,
+        InvalidFile,
+        MissingCapability,
+        ModelhubError,
+        OutputsDiffer,
+        UnsupportedFile,
+        UsageError,
+    )
     from modelhub.files import Checkpoint, File, Listing
     from modelhub.hookspecs import hookimpl
     from modelhub.nested import read_as, write_as
@@ -39,6 +49,7 @@ if TYPE_CHECKING:
         Placed,
         Probe,
         Program,
+        ProgramResult,
         Put,
         Recipe,
         RecipeOptions,
@@ -55,18 +66,23 @@ _PUBLIC = {
     "read_json": "documents",
     "DType": "dtypes",
     **dict.fromkeys(
-        ("FileProblem", "IncompleteFile", "InvalidFile", "MissingCapability", "ModelhubError", "UnsupportedFile"), "errors"
+        (
+            "FileProblem", "IncompleteFile", "InvalidFile", "MissingCapability", "ModelhubError",
+            "OutputsDiffer", "UnsupportedFile", "UsageError",
+        ),
+        "errors",
     ),
     **dict.fromkeys(("Checkpoint", "File", "Listing"), "files"),
     "hookimpl": "hookspecs",
     **dict.fromkeys(("read_as", "write_as"), "nested"),
     **dict.fromkeys(("ShardGroup", "check_index", "group_of", "indexed_group", "read_index", "shard_group"), "shards"),
+    "measure": "engine.errors",
     "Table": "table",
     **dict.fromkeys(
         (
             "Assignment", "Check", "Choice", "Codec", "Columns", "Conversion", "CopyFile", "Detection", "Event", "Extent",
-            "Finding", "Format", "Inline", "Metadata", "Node", "Op", "Patch", "Placed", "Probe", "Program", "Put", "Recipe",
-            "RecipeOptions", "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions", "Writer",
+            "Finding", "Format", "Inline", "Metadata", "Node", "Op", "Patch", "Placed", "Probe", "Program", "ProgramResult",
+            "Put", "Recipe", "RecipeOptions", "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions", "Writer",
         ),
         "types",
     ),
@@ -99,10 +115,12 @@ __all__ = [
     "ModelhubError",
     "Node",
     "Op",
+    "OutputsDiffer",
     "Patch",
     "Placed",
     "Probe",
     "Program",
+    "ProgramResult",
     "Put",
     "Recipe",
     "RecipeOptions",
@@ -114,6 +132,7 @@ __all__ = [
     "Tail",
     "Tensor",
     "UnsupportedFile",
+    "UsageError",
     "WriteOptions",
     "Writer",
     "ZipMember",
@@ -123,6 +142,7 @@ __all__ = [
     "home",
     "hookimpl",
     "indexed_group",
+    "measure",
     "ops",
     "protobuf",
     "read_as",

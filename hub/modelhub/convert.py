@@ -54,10 +54,23 @@ class ConvertReport:
     @property
     def tensors(self) -> list[dict[str, Any]]:
         errors = self.written.errors
+        if self.plan.program:  # what it made is known from reading it alone
+            made = self.found.load_table().logical if self.found else ()
+            return [{"name": t.name, "dtype": t.dtype} for t in made]
         return [
             {"name": t.name, "dtype": t.dtype, **(errors[t.name].to_json() if t.name in errors else {})}
             for t in self.plan.table.tensors
         ]
+
+    @property
+    def compared(self) -> Sequence[Mapping[str, Any]]:
+        """What a program measured: for each output of the model, how far the new one's is from the source's."""
+        return self.written.result.compared if self.written.result else ()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a program had to say."""
+        return self.written.result.notes if self.written.result else ()
 
     @property
     def overflows(self) -> dict[str, int]:
@@ -81,6 +94,7 @@ class ConvertReport:
             "losses": list(self.plan.losses),
             "fallbacks": dict(self.plan.fallbacks),
             "overflow": self.overflows,
+            **({"compared": list(self.compared), "notes": list(self.notes)} if self.plan.program else {}),
             "tensors": self.tensors,
         }
 

@@ -71,6 +71,14 @@ class VerificationError(ConversionError):
     code = "verification"
 
 
+class OutputsDiffer(ConversionError):
+    """A model that was made computes something else than its source, by more than the user allowed; it was thrown away. Exit
+    status 1: the answer is no."""
+
+    code = "outputs_differ"
+    exit_status = 1
+
+
 class TemporaryError(ModelhubError):
     """It cannot be done now, and perhaps it can later: a drive is away, a file is still being written."""
 

@@ -15,12 +15,17 @@ from typing import Any
 
 from modelhub import ops
 from modelhub.assign import assign, recipe_options
+from modelhub.distribution import install_hint
 from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError
 from modelhub.model import Model, printable
 from modelhub.plugins import Plugins
 from modelhub.scratch import is_empty_directory
 from modelhub.table import Table, tensor_nbytes
-from modelhub.types import Conversion, Format, Metadata, Program, Recipe, Tensor, WriteOptions
+from modelhub.targets import edge_of, parse_target
+from modelhub.types import Conversion, Format, Metadata, Program, Recipe, RecipeOptions, Tensor, WriteOptions
+
+PROGRAM_OPTIONS = ("calibration", "atol", "rtol")
+"""What only a program can make use of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,13 @@ class Plan:
     fallbacks: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def memory(self) -> int | None:
+        """Bytes that the program may take, by its own estimate; None where the engine works, whose memory does not depend on the
+        model."""
+        estimate = self.program.memory_estimate if self.program else None
+        return estimate(self.source.table()) if estimate else None
+
+    @property
     def parameters(self) -> int:
         """Elements of the output's tensors."""
         return sum(prod(tensor.shape) for tensor in self.table.tensors)
@@ -113,6 +125,7 @@ class Plan:
             "bits_per_weight": self.bits_per_weight,
             "losses": list(self.losses),
             "fallbacks": dict(self.fallbacks),
+            **({"program": self.program.name, "memory": self.memory} if self.program else {}),
             "tensors": [
                 {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "nbytes": tensor_nbytes(t), "from": _origin(t)}
                 for t in self.table.tensors
@@ -122,46 +135,6 @@ class Plan:
 
 def _origin(tensor: Tensor) -> Any:
     return None if tensor.value is None else ops.to_json(tensor.value)
-
-
-def parse_target(to: str, plugins: Plugins) -> tuple[Format, Recipe | None]:
-    """``FORMAT[:RECIPE]``. UsageError names what there is."""
-    name, _, recipe_name = to.partition(":")
-    target = plugins.formats.get(name.lower())
-    if target is None:
-        known = ", ".join(sorted(format.name for format in plugins.formats.values() if format.create))
-        raise UsageError(f"there is no format called {name!r}", f"formats that can be written: {known}")
-    if target.create is None and not any(edge.target == target.name for edge in plugins.conversions):
-        missing = target.unavailable.get("create", "")
-        if missing:
-            raise MissingCapability(f"{target.title} cannot be written here", missing)
-        raise UsageError(f"{target.title} can be read, not written")
-    if not recipe_name:
-        return target, None
-    recipes = {recipe.name: recipe for recipe in plugins.recipes if not recipe.formats or target.name in recipe.formats}
-    recipe = recipes.get(recipe_name.lower())
-    if recipe is None:
-        raise UsageError(f"{target.name} has no recipe called {recipe_name!r}", f"it has: {', '.join(sorted(recipes))}")
-    return target, recipe
-
-
-def format_with(recipe: str, preferred: Sequence[str], plugins: Plugins, *, output: str | None = None) -> str:
-    """The format that ``recipe`` is for: the one that ``output`` is named for, the first of ``preferred`` that has it, else the
-    first of all. UsageError where there is no such recipe, or no format that can be written has it."""
-    found = [item for item in plugins.recipes if item.name == recipe]
-    if not found:
-        known = ", ".join(sorted({item.name for item in plugins.recipes}))
-        raise UsageError(f"there is no recipe called {recipe!r}", f"there are: {known}")
-    writable = [format.name for format in plugins.formats.values() if format.create]
-    fitting = [name for name in writable if any(not item.formats or name in item.formats for item in found)]
-    if not fitting:
-        raise UsageError(f"no format that can be written has the recipe {recipe!r}", "'modelhub plugins' lists them")
-    if output:
-        for name in fitting:
-            extension = plugins.formats[name].extension
-            if extension and output.endswith(extension):
-                return name
-    return next((name for name in preferred if name in fitting), fitting[0])
 
 
 def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions, plugins: Plugins) -> Plan:
@@ -175,13 +148,10 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     if not source.tensors:
         raise ConversionError(f"{model.name} has no tensors to convert", "`modelhub show` lists what was read of it")
     losses: list[str] = []
-    edge = _edge(model, target, plugins)
+    edge = edge_of((model.format, model.container), target, recipe, plugins)
     route = (model.format, target.name)
     program = edge if isinstance(edge, Program) else None
-    if program and (missing := [module for module in program.requires if find_spec(module) is None]):
-        raise MissingCapability(f"{program.name} needs {', '.join(missing)}", f"pip install {' '.join(missing)}")
-    if program and recipe:
-        raise UsageError(f"{program.name} makes {target.name} as it does: it takes no recipe", f"--to {target.name}")
+    _check_options(program, target, options)
     if isinstance(edge, Conversion):
         given = {key: text for key, text in options.set.items() if text is not None}
         derived = edge.derive([source], {**options.extra, **given})
@@ -215,12 +185,26 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     return Plan(model, target, recipe, path, derived, route, size, free, tuple(losses), options, program, fallbacks)
 
 
-def _edge(model: Model, target: Format, plugins: Plugins) -> Conversion | Program | None:
-    """The declared conversion for this pair, derived ones first; None: a plain copy of tensors."""
-    fitting = [
-        edge for edge in plugins.conversions if edge.target == target.name and edge.source in (model.format, model.container)
-    ]
-    return min(fitting, key=lambda edge: isinstance(edge, Program), default=None)
+def _check_options(program: Program | None, target: Format, options: ConvertOptions) -> None:
+    """Refuse what would be ignored: options of programs where there is none, and what this program does not take."""
+    if program is None:
+        given = [name for name in PROGRAM_OPTIONS if name in options.extra]
+        if given:
+            raise UsageError(f"--{given[0]} is for conversions that run a program; this one is a copy of tensors")
+        return
+    missing = [module for module in program.requires if find_spec(module) is None]
+    if missing:
+        hint = install_hint(program.extra) if program.extra else f"pip install {' '.join(missing)}"
+        raise MissingCapability(f"{program.name} needs {', '.join(missing)}", hint)
+    strange = sorted(set(options.extra) - set(program.options))
+    if strange:
+        takes = ", ".join(f"--{name}" for name in program.options)
+        raise UsageError(f"{program.name} takes no --{strange[0]}", f"it takes {takes}" if takes else "")
+    if (
+        options.set
+        or recipe_options(options.importance, options.overrides, options.target_bits, options.target_size) != RecipeOptions()
+    ):
+        raise UsageError(f"{program.name} makes {target.name} as it does: it takes no options of recipes, and no --set")
 
 
 def _carry(model: Model, source: Table, target: Format) -> Table:

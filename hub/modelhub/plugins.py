@@ -257,6 +257,8 @@ def _load_one(manager: pluggy.PluginManager, plugins: Plugins, candidate: _Candi
             missing += [f"{record.name} cannot {what}: {need}" for what, need in record.unavailable.items()]
         elif hook == "modelhub_recipes":
             recipes.append(record.name)
+        elif isinstance(record, Program) and record.recipe and record.recipe not in recipes:
+            recipes.append(record.recipe)
     plugins.observers += [(candidate.name, impl) for impl in declared.observers]
     status = "clash" if clashes else "partial" if missing else "ok"
     hooks = tuple(sorted(declared.hooks))
@@ -353,6 +355,10 @@ def _accept(plugins: Plugins, plugin: str, record: Any) -> str:
             plugins.recipes.append(record)
         case Conversion() | Program():
             plugins.conversions.append(record)
+            if isinstance(record, Program) and record.recipe:
+                same = (item.name == record.recipe and record.target in item.formats for item in plugins.recipes)
+                if not any(same):  # people type it like any other recipe
+                    plugins.recipes.append(Recipe(name=record.recipe, title=record.title, formats=(record.target,)))
         case Check():
             plugins.checks.append(record)
     plugins.origin.update({(kind, name): plugin for name in names})

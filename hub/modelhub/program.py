@@ -9,6 +9,7 @@ from modelhub.engine.write import Written
 from modelhub.errors import ConversionError
 from modelhub.files import Checkpoint
 from modelhub.plan import Plan
+from modelhub.types import ProgramResult
 
 MEMORY = 16 << 30
 """Bytes that a program may take where it gives no estimate."""
@@ -25,15 +26,18 @@ def run(plan: Plan, output: str) -> Written:
     memory = program.memory_estimate(plan.source.table()) if program.memory_estimate else MEMORY
     model = plan.source
     with ParsePool(processes=1, memory=memory) as pool:
-        pool.call(call, program.name, model.absolute_path, model.file_paths, output, dict(plan.options.extra), seconds=SECONDS)
+        result = pool.call(
+            call, program.name, model.absolute_path, model.file_paths, output, dict(plan.options.extra), seconds=SECONDS
+        )
     base = output if not plan.format.extension else os.path.dirname(output)
     files = [os.path.relpath(os.path.join(folder, name), base) for folder, _, names in os.walk(base) for name in names]
     if not files:
         raise ConversionError(f"{program.name} ended without an output", "please tell the plugin's author")
-    return Written(files=sorted(files), nbytes=sum(os.path.getsize(os.path.join(base, file)) for file in files))
+    nbytes = sum(os.path.getsize(os.path.join(base, file)) for file in files)
+    return Written(files=sorted(files), nbytes=nbytes, result=result)
 
 
-def call(name: str, path: str, files: Sequence[str], output: str, options: Mapping[str, str]) -> None:
+def call(name: str, path: str, files: Sequence[str], output: str, options: Mapping[str, str]) -> ProgramResult:
     """The worker's part."""
     from modelhub import plugins
     from modelhub.types import Program
@@ -41,6 +45,6 @@ def call(name: str, path: str, files: Sequence[str], output: str, options: Mappi
     edges = [edge for edge in plugins.get().conversions if isinstance(edge, Program) and edge.name == name]
     checkpoint = Checkpoint(path, files)
     try:
-        edges[0].run(checkpoint, output, options)
+        return edges[0].run(checkpoint, output, options) or ProgramResult()
     finally:
         checkpoint.close()

@@ -62,6 +62,8 @@ def _details(record: object) -> str:
             if record.level not in _LEVELS:
                 return f"with level={record.level!r}, expected one of {', '.join(_LEVELS)}"
             return _strings("formats", record.formats) or _strings("requires", record.requires)
+        case Program() if record.recipe and _plain_name(record.recipe):
+            return f"with the recipe {record.recipe!r}, {_plain_name(record.recipe).removeprefix('with ')}"
         case Conversion() | Program():
             return "" if _text(record.source) and _text(record.target) else "whose source and target are not formats' names"
     return ""

@@ -379,16 +379,31 @@ class Conversion:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """A conversion that cannot be a table: ``run(checkpoint, output, options)`` writes ``output`` (a file, or a
-    directory), in a worker. ``requires``: modules that must be importable. ``memory_estimate``: bytes it may take, given the
-    source's table."""
+    directory), in a worker; it may answer with a `ProgramResult`. ``requires``: modules that must be importable, which ``extra``
+    brings. ``memory_estimate``: bytes it may take, given the source's table. ``recipe``: what users type after the colon to
+    get this program (``title`` says what it does); "": it is how this pair is converted. ``options``: those that it takes
+    (calibration, atol, rtol)."""
 
     name: str
     source: str
     target: str
-    run: Callable[[Checkpoint, str, Mapping[str, str]], None]
+    run: Callable[[Checkpoint, str, Mapping[str, str]], ProgramResult | None]
     requires: tuple[str, ...] = ()
     memory_estimate: Callable[[Table], int] | None = None
     api: int = 1
+    recipe: str = ""
+    title: str = ""
+    extra: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramResult:
+    """What a program has to say of its output. ``compared``: where both were run on the same inputs, for each of the model's
+    outputs a name and how far they are apart (`modelhub.measure`). ``notes``: what the user should know, in words."""
+
+    compared: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
 
 
 Level: TypeAlias = Literal["structure", "safety", "digest", "values", "runnable"]

@@ -85,3 +85,69 @@ def test_a_dry_run_refuses_what_the_writer_would(drive: Path, modelhub: Modelhub
         done = modelhub("convert", drive / "in.pt", "--to", "huggingface", "-o", drive / "out", *words, status=3)
         assert "config" in done.stderr
     assert os.listdir(drive) == ["in.pt"]
+
+
+RECIPE = """
+    from modelhub import OutputsDiffer, Program, ProgramResult, hookimpl
+
+    def run(checkpoint, output, options):
+        open(output, "wb").write(open({ready!r}, "rb").read())
+        if float(options.get("atol", 9)) < 0.5:
+            raise OutputsDiffer("output 'y' is 0.5 off")
+        row = {{"name": "y", "rmse": 0.25, "relative_error": 0.1, "max_error": 0.5, "cosine": 0.99, "snr": 20.0}}
+        return ProgramResult(compared=[row], notes=["one layer was left alone"])
+
+    @hookimpl
+    def modelhub_conversions():
+        yield Program(name="squeezer", source="pytorch", target="safetensors", run=run, recipe="squeezed", title="Squeezed",
+                      options=("atol",), memory_estimate=lambda table: 3 << 30)
+"""
+
+
+@pytest.fixture
+def squeezer(tmp_path: Path, make_plugin) -> None:
+    make_plugin("squeezer", RECIPE.format(ready=str(tmp_path / "ready.safetensors")))
+
+
+def test_a_program_is_named_by_a_recipe(drive: Path, squeezer: None, modelhub: Modelhub) -> None:
+    plan = modelhub("convert", drive / "in.pt", "--to", "safetensors:squeezed", "--dry-run").stdout
+    assert "Squeezed, which may take 3.2 GB of memory" in plan
+    done = modelhub("quantize", drive / "in.pt", "squeezed", "-o", drive / "one.safetensors").stdout
+    assert "one layer was left alone" in done
+    assert "run beside its source" in done
+    report = modelhub("convert", drive / "in.pt", "--to", "safetensors:squeezed", "--json").json
+    assert report["output"].endswith("in.squeezed.safetensors")
+    assert report["compared"][0]["max_error"] == 0.5
+    assert report["notes"] == ["one layer was left alone"]
+    assert [tensor["name"] for tensor in report["tensors"]] == ["made"]
+    plain = modelhub("convert", drive / "in.pt", "--to", "safetensors", "-o", drive / "plain.safetensors", "--json").json
+    assert [tensor["name"] for tensor in plain["tensors"]] == ["w"]
+    assert any("squeezed" in plugin["recipes"] for plugin in modelhub("plugins", "--json").json)
+
+
+def test_outputs_that_differ_by_too_much_end_with_status_1_and_leave_nothing(
+    drive: Path, squeezer: None, modelhub: Modelhub
+) -> None:
+    done = modelhub("convert", drive / "in.pt", "--to", "safetensors:squeezed", "--atol", "0.1", "--json", status=1)
+    assert done.json["error"] == {"code": "outputs_differ", "message": "output 'y' is 0.5 off", "hint": ""}
+    assert os.listdir(drive) == ["in.pt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--to", "safetensors:squeezed", "--rtol", "1"), "squeezer takes no --rtol; it takes --atol"),
+        (("--to", "safetensors", "--atol", "1"), "--atol is for conversions that run a program"),
+        (("--to", "safetensors:squeezed", "--set", "a=b"), "takes no options of recipes"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    drive: Path, squeezer: None, modelhub: Modelhub, words: tuple[str, ...], said: str
+) -> None:
+    assert said in modelhub("convert", drive / "in.pt", *words, status=2).stderr
+    assert os.listdir(drive) == ["in.pt"]
+
+
+def test_a_program_for_another_source_is_named(drive: Path, tmp_path: Path, squeezer: None, modelhub: Modelhub) -> None:
+    done = modelhub("convert", tmp_path / "ready.safetensors", "--to", "safetensors:squeezed", status=2)
+    assert "safetensors:squeezed is made of pytorch, this is safetensors; --to pytorch comes first" in done.stderr

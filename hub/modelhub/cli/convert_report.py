@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modelhub.cli import text
@@ -38,16 +40,13 @@ def print_plan(plan: Plan) -> None:
     print_route(plan)
     changes = Counter(plan.changed.values())
     same = len(plan.table.tensors) - sum(changes.values())
-    text.pairs(
-        [
-            ("   route", " -> ".join(plan.route)),
-            (
-                "   tensors",
-                ", ".join([f"{same:,} as they are"] * bool(same) + [f"{n:,} from {a} to {b}" for (a, b), n in changes.items()]),
-            ),
-            ("   size", f"{text.size(plan.size)}{_bits(plan)}, {text.size(plan.free)} free there"),
-        ]
-    )
+    what = ", ".join([f"{same:,} as they are"] * bool(same) + [f"{n:,} from {a} to {b}" for (a, b), n in changes.items()])
+    work, up_to = ("   tensors", what), ""
+    if plan.program:
+        memory = f", which may take {text.size(plan.memory)} of memory" if plan.memory else ""
+        work, up_to = ("   program", f"{plan.program.title or plan.program.name}{memory}"), "up to "
+    size = f"{up_to}{text.size(plan.size)}{_bits(plan)}, {text.size(plan.free)} free there"
+    text.pairs([("   route", " -> ".join(plan.route)), work, ("   size", size)])
     if plan.size > plan.free:
         text.line("   there is not enough room for it")
     text.line("nothing was written (--dry-run)")
@@ -63,13 +62,19 @@ def print_report(report: ConvertReport) -> None:
     measured = [tensor for tensor in report.tensors if tensor.get("snr") is not None]
     if measured:
         _print_worst(sorted(measured, key=lambda tensor: tensor["snr"])[:WORST], len(measured))
+    if report.compared:
+        _print_compared(report.compared)
+    for note in report.notes:
+        sys.stdout.write("   " + text.style("note", text.YELLOW) + text.escape(f": {note}") + "\n")
     if report.overflows:
         name, number = max(report.overflows.items(), key=lambda item: item[1])
         line = (
             f"{text.plural(sum(report.overflows.values()), 'value')} too large for the new precision, most in {name} ({number:,})"
         )
         sys.stdout.write("   " + text.style("overflow", text.RED) + text.escape(f": {line}") + "\n")
-    if report.verified:
+    if report.verified and report.plan.program:
+        sys.stdout.write("   " + text.style("verified", text.GREEN) + ": read back\n")
+    elif report.verified:
         sys.stdout.write("   " + text.style("verified", text.GREEN) + ": read back and compared with the source\n")
     else:
         text.line("   not verified (--no-verify)")
@@ -81,20 +86,28 @@ def _bits(plan: Plan) -> str:
     return f", {bits:.2f} bits per weight" if bits and plan.changed else ""
 
 
+def _print_compared(outputs: Sequence[Mapping[str, Any]]) -> None:
+    """What the new model computes, beside what its source does on the same inputs."""
+    worst = sorted(outputs, key=lambda one: one.get("max_error") or 0.0, reverse=True)[:WORST]
+    which = f"the worst {len(worst)} of {len(outputs):,}" if len(outputs) > len(worst) else f"{len(outputs):,}"
+    text.line(f"   run beside its source on the same inputs; outputs, {which}:")
+    text.table([_figures(one) for one in worst], [replace(COLUMNS[0], title="OUTPUT"), *COLUMNS[1:]])
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": row["name"],
+        "dtype": row.get("dtype", ""),
+        "rmse": text.number(row["rmse"]),
+        "relative": "" if row["relative_error"] is None else text.number(row["relative_error"]),
+        "max_error": text.number(row["max_error"]),
+        "cosine": "" if row["cosine"] is None else f"{row['cosine']:.6f}",
+        "snr": "" if row["snr"] is None else f"{row['snr']:.1f}",
+    }
+
+
 def _print_worst(tensors: list[dict[str, Any]], measured: int) -> None:
     """The tensors that encoding changed the most."""
     which = f"the worst {len(tensors)} of {measured:,}" if measured > len(tensors) else "all" if measured > 1 else ""
     text.line(f"   {text.plural(measured, 'tensor')} re-encoded with some error{f'; {which}:' if which else ':'}")
-    rows = [
-        {
-            "name": tensor["name"],
-            "dtype": tensor["dtype"],
-            "rmse": text.number(tensor["rmse"]),
-            "relative": text.number(tensor["relative_error"]),
-            "max_error": text.number(tensor["max_error"]),
-            "cosine": "" if tensor["cosine"] is None else f"{tensor['cosine']:.6f}",
-            "snr": f"{tensor['snr']:.1f}",
-        }
-        for tensor in tensors
-    ]
-    text.table(rows, COLUMNS)
+    text.table([_figures(tensor) for tensor in tensors], COLUMNS)

@@ -59,14 +59,13 @@ class TargetParameter(click.ParamType):  # type: ignore[type-arg]  # generic onl
         from click.shell_completion import CompletionItem
 
         from modelhub import plugins
+        from modelhub.targets import recipes_of, targets
 
         found = plugins.get()
-        formats = [format for format in found.formats.values() if format.create]
-        targets = [(format.name, format.title) for format in formats]
-        for recipe in found.recipes:
-            fitting = [format for format in formats if not recipe.formats or format.name in recipe.formats]
-            targets += [(f"{format.name}:{recipe.name}", recipe.title) for format in fitting]
-        return [CompletionItem(name, help=title) for name, title in targets if name.startswith(incomplete)]
+        offered = [(format.name, format.title) for format in targets(found)]
+        for format in targets(found):
+            offered += [(f"{format.name}:{recipe.name}", recipe.title) for recipe in recipes_of(format, found).values()]
+        return [CompletionItem(name, help=title) for name, title in offered if name.startswith(incomplete)]
 
 
 def output_options(function: Any) -> Any:
@@ -115,6 +114,19 @@ def output_options(function: Any) -> Any:
                 help="Set a key of its metadata.",
             ),
             click.option("--unset", "unsets", metavar="KEY", multiple=True, help="Remove a key of its metadata."),
+            click.option(
+                "--calibration",
+                metavar="PATH",
+                type=click.Path(exists=True),
+                help="Inputs of the model (.npz, or a directory of such) to calibrate, and to compare with.",
+            ),
+            click.option(
+                "--atol",
+                metavar="X",
+                type=click.FloatRange(0),
+                help="Fail where an output of the model differs by more than X ...",
+            ),
+            click.option("--rtol", metavar="X", type=click.FloatRange(0), help="... plus X times its size."),
             click.option("--background", is_flag=True, help="Queue it, and return at once; 'modelhub jobs' tells how far it is."),
             json_option,
         )
@@ -137,11 +149,16 @@ def convert_options(
     target_size: int | None,
     sets: Sequence[tuple[str, str]],
     unsets: Sequence[str],
+    calibration: str | None,
+    atol: float | None,
+    rtol: float | None,
     in_place: bool = False,
 ) -> ConvertOptions:
     """What `output_options` gave, as the plan takes it."""
     from modelhub.plan import ConvertOptions
 
+    extra = {"calibration": os.path.abspath(calibration)} if calibration else {}
+    extra |= {name: repr(value) for name, value in (("atol", atol), ("rtol", rtol)) if value is not None}
     return ConvertOptions(
         force=force,
         threads=threads,
@@ -155,4 +172,5 @@ def convert_options(
         target_size=target_size or 0,
         set={**dict(sets), **dict.fromkeys(unsets)},
         in_place=in_place,
+        extra=extra,
     )

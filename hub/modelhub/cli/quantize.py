@@ -52,6 +52,6 @@ def command(model: str, recipe: str, as_json: bool, dry_run: bool, background: b
 def target_format(model: Model, recipe: str, output: str | None, plugins: Plugins) -> str:
     """The format that ``recipe`` is for: the one that ``output`` is named for, the model's own or its container's, else the
     first that has it."""
-    from modelhub.plan import format_with
+    from modelhub.targets import format_with
 
     return format_with(recipe, (model.format, model.container), plugins, output=output)

@@ -98,6 +98,14 @@ class ErrorSums:
         return figures
 
 
+def measure(values: Any, other: Any) -> dict[str, Any]:
+    """How far the array ``other`` is from ``values``, of the same shape: ``rmse``, ``relative_error``, ``max_error``, ``cosine``
+    and ``snr`` (decibels), as ``diff --json`` prints them. Infinities and NaN do not count."""
+    sums = ErrorSums()
+    sums.take(values, other)
+    return sums.to_json()
+
+
 def _squares(values: Any) -> float:
     """Sum of squares, finite for any finite float32: a product in double where a single could overflow."""
     import numpy as np

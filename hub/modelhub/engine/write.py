@@ -27,7 +27,20 @@ from modelhub.engine.grid import Grid, GridReader, grid_of
 from modelhub.engine.values import CHUNK, Handles
 from modelhub.errors import ConversionError, ModelhubError, PluginError
 from modelhub.table import Table
-from modelhub.types import CopyFile, Extent, Format, Patch, Placed, Put, StartFile, Tail, Tensor, Value, WriteOptions
+from modelhub.types import (
+    CopyFile,
+    Extent,
+    Format,
+    Patch,
+    Placed,
+    ProgramResult,
+    Put,
+    StartFile,
+    Tail,
+    Tensor,
+    Value,
+    WriteOptions,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +57,7 @@ class Written:
     """What stands on the disk now: ``files`` in the order they were begun, relative to the output's directory; error sums by the
     names of encoded tensors; with ``check``, the pieces (file, offset, nbytes) of each tensor that were read back and found as
     they should be. ``values``: what the writer put under each name. ``seconds``: what the threads spent on reading, encoding and
-    writing (read back included) of what was not copied as it is, summed over them."""
+    writing (read back included) of what was not copied as it is, summed over them. ``result``: what a program had to say."""
 
     files: list[str] = field(default_factory=list)
     errors: dict[str, ErrorSums] = field(default_factory=dict)
@@ -52,6 +65,7 @@ class Written:
     values: dict[str, Value] = field(default_factory=dict)
     nbytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    result: ProgramResult | None = None
 
 
 Progress = Callable[[int], None]

@@ -309,7 +309,8 @@ def _same_output(catalog: Catalog, job: Job, source: Model, plugins: Plugins) ->
 
 def _how(job: Job, plugins: Plugins) -> tuple[str, dict[str, Any]]:
     """The recipe and the options that the lineage of what the job makes will have."""
-    from modelhub.plan import ConvertOptions, parse_target
+    from modelhub.plan import ConvertOptions
+    from modelhub.targets import parse_target
 
     target, recipe = parse_target(job.spec["to"], plugins)
     options = ConvertOptions(**job.spec.get("options", {}))

@@ -257,7 +257,7 @@ def problem(rule: Rule, plugins: Plugins, path: str | None = None) -> UsageError
 def target_of(rule: Rule, preferred: Sequence[str], plugins: Plugins) -> tuple[Format, Recipe | None]:
     """The format that the rule writes, and the recipe, for a checkpoint of the formats ``preferred``. UsageError where there is
     none."""
-    from modelhub.plan import format_with, parse_target
+    from modelhub.targets import format_with, parse_target
 
     if rule.do == "convert":
         return parse_target(rule.target, plugins)
