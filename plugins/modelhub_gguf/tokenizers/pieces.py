@@ -3,6 +3,7 @@ tokenizers where only a tokenizer.json is left of them."""
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from modelhub_gguf.tokenizers.sentencepiece import (
     NORMAL,
     UNIGRAM,
     UNKNOWN,
+    UNUSED,
     USER_DEFINED,
     SentencePiece,
 )
@@ -128,6 +130,10 @@ def from_unigram(documents: Documents, tokenizer: Mapping[str, Any], size: int) 
         raise InvalidFile("tokenizer.json: the vocabulary is empty")
     unknown = whole(model.get("unk_id"))
     types = [_kind(token, number, unknown) for number, token in enumerate(tokens)]
+    for number in range(len(tokens) - 1, -1, -1):  # what filled a list up, when it was made from a GGUF
+        if types[number] != NORMAL or re.fullmatch(r"\[PAD\d+\]", tokens[number] or "") is None:
+            break
+        types[number] = UNUSED
     beyond: dict[int, Added] = {}
     for number, entry in added_tokens(documents).items():
         if number >= len(tokens):

@@ -146,6 +146,7 @@ CUTS: dict[tuple[str, ...], tuple[Rule, ...]] = {
     (EXAONE,): (("exaone-moe", _else),),
     (JAIS,): (("jais-2", _else),),
     (DIGITS, r"(?=(\d{3})+(?!\d))"): (("superbpe", _else),),
+    (r"[\p{P}\$\+<=>\^~\|]+", GPT2, DIGITS, _ASCII_DIGITS): (("default", _else),),
 }
 """Ways to cut, step by step, and llama.cpp's names for them: the first whose rule holds. What marks a model was read from the
 models' own documents and from the converter's list of them (``convert_hf_to_gguf_update.py``)."""
@@ -169,7 +170,6 @@ _ALIASES: dict[str, str] = {
 
 STEPS: dict[str, tuple[str, ...]] = {name: steps for steps, rules in CUTS.items() for name, _ in rules}
 STEPS.update({name: STEPS[like] for name, like in _ALIASES.items()})
-STEPS["default"] = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, DIGITS, _ASCII_DIGITS)
 """The way each name cuts, as llama.cpp does it."""
 
 _LIKE_LLAMA3 = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}
@@ -177,7 +177,7 @@ IGNORE_MERGES = frozenset(_LIKE_LLAMA3 | {"minicpm5", "youtu", "glm4", "glm5", "
 """Names for which llama.cpp takes a whole word that is a token before it looks at merges."""
 ADD_BOS = frozenset(_LIKE_LLAMA3 | {"tekken", "chameleon"})
 """Names for which llama.cpp puts a bos before a text unless ``add_bos_token`` is there and says no."""
-NFC = frozenset({"qwen2", "qwen35", "deepseek-r1-qwen", "olmo", "mpt", "command-r", "modern-bert"})
+NFC = frozenset({"qwen2", "deepseek-r1-qwen", "olmo", "mpt", "command-r", "modern-bert"})
 """Names of tokenizers that bring a text into this form first, which llama.cpp leaves to its caller."""
 
 

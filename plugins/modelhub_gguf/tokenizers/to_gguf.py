@@ -23,7 +23,17 @@ from modelhub_gguf.fields import Field
 from modelhub_gguf.tokenizers import families, pieces, pretokenizers, sentencepiece, tiktoken
 from modelhub_gguf.tokenizers.sentencepiece import CONTROL, NORMAL
 from modelhub_gguf.tokenizers.special import Special, special
-from modelhub_gguf.tokenizers.vocabulary import SPACE, Added, Vocabulary, added_tokens, by_id, fill, place, token_text
+from modelhub_gguf.tokenizers.vocabulary import (
+    SPACE,
+    Added,
+    Vocabulary,
+    added_tokens,
+    by_id,
+    fill,
+    named_tokens,
+    place,
+    token_text,
+)
 
 _MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 FAIRSEQ = "sentencepiece.bpe.model"
@@ -101,6 +111,9 @@ def _bytewise(documents: Documents, tokenizer: Mapping[str, Any], architecture: 
         fill(tokens, [], None, size=size, name="tokenizer.json", keep=True)
     types = [NORMAL] * len(tokens)
     added = added_tokens(documents)
+    for token in (*named_tokens(documents), *items(tokenizer.get("named"))):
+        if token in trained:  # what has a name is no text, even if no list of added tokens has it
+            added.setdefault(trained[token], Added(token, True, "tokenizer_config.json"))
     place(tokens, types, None, added, size)
     contents = {token.content for token in added.values()}
     name = pre or pretokenizers.name_of(tokenizer, architecture, lambda token: token in contents or token in trained)
@@ -143,14 +156,13 @@ def _from_old(documents: Documents) -> dict[str, Any]:
     merges = [line for line in documents.lines("merges.txt") or [] if line.strip()]
     if merges and merges[0].startswith("#version"):
         merges = merges[1:]
-    processor: dict[str, Any] = {"type": "ByteLevel"}
-    if name in ("RobertaTokenizer", "BartTokenizer"):
-        processor = {"type": "RobertaProcessing"}
+    bert = name in ("RobertaTokenizer", "BartTokenizer")
     return {
+        "named": ["<s>", "</s>", "<pad>", "<unk>", "<mask>"] if bert else ["<|endoftext|>"],
         "model": {"type": "BPE", "vocab": dict(documents.object("vocab.json")), "merges": merges},
         "pre_tokenizer": pretokenizers.definition_of(steps),
         "normalizer": {"type": "NFC"} if name == "Qwen2Tokenizer" else None,
-        "post_processor": processor,
+        "post_processor": {"type": "RobertaProcessing" if bert else "ByteLevel"},
     }
 
 
