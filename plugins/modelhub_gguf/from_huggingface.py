@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from modelhub import InvalidFile, Metadata, ModelhubError, Table, Tensor, UnsupportedFile
+from modelhub import Conversion, InvalidFile, Metadata, ModelhubError, Table, Tensor, UnsupportedFile
 
 from modelhub_gguf import fields, tokenizers
 from modelhub_gguf.architectures.carry import Carrier, plain_dtype
@@ -141,3 +141,6 @@ def _native(
     pre = options.get("pre", "") or row.hints.get("pre", "")
     native.update(tokenizers.fields(documents, config.raw, architecture=row.name, vocab_size=vocabulary, pre=pre))
     return native
+
+
+CONVERSION = Conversion(name="huggingface-to-gguf", source="huggingface", target="gguf", derive=derive)

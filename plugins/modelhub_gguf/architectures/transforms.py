@@ -60,8 +60,8 @@ def chain(*transforms: Transform) -> Transform:
 
 
 def interleave_heads(heads: Heads) -> Transform:
-    """transformers rotates the two halves of a head, GGUF's Llama its even and odd elements: a head's rows come in the order 0, n/2,
-    1, n/2 + 1, and so on. (llama.cpp ``conversion/llama.py``, ``LlamaModel.permute``.)"""
+    """transformers rotates the two halves of a head, GGUF's Llama its even and odd elements: a head's rows come in the order 0,
+    n/2, 1, n/2 + 1, and so on. (llama.cpp ``conversion/llama.py``, ``LlamaModel.permute``.)"""
 
     def order(halves_first: bool) -> Callable[[Tensor, Config], Tensor]:
         def apply(tensor: Tensor, config: Config) -> Tensor:
