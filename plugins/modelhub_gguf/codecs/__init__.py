@@ -14,6 +14,9 @@ from modelhub import Codec
 from modelhub_gguf.types import BY_NAME
 
 _GRIDS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M")
+_SIMPLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
+_PLAIN = ("NVFP4", "Q1_0", "Q2_0")
+"""Encoded, but not by compiled kernels: too rare."""
 
 
 def _decode(dtype: str, data: Any, elements: int) -> Any:
@@ -23,8 +26,18 @@ def _decode(dtype: str, data: Any, elements: int) -> Any:
     return decode(data, elements, nbytes=BY_NAME[dtype].nbytes, blocks=getattr(where, dtype.lower()))
 
 
+def _call(module: str, function: str, dtype: str, *args: Any) -> Any:
+    return getattr(import_module(f"modelhub_gguf.codecs.{module}"), function)(dtype, *args)
+
+
 def _codec(dtype: str) -> Codec:
-    return Codec(dtype=dtype, decode=partial(_decode, dtype))
+    decode = partial(_decode, dtype)
+    if dtype in _PLAIN:
+        return Codec(dtype=dtype, decode=decode, encode=partial(_call, "simple", "encode", dtype))
+    if dtype in _SIMPLE:
+        encode, transcode, prepare = (partial(_call, "simple", name, dtype) for name in ("encode", "transcode", "prepare"))
+        return Codec(dtype=dtype, decode=decode, encode=encode, transcode=transcode, prepare=prepare)
+    return Codec(dtype=dtype, decode=decode)
 
 
 CODECS = tuple(_codec(kind.name) for kind in BY_NAME.values() if kind.block > 1)

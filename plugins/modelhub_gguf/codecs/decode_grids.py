@@ -74,7 +74,8 @@ def iq1_s(blocks: Bytes) -> Floats:
     high = words[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16) & 7
     points = grid("IQ1_S")[blocks[:, 2:34] | high.reshape(-1, 32) << 8].reshape(-1, 8, 32)
     scale: Floats = half(blocks, 0) * (2 * (words >> 12 & 7).astype(np.float32) + 1)
-    return (scale[:, :, None] * (points + _delta(words >= 0x8000)[:, :, None])).reshape(-1, 256)
+    values: Floats = scale[:, :, None] * (points + _delta(words >= 0x8000)[:, :, None])
+    return values.reshape(-1, 256)
 
 
 def iq1_m(blocks: Bytes) -> Floats:
@@ -87,4 +88,5 @@ def iq1_m(blocks: Bytes) -> Floats:
     high = blocks[:, 32:48, None] >> np.array([0, 4], np.uint8)
     places = blocks[:, :32] | (high.reshape(-1, 32).astype(np.uint16) & 7) << 8
     moved = grid("IQ1_S")[places] + _delta((high & 8 != 0).reshape(-1, 32))[:, :, None]
-    return (scale[:, :, None] * moved.reshape(-1, 16, 16)).reshape(-1, 256)
+    values: Floats = scale[:, :, None] * moved.reshape(-1, 16, 16)
+    return values.reshape(-1, 256)

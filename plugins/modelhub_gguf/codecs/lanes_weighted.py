@@ -1,0 +1,280 @@
+"""Q4_0, Q4_1, Q5_0 and Q5_1 with importance: scales that are searched for, many blocks at once.
+
+They follow ``quantize_row_q4_0_impl`` and its like in ggml's ``ggml-quants.c`` operation by operation. Where other encoders here
+get importance, these get the weights that follow from it, which depend on the whole row: see `weights_of`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from modelhub_gguf.codecs import jit, k_affine
+from modelhub_gguf.codecs.k_affine import FINE_4, FINE_5
+from modelhub_gguf.codecs.k_affine import _search as search_affine
+from modelhub_gguf.codecs.lanes import (
+    Array,
+    Vector,
+    from_half,
+    higher,
+    load,
+    lower,
+    magnitude,
+    near,
+    nearest_int,
+    select,
+    splat,
+    store,
+    to_half,
+    to_int,
+    whole,
+)
+from modelhub_gguf.codecs.lanes_run import SCRATCH, compare, run
+from modelhub_gguf.codecs.rows import Bytes, Floats
+from modelhub_gguf.types import BY_NAME
+
+EPSILON = 1e-15
+"""``GROUP_MAX_EPS``: a block with nothing larger is all zeros."""
+
+CHUNK = 4096
+"""Blocks that are encoded at a time without a compiler."""
+
+WX = 0
+"""Rows of scratch: weights times values."""
+
+
+def weights_of(values: Floats, importance: Floats) -> Floats:
+    """What every element of rows weighs: importance times the root of its square plus the row's mean square, which is summed one
+    by one. Weights may overflow to infinity, as ggml's do."""
+    weights: Floats = np.empty_like(values)
+    if jit.available():
+        weigh(values, importance, weights)
+        return weights
+    with np.errstate(all="ignore"):
+        squares = values * values
+        mean = np.add.accumulate(squares, axis=1)[:, -1:] / np.float32(values.shape[1])
+        np.multiply(importance, np.sqrt(mean + squares), out=weights)
+    return weights
+
+
+@jit.kernel
+def weigh(values: Array, importance: Array, weights: Array) -> None:
+    """`weights_of`, compiled."""
+    for row in range(values.shape[0]):
+        total = np.float32(0)
+        for i in range(values.shape[1]):
+            total += values[row, i] * values[row, i]
+        mean = total / np.float32(values.shape[1])
+        for i in range(values.shape[1]):
+            weights[row, i] = importance[i] * np.sqrt(mean + values[row, i] * values[row, i])
+
+
+def _steps(top: int) -> Any:
+    """The inverse scales that are tried, times the extreme: ``-(nmax + 0.1 * is)`` in single precision, 0 first."""
+    one = np.float32
+    return np.array([-(one(top) + one(0.1) * one(i)) for i in (0, *range(-9, 0), *range(1, 10))], np.float32)
+
+
+STEPS_8 = _steps(8)
+STEPS_16 = _steps(16)
+
+
+@jit.inlined
+def _around_zero(
+    values: Array,
+    weights: Array,
+    scratch: Array,
+    integers: Array,
+    words: Array,
+    errors: Array,
+    measure: bool,
+    top: int,
+    steps: Array,
+) -> None:
+    """``make_qx_quants`` of 32 values: Q4_0 (``top`` 8) and Q5_0 (16)."""
+    largest = splat(0.0)
+    extreme = splat(0.0)
+    for i in range(32):
+        x = load(values, i)
+        store(scratch, WX + i, load(weights, i) * x)
+        more = magnitude(x) > largest
+        largest = select(more, magnitude(x), largest)
+        extreme = select(more, x, extreme)
+    scale = splat(0.0)
+    best = splat(0.0)
+    best_inverse = splat(0.0)
+    for step in range(steps.size):
+        inverse = steps[step] / extreme
+        sum_lx = splat(0.0)
+        sum_l2 = splat(0.0)
+        for i in range(32):
+            q = lower(higher(near(inverse * load(values, i)), splat(-top)), splat(top - 1))
+            sum_lx = sum_lx + load(scratch, WX + i) * q
+            sum_l2 = sum_l2 + load(weights, i) * q * q
+        this_scale = sum_lx / sum_l2
+        if step == 0:
+            scale = select(sum_l2 == 0.0, splat(0.0), this_scale)
+            best = scale * sum_lx
+            best_inverse = inverse
+        else:
+            better = (sum_l2 > 0.0) & (sum_lx * sum_lx > best * sum_l2)
+            scale = select(better, this_scale, scale)
+            best = select(better, this_scale * sum_lx, best)
+            best_inverse = select(better, inverse, best_inverse)
+    nothing = largest < EPSILON
+    half = to_half(select(nothing, splat(0.0), scale))
+    for i in range(32):
+        q = to_int(lower(higher(near(best_inverse * load(values, i)), splat(-top)), splat(top - 1)))
+        store(integers, i, select(nothing, whole(0), q + top))
+    if top == 8:
+        _pack(integers, words, 0)
+        store(words, 4, half)
+    else:
+        _pack(integers, words, 1)
+        _pack_fifths(integers, words, 0)
+        store(words, 5, half)
+    if measure:
+        compare(values, 0, 32, from_half(half), splat(0.0), integers, 0, top, errors)
+
+
+@jit.inlined
+def _above_least(
+    values: Array,
+    weights: Array,
+    scratch: Array,
+    integers: Array,
+    words: Array,
+    errors: Array,
+    measure: bool,
+    top: int,
+    steps: Array,
+) -> None:
+    """``make_qkx3_quants`` of 32 values: Q4_1 (``top`` 15) and Q5_1 (31)."""
+    for i in range(32):
+        store(scratch, k_affine.W + i, load(weights, i))
+    search_affine(values, 0, 32, top, steps, False, scratch, 0)
+    scale = to_half(load(scratch, k_affine.SCALE))
+    least = to_half(-load(scratch, k_affine.LOW))
+    inverse = load(scratch, k_affine.BEST)
+    floor = load(scratch, k_affine.FLOOR)
+    for i in range(32):
+        q = nearest_int(inverse * (load(values, i) - floor))
+        store(integers, i, lower(higher(q, whole(0)), whole(top)))
+    store(words, 0, scale | (least << 16))
+    if top == 15:
+        _pack(integers, words, 1)
+    else:
+        _pack_fifths(integers, words, 1)
+        _pack(integers, words, 2)
+    if measure:
+        compare(values, 0, 32, from_half(scale), -from_half(least), integers, 0, 0, errors)
+
+
+@jit.inlined
+def _pack(integers: Array, words: Array, row: int) -> None:
+    """The low four bits of 32 integers to 4 words from ``row`` on."""
+    for k in range(4):
+        word = whole(0)
+        for i in range(4):
+            word = word | (((load(integers, 4 * k + i) & 15) | ((load(integers, 16 + 4 * k + i) & 15) << 4)) << (8 * i))
+        store(words, row + k, word)
+
+
+@jit.inlined
+def _pack_fifths(integers: Array, words: Array, row: int) -> None:
+    word: Vector = whole(0)
+    for i in range(32):
+        word = word | ((load(integers, i) >> 4) << i)
+    store(words, row, word)
+
+
+@jit.inlined
+def encode_q4_0(
+    values: Array, weights: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
+    _around_zero(values, weights, scratch, integers, words, errors, measure, 8, STEPS_8)
+
+
+@jit.inlined
+def encode_q5_0(
+    values: Array, weights: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
+    _around_zero(values, weights, scratch, integers, words, errors, measure, 16, STEPS_16)
+
+
+@jit.inlined
+def encode_q4_1(
+    values: Array, weights: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
+    _above_least(values, weights, scratch, integers, words, errors, measure, 15, FINE_4)
+
+
+@jit.inlined
+def encode_q5_1(
+    values: Array, weights: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
+    _above_least(values, weights, scratch, integers, words, errors, measure, 31, FINE_5)
+
+
+_LAYOUTS: dict[str, tuple[Any, int, int]] = {
+    "Q4_0": (encode_q4_0, 4, 0),
+    "Q4_1": (encode_q4_1, 5, -1),
+    "Q5_0": (encode_q5_0, 5, 0),
+    "Q5_1": (encode_q5_1, 6, -1),
+}
+"""Encoder, words of 32 bits in a block, and where a half-precision number stands beside them (-1: nowhere), as for `run`."""
+
+
+@jit.kernel
+def q4_0(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q4_0, 32, 18, 4, 0, data, mode, per_row, weights, out, measure, sums)
+
+
+@jit.kernel
+def q4_1(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q4_1, 32, 20, 5, -1, data, mode, per_row, weights, out, measure, sums)
+
+
+@jit.kernel
+def q5_0(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q5_0, 32, 22, 5, 0, data, mode, per_row, weights, out, measure, sums)
+
+
+@jit.kernel
+def q5_1(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
+    return run(encode_q5_1, 32, 24, 6, -1, data, mode, per_row, weights, out, measure, sums)
+
+
+def encode(dtype: str, values: Floats, weights: Floats, sums: Any) -> Bytes:
+    """Blocks of ``values`` (rows, columns), each of which weighs what ``weights`` says; adds to ``sums`` where there are any."""
+    if not jit.available():
+        return _encode_numpy(dtype, values, weights)
+    count = values.size // 32
+    out = np.empty(count * BY_NAME[dtype].nbytes // 2, np.uint16)
+    kernel = {"Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1}[dtype]
+    kernel(_bytes(values), 0, count, _bytes(weights), out, sums.size > 0, sums)
+    return out.view(np.uint8)
+
+
+def _bytes(values: Floats) -> Bytes:
+    flat: Bytes = values.reshape(-1).view(np.uint8)
+    return flat
+
+
+def _encode_numpy(dtype: str, values: Floats, weights: Floats) -> Bytes:
+    """The same without a compiler, and not measured: lanes are columns of NumPy arrays."""
+    encoder, rows, half_at = _LAYOUTS[dtype]
+    blocks = []
+    x, w = values.reshape(-1, 32), weights.reshape(-1, 32)
+    for start in range(0, len(x), CHUNK):
+        count = len(x[start : start + CHUNK])
+        words, errors = np.zeros((rows + 1, count), np.int32), np.zeros((5, 0), np.float32)
+        lanes = [np.ascontiguousarray(part[start : start + count].T) for part in (x, w)]
+        with np.errstate(all="ignore"):
+            scratch, integers = np.zeros((SCRATCH, count), np.float32), np.zeros((256, count), np.int32)
+            encoder(*lanes, scratch, integers, words, errors, False)
+        whole_words = np.ascontiguousarray(words[:rows].T).view(np.uint8)
+        half = words[rows][:, None].astype("<u2").view(np.uint8)
+        blocks.append(whole_words if half_at else np.hstack((half, whole_words)))
+    return np.concatenate(blocks).reshape(-1) if blocks else np.empty(0, np.uint8)

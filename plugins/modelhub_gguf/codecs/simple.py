@@ -1,0 +1,122 @@
+"""Encoding the simple block types: which kernel does it, compiled or in NumPy, with importance or without.
+
+With numba, `transcode` does it in one pass over the bytes of F32, F16 or BF16, measuring the error as it goes; without, the NumPy
+functions of `encode` give the same bytes, slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from modelhub_gguf.codecs import decode as decoders
+from modelhub_gguf.codecs import jit
+from modelhub_gguf.codecs.encode import encode as encode_plainly
+from modelhub_gguf.codecs.rows import Bytes, Floats, checked, refuse_infinite
+from modelhub_gguf.types import BY_NAME
+
+WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+"""Types whose scales are searched for where there are importance weights; the others do not heed them."""
+
+_KERNELS = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), "tile_legacy"),
+    **dict.fromkeys(("TQ1_0", "TQ2_0", "MXFP4"), "tile_ternary"),
+}
+_KINDS: dict[str, tuple[int, Any]] = {"F32": (0, np.uint32), "F16": (1, np.uint16), "BF16": (2, np.uint16)}
+
+
+def _kernel(dtype: str) -> Any:
+    """The compiled kernel, or None where there is none."""
+    if dtype not in _KERNELS or not jit.available():
+        return None
+    return getattr(import_module(f"modelhub_gguf.codecs.{_KERNELS[dtype]}"), dtype.lower())
+
+
+def _run(dtype: str, source: Any, kind: int, columns: int, sums: Any) -> Bytes:
+    """All of ``source`` through the compiled kernel; measured where ``sums`` is not empty."""
+    shape = BY_NAME[dtype]
+    out = np.empty((source.size // shape.block, shape.nbytes), np.uint8)
+    if _kernel(dtype)(source, kind, out, sums.size > 0, sums) >= 0:
+        values = widened(source.view(np.uint8), next(name for name, (number, _) in _KINDS.items() if number == kind))
+        refuse_infinite(values.reshape(-1, columns))
+    return out.reshape(-1)
+
+
+def widened(data: Bytes, dtype: str) -> Floats:
+    """Bytes of F32, F16 or BF16 as float32."""
+    if dtype == "BF16":
+        wide: Floats = (data.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return wide
+    return data.view("<f4" if dtype == "F32" else "<f2").astype(np.float32, copy=False)
+
+
+def encode(dtype: str, values: Floats, importance: Floats | None = None) -> Bytes:
+    """``values``, float32 (rows, columns), as blocks; ``importance``: weights of the columns. ValueError for NaN and infinity."""
+    shape = BY_NAME[dtype]
+    if importance is not None and dtype in WEIGHTED:
+        values, importance = checked(values, importance, shape.block)
+        assert importance is not None
+        return _encode_weighted(dtype, values, importance, np.empty(0))
+    if _kernel(dtype) is None:
+        blocks = getattr(import_module("modelhub_gguf.codecs.encode"), dtype.lower())
+        return encode_plainly(values, block=shape.block, blocks=blocks)
+    values = np.ascontiguousarray(values, np.float32)
+    return _run(dtype, values.reshape(-1).view(np.uint32), 0, values.shape[1], np.empty(0))
+
+
+def transcode(
+    dtype: str, data: Bytes, source: str, columns: int, importance: Floats | None
+) -> tuple[Bytes, Sequence[float]] | None:
+    """See `modelhub.Codec`: the bytes of rows of ``source`` to blocks and sums of errors. None where it takes several steps."""
+    if source not in _KINDS or _kernel(dtype) is None:
+        return None
+    sums = np.zeros(6)
+    if importance is not None and dtype in WEIGHTED:
+        values, importance = checked(widened(data, source).reshape(-1, columns), importance, BY_NAME[dtype].block)
+        assert importance is not None
+        blocks = _encode_weighted(dtype, values, importance, sums)
+    else:
+        kind, unit = _KINDS[source]
+        if data.ctypes.data % np.dtype(unit).itemsize:
+            data = data.copy()
+        blocks = _run(dtype, data.view(unit), kind, columns, sums)
+    return blocks, [float(figure) for figure in sums]
+
+
+def _encode_weighted(dtype: str, values: Floats, importance: Floats, sums: Any) -> Bytes:
+    from modelhub_gguf.codecs import lanes_weighted
+
+    weights = lanes_weighted.weights_of(values, importance)
+    blocks = lanes_weighted.encode(dtype, values, weights, sums)
+    if sums.size and not np.isfinite(sums).all():  # single precision was too short, or the blocks' scales were
+        sums[:] = _exact_sums(values.reshape(-1), _decoded(dtype, blocks))
+    return blocks
+
+
+def _decoded(dtype: str, blocks: Bytes) -> Floats:
+    shape = BY_NAME[dtype]
+    elements = blocks.size // shape.nbytes * shape.block
+    return decoders.decode(blocks, elements, nbytes=shape.nbytes, blocks=getattr(decoders, dtype.lower()))
+
+
+def _exact_sums(values: Floats, results: Floats) -> Sequence[float]:
+    """The sums of `transcode` in double precision; what is infinite or NaN does not count."""
+    fine = np.isfinite(results)
+    a, b = values[fine].astype(np.float64), results[fine].astype(np.float64)
+    error = b - a
+    return [a.size, float(a @ a), float(error @ error), float(a @ b), float(b @ b), float(np.abs(error).max(initial=0))]
+
+
+def prepare(dtype: str) -> None:
+    """Compiles what `encode` and `transcode` need (or gets it from the cache)."""
+    if _kernel(dtype) is None:
+        return
+    shape = BY_NAME[dtype]
+    for source, (_, unit) in _KINDS.items():
+        row = np.zeros(shape.block, unit).view(np.uint8)
+        transcode(dtype, row, source, shape.block, None)
+        if dtype in WEIGHTED:
+            transcode(dtype, row, source, shape.block, np.ones(shape.block, np.float32))

@@ -1,0 +1,218 @@
+"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 without importance, compiled; what each does is said in `encode`, in NumPy.
+
+The bounds of loops are taken from the arrays, though they are known: LLVM would unroll loops of known length before it looks
+for vectors, and then find none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from modelhub_gguf.codecs import jit
+from modelhub_gguf.codecs.tiles import halve, put_half, run
+
+ENDLESS = np.float32(np.inf)
+
+
+@jit.inlined
+def finite_inverse(scale: Any) -> Any:
+    """1 / scale, and 0 where that is infinite."""
+    whole = np.float32(1) / scale
+    return whole if abs(whole) < ENDLESS else np.float32(0)
+
+
+@jit.inlined
+def away(value: Any) -> Any:
+    """``roundf``: the nearest integer, halves away from zero."""
+    return np.int32(value + (np.float32(0.49999997) if value >= np.float32(0) else np.float32(-0.49999997)))
+
+
+@jit.inlined
+def pack_fifths(tile: Any, at: int) -> None:
+    """The fifth bits of 32 quants, as 4 bytes at ``at``."""
+    for b in range(tile.out.shape[0]):
+        word = np.uint32(0)
+        for j in range(tile.quants.shape[1]):
+            word |= np.uint32(tile.quants[b, j] >> 4) << np.uint32(j)
+        for j in range(4):
+            tile.out[b, at + j] = np.uint8((word >> np.uint32(8 * j)) & np.uint32(255))
+
+
+@jit.inlined
+def _q8_0(tile: Any) -> None:
+    n = tile.out.shape[0]
+    most = tile.most.view(np.float32)
+    scales, halves = tile.scales.reshape(64), tile.halves.reshape(64)
+    for b in range(n):
+        scales[b] = most[b] / np.float32(127)
+        tile.over[b] = finite_inverse(scales[b])
+    halve(tile.scales, tile.halves)
+    for b in range(n):
+        put_half(tile.out[b], 0, halves[b])
+    for b in range(n):
+        over = tile.over[b]
+        scale = scales[b]
+        for j in range(tile.values.shape[1]):
+            q = away(tile.values[b, j] * over)
+            tile.out[b, 2 + j] = np.uint8(q)
+            tile.result[b, j] = np.float32(q) * scale
+
+
+@jit.inlined
+def _around_zero(tile: Any, levels: int) -> None:
+    """Q4_0 (8 levels on either side) and Q5_0 (16)."""
+    n = tile.out.shape[0]
+    scales, halves, shift = tile.scales.reshape(64), tile.halves.reshape(64), tile.extra.reshape(64)
+    for b in range(n):
+        most = tile.most[b]
+        first = np.int32(31)
+        for j in range(tile.bits.shape[1]):
+            first = min(first, np.int32(j) if tile.bits[b, j] & np.uint32(0x7FFFFFFF) == most else np.int32(31))
+        scales[b] = (tile.values[b, first] + np.float32(0)) / np.float32(-levels)
+    for b in range(n):
+        over = finite_inverse(scales[b])
+        tile.over[b] = over
+        shift[b] = np.float32(0) if over == 0 and scales[b] != 0 else np.float32(levels) + np.float32(0.5)
+    halve(tile.scales, tile.halves)
+    at = 2 if levels == 8 else 6
+    middle = tile.values.shape[1] // 2
+    for b in range(n):
+        put_half(tile.out[b], 0, halves[b])
+    for b in range(n):
+        over = tile.over[b]
+        base = shift[b]
+        scale = scales[b]
+        for j in range(middle):
+            low = min(np.int32(tile.values[b, j] * over + base), np.int32(2 * levels - 1))
+            high = min(np.int32(tile.values[b, middle + j] * over + base), np.int32(2 * levels - 1))
+            tile.out[b, at + j] = np.uint8((low & 15) | (high & 15) << 4)
+            tile.quants[b, j] = np.uint8(low)
+            tile.quants[b, middle + j] = np.uint8(high)
+            tile.result[b, j] = np.float32(low - levels) * scale
+            tile.result[b, middle + j] = np.float32(high - levels) * scale
+    if levels == 16:
+        pack_fifths(tile, 2)
+
+
+@jit.inlined
+def _ends(tile: Any, least: Any, greatest: Any) -> None:
+    """The least and greatest element of every block, by their bits: as unsigned numbers the negative ones come after the others
+    and run backwards. Among zeros the first counts, as it does where floats are compared."""
+    low_bits, high_bits = least.view(np.uint32), greatest.view(np.uint32)
+    signed = tile.bits.view(np.int32)
+    for b in range(tile.out.shape[0]):
+        smallest = np.uint32(0xFFFFFFFF)
+        largest = np.uint32(0)
+        for j in range(signed.shape[1]):
+            smallest = min(smallest, tile.bits[b, j])
+            largest = max(largest, tile.bits[b, j])
+        low_bits[b] = largest if largest > np.uint32(0x7FFFFFFF) else smallest
+        high_bits[b] = smallest
+    for b in range(tile.out.shape[0]):
+        positive = np.int32(-1)
+        for j in range(signed.shape[1]):
+            positive = max(positive, signed[b, j])
+        if positive >= np.int32(0):
+            high_bits[b] = np.uint32(positive)
+    for b in range(tile.out.shape[0]):
+        if least[b] == np.float32(0):
+            for j in range(31, -1, -1):
+                if tile.values[b, j] == np.float32(0):
+                    least[b] = tile.values[b, j]
+            if greatest[b] == np.float32(0):
+                greatest[b] = least[b]
+
+
+@jit.inlined
+def _step(value: Any, least: Any, over: Any, levels: int) -> Any:
+    """An infinite distance times 0 is no number; ggml makes 0 of it."""
+    step = (value - least) * over
+    return min(np.int32((step if step < np.float32(64) else np.float32(0)) + np.float32(0.5)), np.int32(levels))
+
+
+@jit.inlined
+def _above_least(tile: Any, levels: int) -> None:
+    """Q4_1 (15 levels above the least) and Q5_1 (31)."""
+    n = tile.out.shape[0]
+    scales, halves, shown, least = (
+        tile.scales.reshape(64),
+        tile.halves.reshape(64),
+        tile.extra.reshape(64),
+        tile.most.view(np.float32),
+    )
+    _ends(tile, least, scales)
+    for b in range(n):
+        scales[b] = (scales[b] - least[b]) / np.float32(levels)
+        tile.over[b] = finite_inverse(scales[b])
+        shown[b] = least[b]
+    halve(tile.scales, tile.halves)
+    for b in range(n):
+        put_half(tile.out[b], 0, halves[b])
+    halve(tile.extra, tile.halves)
+    for b in range(n):
+        put_half(tile.out[b], 2, halves[b])
+    at = 4 if levels == 15 else 8
+    middle = tile.values.shape[1] // 2
+    for b in range(n):
+        over = tile.over[b]
+        base = least[b]
+        scale = scales[b]
+        seen = shown[b]
+        for j in range(middle):
+            low = _step(tile.values[b, j], base, over, levels)
+            high = _step(tile.values[b, middle + j], base, over, levels)
+            tile.out[b, at + j] = np.uint8((low & 15) | (high & 15) << 4)
+            tile.result[b, j] = np.float32(low) * scale + seen
+            tile.result[b, middle + j] = np.float32(high) * scale + seen
+            if levels == 31:
+                tile.quants[b, j] = np.uint8(low)
+                tile.quants[b, middle + j] = np.uint8(high)
+    if levels == 31:
+        pack_fifths(tile, 4)
+
+
+@jit.inlined
+def _q4_0(tile: Any) -> None:
+    _around_zero(tile, 8)
+
+
+@jit.inlined
+def _q5_0(tile: Any) -> None:
+    _around_zero(tile, 16)
+
+
+@jit.inlined
+def _q4_1(tile: Any) -> None:
+    _above_least(tile, 15)
+
+
+@jit.inlined
+def _q5_1(tile: Any) -> None:
+    _above_least(tile, 31)
+
+
+@jit.kernel
+def q8_0(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q8_0, 32, source, kind, out, measured, sums)
+
+
+@jit.kernel
+def q4_0(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q4_0, 32, source, kind, out, measured, sums)
+
+
+@jit.kernel
+def q4_1(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q4_1, 32, source, kind, out, measured, sums)
+
+
+@jit.kernel
+def q5_0(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q5_0, 32, source, kind, out, measured, sums)
+
+
+@jit.kernel
+def q5_1(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q5_1, 32, source, kind, out, measured, sums)
