@@ -86,11 +86,11 @@ def test_a_catalog_in_a_place_that_cannot_be(tmp_path: Path) -> None:
         Catalog.open(str(tmp_path))
 
 
-def test_listing_imports_no_sqlalchemy(drive: Path, catalog: Catalog) -> None:
+def test_reading_and_writing_import_no_sqlalchemy(drive: Path, catalog: Catalog) -> None:
     code = (
         "import sys; from modelhub.catalog import Catalog\n"
         "with Catalog.open() as c: models = c.models('a', ['size>1'], '-size', 5); rows = c.select(['name', 'size']); t = "
-        "c.totals(); r = c.roots()\n"
+        "c.totals(); r = c.roots(); c.set_tags(models[0], {'team': 'vision'})\n"
         "assert models and rows and t and r\n"
         "print(*[n for n in ('sqlalchemy', 'alembic', 'numpy', 'pluggy', 'platformdirs', 'tomllib') if n in sys.modules])"
     )

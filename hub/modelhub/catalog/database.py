@@ -1,8 +1,9 @@
 """Connections to the catalog: where it may lie, how it is opened, how reads and writes take turns. Knows no table.
 
-Every statement is SQL text with ``?`` for its values, and runs on SQLite and PostgreSQL alike. Writes go through SQLAlchemy's
-engine. Reads of a SQLite catalog go through the driver alone, because importing SQLAlchemy takes longer than a whole ``modelhub
-ls`` should; that is the only difference, and `Database(..., light=False)` takes it away.
+Every statement is SQL text with ``?`` for its values, and runs on SQLite and PostgreSQL alike. A SQLite catalog is read and
+written through the driver alone, because importing SQLAlchemy takes longer than a whole ``modelhub ls`` should, and 15 MB in
+each worker of a daemon; that is the only difference, and `Database(..., light=False)` takes it away. The schema, and everything
+on PostgreSQL, is SQLAlchemy's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Row = tuple[Any, ...]
 Values = Sequence[Any]
 
+CACHE = 64 << 10
+"""KiB of a SQLite catalog that a connection may keep in memory."""
 BUSY_SECONDS = 30.0
 """How long a write waits for its turn. Writes take a second at most."""
 IN_LIMIT = 500
@@ -63,36 +66,20 @@ class Reader:
         return found
 
 
-class _CoreReader(Reader):
-    """The same over a SQLAlchemy connection."""
-
-    def __init__(self, connection: sqlalchemy.Connection) -> None:
-        super().__init__(connection, "?" if connection.dialect.paramstyle == "qmark" else "%s")
-        self._connection = connection
-
-    def rows(self, sql: str, values: Values = ()) -> list[Row]:
-        return [tuple(row) for row in self._connection.exec_driver_sql(self._sql(sql), tuple(values))]
-
-    def each(self, sql: str, values: Values = ()) -> Iterator[Row]:
-        return iter(self.rows(sql, values))
-
-
-class Writer(_CoreReader):
+class Writer(Reader):
     """Runs statements inside one write transaction. No file is opened, read or hashed while one is open."""
 
-    def __init__(self, connection: sqlalchemy.Connection) -> None:
-        super().__init__(connection)
-        self.connection = connection
+    def __init__(self, cursor: Any, placeholder: str = "?") -> None:
+        super().__init__(cursor, placeholder)
         self._keys: dict[str, int] = {}
 
     def run(self, sql: str, values: Values = ()) -> int:
         """Run one statement; how many rows it touched."""
-        return self._connection.exec_driver_sql(self._sql(sql), tuple(values)).rowcount
+        return int(self._cursor.execute(sql, tuple(values)).rowcount)
 
     def many(self, sql: str, rows: Sequence[Row]) -> None:
         """Run one statement for each of ``rows``."""
-        if rows:
-            self._connection.exec_driver_sql(self._sql(sql), list(rows))
+        self._cursor.executemany(sql, rows)
 
     def insert(self, table: str, columns: str, rows: Sequence[Row]) -> None:
         """Insert ``rows``, whose values are in the order of ``columns`` (names between commas)."""
@@ -107,32 +94,54 @@ class Writer(_CoreReader):
         return self._keys[table]
 
 
-class Database:
-    """One catalog, open. ``url``: an absolute path or a database URL. Use `modelhub.catalog.Catalog.open`, which also
-    migrates."""
+class CoreWriter(Writer):
+    """The same, and a `Reader`, over a SQLAlchemy connection."""
 
-    def __init__(self, url: str, *, light: bool = True) -> None:
+    def __init__(self, connection: sqlalchemy.Connection) -> None:
+        super().__init__(connection, "?" if connection.dialect.paramstyle == "qmark" else "%s")
+        self.connection = connection
+
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
+        return [tuple(row) for row in self.connection.exec_driver_sql(self._sql(sql), tuple(values))]
+
+    def each(self, sql: str, values: Values = ()) -> Iterator[Row]:
+        return iter(self.rows(sql, values))
+
+    def run(self, sql: str, values: Values = ()) -> int:
+        return self.connection.exec_driver_sql(self._sql(sql), tuple(values)).rowcount
+
+    def many(self, sql: str, rows: Sequence[Row]) -> None:
+        if rows:
+            self.connection.exec_driver_sql(self._sql(sql), list(rows))
+
+
+class Database:
+    """One catalog, open. ``url``: an absolute path or a database URL. ``cache``: KiB of a SQLite catalog that a connection may
+    keep in memory. Use `modelhub.catalog.Catalog.open`, which also migrates."""
+
+    def __init__(self, url: str, *, light: bool = True, cache: int = CACHE) -> None:
         self.url = url
         self.path = sqlite_path(url)
         """The SQLite file, or "" where the catalog is on a server."""
         self._light = light and bool(self.path)
+        self._cache = cache
         self._local = threading.local()
         self._made: sqlalchemy.Engine | None = None
 
-    def _connect(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+    def _connect(self, purpose: str = "reading") -> sqlite3.Connection:
+        """This thread's connection for ``reading`` or ``writing``: what is read meanwhile does not see what is being written."""
+        connection: sqlite3.Connection | None = getattr(self._local, purpose, None)
         if connection is None:
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-            connection.execute("PRAGMA cache_size=-65536")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            self._local.connection = connection
+            _prepare(connection, self._cache)
+            setattr(self._local, purpose, connection)
         return connection
 
     @property
     def engine(self) -> sqlalchemy.Engine:
         """SQLAlchemy's engine, made on first use."""
         if self._made is None:
-            self._made = _engine(self.url, self.path)
+            self._made = _engine(self.url, self.path, self._cache)
         return self._made
 
     @contextmanager
@@ -145,7 +154,7 @@ class Database:
                         core.exec_driver_sql("BEGIN")
                     else:
                         core.execution_options(isolation_level="REPEATABLE READ")
-                    yield _CoreReader(core)
+                    yield CoreWriter(core)
                 return
             connection = self._connect()
             if connection.in_transaction:  # a read inside a read sees the same state
@@ -162,6 +171,27 @@ class Database:
     def write(self, *, durable: bool = False) -> Iterator[Writer]:
         """One transaction: all of it, or nothing. Waits for its turn; keep it short. ``durable``: it is on the disk when this
         ends (on SQLite the last ones are otherwise lost when the power fails, though nothing is torn)."""
+        if self._light:
+            with self.guard():
+                connection = self._connect("writing")
+                if durable:
+                    connection.execute("PRAGMA synchronous=FULL")
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    yield Writer(connection)
+                    connection.execute("COMMIT")
+                finally:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    if durable:
+                        connection.execute("PRAGMA synchronous=NORMAL")
+            return
+        with self.write_through_sqlalchemy(durable=durable) as writer:
+            yield writer
+
+    @contextmanager
+    def write_through_sqlalchemy(self, *, durable: bool = False) -> Iterator[CoreWriter]:
+        """The same for what needs its connection."""
         with self.guard(), self.engine.connect() as core:
             if self.path:
                 if durable:
@@ -170,7 +200,7 @@ class Database:
             else:
                 core.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
             try:
-                yield Writer(core)
+                yield CoreWriter(core)
                 core.commit()
             finally:
                 if durable and self.path:
@@ -229,16 +259,14 @@ class Database:
 
     def leave(self) -> None:
         """Close what this thread has open: for one that is about to end."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+        for purpose in ("reading", "writing"):
+            connection: sqlite3.Connection | None = getattr(self._local, purpose, None)
+            if connection is not None:
+                connection.close()
+                setattr(self._local, purpose, None)
 
     def close(self) -> None:
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+        self.leave()
         if self._made is not None:
             self._made.dispose()
             self._made = None
@@ -279,7 +307,13 @@ def refuse_network(path: str) -> None:
         )
 
 
-def _engine(url: str, path: str) -> sqlalchemy.Engine:
+def _prepare(connection: sqlite3.Connection, cache: int) -> None:
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute(f"PRAGMA cache_size=-{cache}")
+
+
+def _engine(url: str, path: str, cache: int) -> sqlalchemy.Engine:
     """SQLite: transactions begin where we say so, which is `Database.write`'s business and not the driver's."""
     from sqlalchemy import create_engine, event
     from sqlalchemy.engine import URL
@@ -294,8 +328,6 @@ def _engine(url: str, path: str) -> sqlalchemy.Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _: object) -> None:
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA cache_size=-65536")
+        _prepare(connection, cache)
 
     return engine

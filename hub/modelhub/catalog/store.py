@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelhub.catalog import upgrade
-from modelhub.catalog.database import Database, Row
+from modelhub.catalog.database import CACHE, Database, Row
 from modelhub.catalog.facets import Digested, Watched, Written
 from modelhub.errors import CatalogError, ModelNotFound
 from modelhub.model import Model, clean, printable
@@ -51,12 +51,13 @@ class Catalog(Written, Digested, Watched):
         self.database = database
 
     @classmethod
-    def open(cls, url: str | None = None, *, light: bool = True) -> Catalog:
+    def open(cls, url: str | None = None, *, light: bool = True, cache: int = CACHE) -> Catalog:
         """Open the catalog at ``url`` (a path or a database URL; by default `modelhub.home.catalog_url`), made or migrated as
-        need be. ``light=False``: read through SQLAlchemy as well."""
+        need be. ``light=False``: a SQLite catalog is read and written through SQLAlchemy as well; ``cache``: KiB of it that each
+        connection may keep in memory."""
         from modelhub.home import catalog_url
 
-        database = Database(catalog_url(url), light=light)
+        database = Database(catalog_url(url), light=light, cache=cache)
         upgrade.prepare(database)
         return cls(database)
 

@@ -108,7 +108,7 @@ def _create(database: Database) -> None:
 
     if database.path:
         _make_file(database)
-    with database.write() as writer:
+    with database.write_through_sqlalchemy() as writer:
         if current(writer, bool(database.path)) is None:
             metadata.create_all(writer.connection)
             writer.run("CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")

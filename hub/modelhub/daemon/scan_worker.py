@@ -8,6 +8,7 @@ again). It keeps what it knows of files that are still growing between requests,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from modelhub.workers import ParsePool
 
 
+CACHE = 2 << 10
+"""KiB of the catalog that each of this worker's connections may keep in memory: there may be many workers."""
 BEFORE = 120 * 10**9
 """How far back, in nanoseconds, rules look for what was recorded before this worker began."""
 
@@ -48,8 +51,16 @@ class ScanWorker:
         if self._catalog is None:
             from modelhub.catalog import Catalog
 
-            self._catalog = Catalog.open()
+            self._catalog = Catalog.open(cache=CACHE)
         return self._catalog
+
+    @property
+    def pool(self) -> ParsePool:
+        if self._pool is None:
+            from modelhub.workers import ParsePool
+
+            self._pool = ParsePool()
+        return self._pool
 
     @property
     def settings(self) -> Settings:
@@ -109,6 +120,8 @@ class ScanWorker:
             local = mount is not None and mount.type in LOCAL
             settling = Settling(watch.settle, longest=watch.patience, trust_clock=local)
             self.settling[root] = settling
+        if not all(deep for _, deep in request["parts"]):
+            self.pool.start()  # something is new, most likely; and now a worker is small, before a scan's memory comes with it
         was_offline = any(known.offline for known in self.catalog.roots() if known.path == root)
         found = rescan(
             self.catalog,
@@ -161,11 +174,7 @@ class ScanWorker:
 
     def inspect(self, tasks: Any) -> Any:
         """Parse in worker processes; they are there once something is to be parsed."""
-        if self._pool is None:
-            from modelhub.workers import ParsePool
-
-            self._pool = ParsePool()
-        return self._pool.inspect(tasks)
+        return self.pool.inspect(tasks)
 
     def observe(self, kind: Any, identity: str, path: str) -> None:
         """Tell the daemon and the plugins' observers of what was recorded."""
@@ -192,11 +201,12 @@ def main() -> None:
             os._exit(0)
 
     worker = ScanWorker(tell)
-    # Imported while there is time: a request comes when files have stood still.
-    import sqlalchemy  # noqa: F401
-
+    # Done while there is time: a request comes when files have stood still.
     import modelhub.catalog.index
     import modelhub.rescan  # noqa: F401
+
+    with contextlib.suppress(ModelhubError):  # the request will say
+        worker.catalog.roots()
 
     for line in sys.stdin.buffer:
         import json
