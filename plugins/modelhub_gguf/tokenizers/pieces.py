@@ -61,7 +61,10 @@ def from_model(documents: Documents, model: SentencePiece, name: str, architectu
         if not model.add_dummy_prefix or architecture == "internlm2":
             vocabulary.extra[_PREFIX] = boolean(model.add_dummy_prefix)
         return vocabulary
-    return _unigram(filled, types, scores, model.add_dummy_prefix, model.remove_extra_whitespaces, model.charsmap)
+    vocabulary = _unigram(filled, types, scores, model.add_dummy_prefix, model.remove_extra_whitespaces, model.charsmap)
+    if name == "sentencepiece.bpe.model":  # a bos and an eos around a text, which no document of theirs says
+        vocabulary.extra.update({f"tokenizer.ggml.add_{end}_token": boolean(True) for end in ("bos", "eos")})
+    return vocabulary
 
 
 def _unigram(
@@ -147,7 +150,10 @@ def from_unigram(documents: Documents, tokenizer: Mapping[str, Any], size: int) 
     for step in _steps(tokenizer, "normalizer", "normalizers"):
         kind = step.get("type")
         if kind == "Precompiled":
-            charsmap = b64decode(text(step.get("precompiled_charsmap")))
+            try:
+                charsmap = b64decode(text(step.get("precompiled_charsmap")), validate=True)
+            except ValueError as error:
+                raise InvalidFile(f"tokenizer.json: precompiled_charsmap is not base64: {error}") from None
         elif kind == "Replace" and text(mapping(step.get("pattern")).get("Regex")) in (" {2,}", r"\s{2,}", " +"):
             merge_spaces = True
     merge_spaces |= any(step.get("type") == "WhitespaceSplit" for step in _steps(tokenizer, "pre_tokenizer", "pretokenizers"))

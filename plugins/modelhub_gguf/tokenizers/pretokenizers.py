@@ -177,6 +177,8 @@ IGNORE_MERGES = frozenset(_LIKE_LLAMA3 | {"minicpm5", "youtu", "glm4", "glm5", "
 """Names for which llama.cpp takes a whole word that is a token before it looks at merges."""
 ADD_BOS = frozenset(_LIKE_LLAMA3 | {"tekken", "chameleon"})
 """Names for which llama.cpp puts a bos before a text unless ``add_bos_token`` is there and says no."""
+ROBERTA = frozenset({"roberta-bpe", "jina-v1-en", "jina-v2-code"})
+"""Names for which llama.cpp puts a sep between two texts."""
 NFC = frozenset({"qwen2", "deepseek-r1-qwen", "olmo", "mpt", "command-r", "modern-bert"})
 """Names of tokenizers that bring a text into this form first, which llama.cpp leaves to its caller."""
 

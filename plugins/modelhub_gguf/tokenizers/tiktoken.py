@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from binascii import Error
-from collections.abc import Mapping
 
 from modelhub import InvalidFile, UnsupportedFile
 
@@ -35,12 +34,14 @@ def vocabulary(data: bytes, name: str, architecture: str, size: int, pre: str) -
     letters = byte_letters()
     tokens: list[str | None] = ["".join(map(letters.__getitem__, token)) for token in ranks]
     merges = []
-    for token, rank in ranks.items():
-        if len(token) > 1:
-            parts = _merge(ranks, token, rank)
-            if len(parts) != 2:
-                raise InvalidFile(f"{name}: the token {token!r:.60} (rank {rank}) cannot be merged from two of lower ranks")
-            merges.append(" ".join("".join(map(letters.__getitem__, part)) for part in parts))
+    for token in ranks:
+        splits = ((token[:at], token[at:], at) for at in range(1, len(token)))
+        pairs = [(ranks[left], ranks[right], at) for left, right, at in splits if left in ranks and right in ranks]
+        if len(token) > 1 and not pairs:
+            raise InvalidFile(f"{name}: the token {token!r:.60} cannot be merged from two others")
+        written = "".join(map(letters.__getitem__, token))
+        # Each pair of tokens that is a token may be merged, at the rank of what it comes to.
+        merges += [f"{written[:at]} {written[at:]}" for _, _, at in sorted(pairs)]
     tokens += _special_tokens()
     types = [NORMAL] * _LLAMA3 + [CONTROL] * 256
     filled = fill(tokens, types, None, size=size, name=name, keep=True)
@@ -66,21 +67,6 @@ def _ranks(data: bytes, name: str) -> dict[bytes, int]:
             raise InvalidFile(f"{name}: line {number + 1} has the rank {place}, {len(ranks)} was expected, and each token once")
         ranks[token] = place
     return ranks
-
-
-def _merge(ranks: Mapping[bytes, int], token: bytes, limit: int) -> list[bytes]:
-    """``token`` merged from its bytes as far as ranks below ``limit`` go: the two parts of its own merge."""
-    parts = [token[at : at + 1] for at in range(len(token))]
-    while len(parts) > 2:
-        best, where = limit, -1
-        for at in range(len(parts) - 1):
-            rank = ranks.get(parts[at] + parts[at + 1], limit)
-            if rank < best:
-                best, where = rank, at
-        if where < 0:
-            break
-        parts[where : where + 2] = [parts[where] + parts[where + 1]]
-    return parts
 
 
 def byte_letters() -> dict[int, str]:

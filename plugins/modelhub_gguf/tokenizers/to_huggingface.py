@@ -174,13 +174,22 @@ def _bytewise(header: _Header) -> dict[str, Any]:
     return {
         "normalizer": {"type": "NFC"} if name in pretokenizers.NFC else None,
         "pre_tokenizer": pretokenizers.definition_of(steps),
-        "post_processor": _around(header, add_bos=name in pretokenizers.ADD_BOS) or _byte_level(),
+        "post_processor": _roberta(header, name) or _around(header, add_bos=name in pretokenizers.ADD_BOS) or _byte_level(),
         "decoder": _byte_level(),
         "model": {
             **_bpe(vocabulary, merges),
             "ignore_merges": name in pretokenizers.IGNORE_MERGES,
         },
     }
+
+
+def _roberta(header: _Header, name: str) -> dict[str, Any] | None:
+    """RoBERTa's own post-processor, by which its tokenizer is told from GPT-2's."""
+    first, last = header.number("bos"), header.number("eos")
+    if name not in pretokenizers.ROBERTA or first is None or last is None:
+        return None
+    ends = {key: [header.tokens[number], number] for key, number in (("sep", last), ("cls", first))}
+    return {"type": "RobertaProcessing", **ends, "trim_offsets": True, "add_prefix_space": False}
 
 
 def _byte_level() -> dict[str, Any]:
