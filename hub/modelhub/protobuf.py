@@ -21,7 +21,8 @@ WireField: TypeAlias = "tuple[int, int, int, int]"
 
 MAX_FIELDS = 8_000_000
 """Fields that one `Wire` walks over at the most: some seconds."""
-MAX_DEPTH = 64
+MAX_DEPTH = 100
+"""As deep as protobuf's own readers go."""
 MAX_TEXT = 1 << 20
 WHOLE = 128 << 10
 """A file up to this long is read at once."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Format, hookimpl
+from modelhub import Check, Format, hookimpl
 
+from modelhub_onnx import checks
 from modelhub_onnx.elements import DTYPES
 from modelhub_onnx.reader import DATA_SUFFIXES, ORT_SUFFIX, OTHER_SUFFIXES, SUFFIX, detect, read
 
@@ -18,7 +19,14 @@ def modelhub_formats() -> Iterator[Format]:
         suffixes=(SUFFIX, *DATA_SUFFIXES, *OTHER_SUFFIXES, ORT_SUFFIX),
         dtypes=DTYPES,
         extension=SUFFIX,
-        sharing="none",
+        sharing="exact",
         detect=detect,
         read=read,
     )
+
+
+@hookimpl
+def modelhub_checks() -> Iterator[Check]:
+    yield Check(name=checks.LIBRARY, level="structure", formats=("onnx",), run=checks.library, requires=("onnx",), extra="onnx")
+    yield Check(name=checks.OPERATORS, level="safety", formats=("onnx",), run=checks.operators)
+    yield Check(name=checks.RUNS, level="runnable", formats=("onnx",), run=checks.runs, requires=("onnxruntime",), extra="onnx")
