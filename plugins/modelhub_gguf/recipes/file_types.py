@@ -67,3 +67,6 @@ NUMBER_OF_TYPE = MappingProxyType(
     {mixture.base: mixture.number for mixture in _ALL if mixture.name not in ("q2_k_s", "q3_k_s", "q3_k_l", "q4_k_s", "q5_k_s")}
 )
 """The file type to note for a file whose weights are mostly of a type, but in no mixture's order: the common one of that type."""
+
+UNNAMED = 1024
+"""``LLAMA_FTYPE_GUESSED``: the file type of a file that none of the others is for."""
