@@ -1,17 +1,17 @@
 """Outputs get their names whole or not at all, whenever and however often the process is killed.
 
 A child process publishes, and kills itself at its N-th step, for every N there is; what it left is swept by another, which is
-killed at its M-th step, for every M; then by one that lives. Steps are the calls that change a directory or order its writes.
+killed at its M-th step, for every M; then by one that lives. See `tests.hub.killing`.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
-import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,122 +19,22 @@ from modelhub import scratch
 from modelhub.errors import ConversionError, OutputExists
 from modelhub.scratch import PREFIX, Scratch, sweep
 
-STEPS = ("rename", "replace", "link", "unlink", "rmdir", "mkdir", "fsync")
-Tree = dict[str, str]
-
-
-def read(place: Path) -> Tree:
-    """Every file below ``place`` that is no scratch."""
-    return {
-        str(path.relative_to(place)): path.read_text()
-        for path in place.rglob("*")
-        if path.is_file() and PREFIX not in str(path.relative_to(place))
-    }
-
-
-def write(place: Path, tree: Tree) -> None:
-    for name, text in tree.items():
-        path = place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def left_in(place: Path) -> list[str]:
-    return [name for name in os.listdir(place) if name.startswith(PREFIX)]
-
-
-def killed_at(step: int, work: Callable[[], object]) -> bool:
-    """Run ``work`` in a child that kills itself right before its ``step``-th step. False where it ended before that."""
-    child = os.fork()
-    if child == 0:
-        try:
-            count = [0]
-
-            def counted(function: Callable[..., object], real: bool = True) -> Callable[..., object]:
-                def call(*args: object, **kwargs: object) -> object:
-                    count[0] += 1
-                    if count[0] == step:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return function(*args, **kwargs) if real else None
-
-                return call
-
-            for name in STEPS:  # a power failure is not what is tested: what was written is there
-                setattr(os, name, counted(getattr(os, name), real=name != "fsync"))
-            scratch.exchange = counted(scratch.exchange)
-            work()
-        except BaseException as error:  # noqa: BLE001 - told to the parent
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
-            os._exit(7)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.waitstatus_to_exitcode(status) == 0
-    return False
-
-
-def publish(place: Path, names: list[str], new: Tree, replace: bool) -> None:
-    with Scratch(str(place)) as made:
-        write(Path(made.output), new)
-        made.publish(names, replace=replace)
-
-
-FILE = (["m.bin"], {"m.bin": "new"}, {"m.bin": "old"})
-SHARDS = (
-    ["m-1.bin", "m-2.bin", "m-3.bin", "m.json"],
-    {"m-1.bin": "new 1", "m-2.bin": "new 2", "m-3.bin": "new 3", "m.json": "new index"},
-    {"m-1.bin": "old 1", "m-2.bin": "old 2", "m.json": "old index"},
-)
-DIRECTORY = (
-    ["m"],
-    {"m/config.json": "new", "m/w/1.bin": "new 1"},
-    {"m/config.json": "old", "m/w/2.bin": "old 2", "m/x": "old x"},
-)
-# A directory is replaced as one: nothing of the old one stays. Of several files those that have no successor do.
-CASES = {"file": FILE, "shards": SHARDS, "directory": DIRECTORY}
+from tests.conftest import PROJECT
+from tests.hub.killing import CASES, DIRECTORY, SHARDS, killed_at, left_in, publish, read, unable, write
 
 
 @pytest.mark.parametrize("kind", CASES)
-@pytest.mark.parametrize("replace", [False, True], ids=["new", "force"])
-@pytest.mark.parametrize("able", [True, False], ids=["", "simple"])
-def test_killed_at_every_step(kind: str, replace: bool, able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("replace", ["new", "force"])
+@pytest.mark.parametrize("able", ["able", "simple"])
+def test_killed_at_every_step(kind: str, replace: str, able: str, tmp_path: Path) -> None:
     """``simple``: on a file system that knows neither hard links nor swapping two names."""
-    names, new, old = CASES[kind]
-    if not able:
-        monkeypatch.setattr(os, "link", _unable)
-        monkeypatch.setattr(scratch, "exchange", _unable)
-    before = {"other": "untouched"} | (old if replace else {})
-    after = {"other": "untouched"} | new
-    seen = set()
-    step = count = 0
-    killed = True
-    while killed:
-        step += 1
-        again = 0
-        swept_dead = True
-        while swept_dead and killed:  # for every step of the sweep: from the start
-            again += 1 if able else 3
-            count += 1
-            place = tmp_path / f"{step}-{again}"
-            write(place, before)
-            killed = killed_at(step, lambda place=place: publish(place, names, new, replace))  # type: ignore[misc]
-            if kind == "file" or (kind == "directory" and able):  # one step: there is no in between, swept or not
-                assert read(place) in (before, after)
-            swept_dead = killed and killed_at(again, lambda place=place: sweep(str(place)))  # type: ignore[misc]
-            sweep(str(place))
-            assert left_in(place) == []
-            state = read(place)
-            assert state in (before, after), f"killed at step {step}, its sweep at {again}"
-            seen.add(state == after)
-    assert step > 6
-    assert count > 20
-    assert seen == {True, False}
-
-
-def _unable(*_: object) -> None:
-    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    words = [sys.executable, "-m", "tests.hub.killing", kind, replace, able, str(tmp_path)]
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps"] > 6
+    assert found["runs"] > 20
+    assert found["states"] == [False, True]
 
 
 def test_what_came_in_between_is_never_replaced(tmp_path: Path) -> None:
@@ -160,7 +60,7 @@ def test_an_old_output_is_kept_where_its_place_was_taken(tmp_path: Path, monkeyp
     """Without swapping names there is a moment in which the old directory has none. If its process is killed in that moment, and
     somebody takes the name, the old output is not thrown away with the scratch."""
     names, new, old = DIRECTORY
-    monkeypatch.setattr(scratch, "exchange", _unable)
+    monkeypatch.setattr(scratch, "exchange", unable)
     caught = 0
     for step in range(1, 100):
         place = tmp_path / str(step)
@@ -198,7 +98,7 @@ def test_a_publish_that_fails_takes_back_what_it_did(tmp_path: Path, monkeypatch
         link(source, target)
 
     monkeypatch.setattr(os, "link", full)
-    monkeypatch.setattr(os, "rename", lambda a, b: _unable() if b.endswith("m-3.bin") else os.replace(a, b))
+    monkeypatch.setattr(os, "rename", lambda a, b: unable() if b.endswith("m-3.bin") else os.replace(a, b))
     with pytest.raises(ConversionError, match="could not be given its name") as caught:
         publish(tmp_path, names, new, False)
     assert isinstance(caught.value.__cause__, OSError)
@@ -223,7 +123,7 @@ def test_an_old_directory_comes_back_where_the_new_one_cannot_take_its_place(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rename(source, target)
 
-    monkeypatch.setattr(scratch, "exchange", _unable)
+    monkeypatch.setattr(scratch, "exchange", unable)
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(ConversionError):
         publish(tmp_path, names, new, True)
