@@ -1,8 +1,8 @@
 """Shares a budget of bytes out among tensors, so that what they lose together is least. Knows nothing of files or encodings.
 
-Each tensor has options, of some cost and some loss, and takes one: the multiple-choice knapsack problem. Steps along each tensor's
-convex hull are taken in the order of what they save for a byte, which is optimal but for what is left over at the end (the
-Lagrangian bound); that is then spent by the best single changes and exchanges of two. All of it is deterministic.
+Each tensor has options, of some cost and some loss, and takes one: the multiple-choice knapsack problem. Steps along each
+tensor's convex hull are taken in the order of what they save for a byte, which is optimal but for what is left over at the end
+(the Lagrangian bound); that is then spent by the best single changes and exchanges of two. All of it is deterministic.
 """
 
 from __future__ import annotations

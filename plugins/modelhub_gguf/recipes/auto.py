@@ -1,10 +1,10 @@
-"""`auto`: each tensor's type is chosen by the error that it would make, so that a file of the wanted size loses as little as it can.
+"""`auto`: each tensor's type is chosen by the error that it would make, so that a file of the wanted size loses least.
 
 What is made least is the *total weighted squared error*: over all tensors, the sum of w * (original - decoded)^2 over their
 elements, where w is the importance of the element's column (the mean square of what the column is multiplied by: the sum is then
 the expected squared error of the tensor's outputs), and 1 in tensors that the importance matrix does not know, and everywhere
-without one. It is measured on a sample of each tensor's rows, and multiplied up to all of them. Fixed mixtures that fit the target
-are held against the choice, and one that does better by these measurements is what is improved on: none of them beats it.
+without one. It is measured on a sample of each tensor's rows, and multiplied up to all of them. Fixed mixtures that fit the
+target are held against the choice, and one that does better by these measurements is what is improved on: none of them beats it.
 """
 
 from __future__ import annotations
