@@ -340,7 +340,7 @@ class _Walk:
         self.model.tensors.append(
             Tensor(
                 scope + name if not scope else self._unique(scope + name),
-                element.dtype if element else "U8",
+                element.dtype if element else elements.label(values.data_type).upper(),
                 tuple(dims),
                 None,
                 unsupported="sparse COO tensor",

@@ -10,7 +10,7 @@ from math import prod
 
 from modelhub import Extent, File, IncompleteFile, Inline, InvalidFile, Tensor, dtypes, ops, protobuf
 
-from modelhub_onnx.elements import DOUBLES, ELEMENTS, FLOATS, RAW, STRING, STRINGS, UNSIGNED
+from modelhub_onnx.elements import DOUBLES, ELEMENTS, FLOATS, RAW, STRING, STRINGS, UNSIGNED, label
 from modelhub_onnx.external import Externals
 
 MAX_RANK = 1024
@@ -103,7 +103,7 @@ def tensor(raw: Raw, name: str, file: File, externals: Externals, *, listed: boo
     element = ELEMENTS.get(raw.data_type)
     if element is None:
         what = "string tensor" if raw.data_type == STRING else f"tensor of ONNX's type {raw.data_type}, which is newer than this"
-        return Tensor(name, "U8", raw.dims, None, unsupported=what)
+        return Tensor(name, label(raw.data_type).upper(), raw.dims, None, unsupported=what)
     if raw.segmented:
         return Tensor(name, element.dtype, raw.dims, None, unsupported="tensor stored in segments")
     fields = {place[0] for place in raw.places}
@@ -157,7 +157,7 @@ def _varints(raw: Raw, name: str, dtype: str, extent: Extent, expected: int, who
     if known.kind in ("int", "uint", "bool") and known.block == 1:
         return Tensor(name, dtype, raw.dims, ops.varints(extent, dtype, raw.dims))
     units = ops.varints(extent, _UNITS[size], (count,))
-    return Tensor(name, dtype, raw.dims, ops.reshape(units, dtype, raw.dims))
+    return Tensor(name, dtype, raw.dims, units if known.block > 1 else ops.reshape(units, dtype, raw.dims))
 
 
 def _loose(raw: Raw, name: str, dtype: str, number: int, who: str) -> Tensor:
@@ -182,7 +182,8 @@ def _external(raw: Raw, name: str, who: str, externals: Externals) -> Tensor:
     offset = _number(raw.external.get("offset"), "offset", who)
     length = _number(raw.external.get("length"), "length", who)
     if element is None:
-        return Tensor(name, "U8", raw.dims, None, unsupported=f"tensor of ONNX's type {raw.data_type}, kept in another file")
+        what = f"{label(raw.data_type)} tensor, kept in another file"
+        return Tensor(name, label(raw.data_type).upper(), raw.dims, None, unsupported=what)
     odd = _odd(element.dtype, raw.dims)
     expected = -1 if odd else dtypes.get(element.dtype).nbytes(raw.dims)
     if expected >= 0 and length not in (None, expected):
