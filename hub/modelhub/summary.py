@@ -154,6 +154,8 @@ def _check_kind(tensor: Tensor) -> tuple[int, int]:
     try:
         return elements, known.nbytes(shape)
     except ValueError as error:
+        if value is None and unsupported:
+            return elements, 0
         raise InvalidFile(f"tensor {name!r}: {error}") from error
 
 
