@@ -13,6 +13,9 @@ from modelhub.types import ProgramResult
 
 MEMORY = 16 << 30
 """Bytes that a program may take where it gives no estimate."""
+ADDRESSES = 8 << 30
+"""On top of an estimate: what libraries and threads reserve of a process's address space, which is what is limited, and never
+touch."""
 SECONDS = 24 * 3600.0
 """A conversion may take hours; one that takes longer than this hangs."""
 
@@ -23,7 +26,7 @@ def run(plan: Plan, output: str) -> Written:
 
     program = plan.program
     assert program is not None
-    memory = program.memory_estimate(plan.source.table()) if program.memory_estimate else MEMORY
+    memory = MEMORY if plan.memory is None else ADDRESSES + plan.memory
     model = plan.source
     with ParsePool(processes=1, memory=memory) as pool:
         result = pool.call(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Check, Format, hookimpl
+from modelhub import Check, Format, Program, hookimpl
 
-from modelhub_onnx import checks
+from modelhub_onnx import checks, smaller
 from modelhub_onnx.elements import DTYPES
 from modelhub_onnx.reader import DATA_SUFFIXES, ORT_SUFFIX, OTHER_SUFFIXES, SUFFIX, detect, read
 
@@ -30,3 +30,8 @@ def modelhub_checks() -> Iterator[Check]:
     yield Check(name=checks.LIBRARY, level="structure", formats=("onnx",), run=checks.library, requires=("onnx",), extra="onnx")
     yield Check(name=checks.OPERATORS, level="safety", formats=("onnx",), run=checks.operators)
     yield Check(name=checks.RUNS, level="runnable", formats=("onnx",), run=checks.runs, requires=("onnxruntime",), extra="onnx")
+
+
+@hookimpl
+def modelhub_conversions() -> Iterator[Program]:
+    yield from smaller.programs()
