@@ -330,7 +330,7 @@ def _template(header: _Header, first: int | None, last: int | None) -> dict[str,
     before = [] if first is None else [_special(header, first)]
     after = [] if last is None else [_special(header, last)]
     one, two = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
-    if header.model == "llama":
+    if header.model in ("llama", "gpt2"):
         pair = [*before, one, *after, *before, two, *after]
     else:
         extra = after if header.flag("add_sep_token", False) and header.model != "bert" else []
