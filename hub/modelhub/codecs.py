@@ -26,8 +26,8 @@ _REGISTRY: dict[str, Codec] = {}
 
 
 def register(codec: Codec) -> None:
-    """Add ``codec``; a second one for the same dtype is a ValueError."""
-    if _REGISTRY.setdefault(codec.dtype, codec) is not codec:
+    """Add ``codec``. The same record twice is fine; another one for the same dtype is a ValueError."""
+    if _REGISTRY.setdefault(codec.dtype, codec) != codec:
         raise ValueError(f"a codec for {codec.dtype} is registered already")
 
 

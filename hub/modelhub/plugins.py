@@ -22,7 +22,7 @@ from typing import Any
 
 import pluggy
 
-from modelhub import hookspecs, ops
+from modelhub import codecs, hookspecs, ops
 from modelhub.records import check_record
 from modelhub.types import Check, Codec, Conversion, Event, Format, Op, Program, Recipe
 
@@ -344,6 +344,10 @@ def _accept(plugins: Plugins, plugin: str, record: Any) -> str:
         case Format():
             plugins.formats[record.name] = record
         case Codec():
+            try:
+                codecs.register(record)
+            except ValueError as error:
+                return str(error)
             plugins.codecs[record.dtype] = record
         case Op():
             try:
