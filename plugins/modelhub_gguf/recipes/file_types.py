@@ -53,6 +53,8 @@ _ALL = (
     Mixture("q3_k_l", "Q3_K", 13, "3 bits in blocks of 256; values, outputs and down projections in 5"),
     Mixture("q2_k", "Q2_K", 10, "2 bits in blocks of 256; values, outputs and down projections in 3"),
     Mixture("q2_k_s", "Q2_K", 21, "2 bits in blocks of 256, small; needs an importance matrix"),
+    Mixture("q2_0", "Q2_0", 41, "2 bits in blocks of 64, for models that were trained so"),
+    Mixture("q1_0", "Q1_0", 40, "1 bit in blocks of 128, for models that were trained so"),
     Mixture("tq2_0", "TQ2_0", 37, "Ternary weights, 2.06 bits each"),
     Mixture("tq1_0", "TQ1_0", 36, "Ternary weights, 1.69 bits each"),
 )

@@ -141,7 +141,7 @@ class Chooser:
             return "MXFP4" if stacked and experts else "Q8_0"
         match role:
             case "embeddings":
-                return "Q4_K" if name in ("tq1_0", "tq2_0") else ""
+                return "Q4_K" if name in ("tq1_0", "tq2_0", "q2_0") else ""
             case "values":
                 return self._values()
             case "keys":

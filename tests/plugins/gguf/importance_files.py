@@ -51,7 +51,7 @@ def measured(shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> Sums:
     random = np.random.default_rng(seed)
     found = {}
     for name, shape in shapes.items():
-        if len(shape) > 1 and name.startswith("blk."):
+        if len(shape) > 1 and "blk." in name:
             matrices = shape[0] if len(shape) > 2 else 1
             counts = random.integers(1, 600, matrices).astype(np.float32)
             found[name] = (random.exponential(1, (matrices, shape[-1])).astype(np.float32) * counts[:, None], counts)

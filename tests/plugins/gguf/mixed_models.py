@@ -141,15 +141,18 @@ def _bert(layers: int, width: int) -> Shapes:
     return shapes
 
 
-def _latent(layers: int, width: int, experts: int) -> Shapes:
-    """DeepSeek's: keys and values come from a small latent; the first layer has no experts."""
+def _latent(layers: int, width: int, experts: int, *, split: bool = False) -> Shapes:
+    """DeepSeek's: keys and values come from a small latent (by one matrix, or split by head); the first layer has no experts."""
     shapes: Shapes = {"token_embd.weight": (96, width), "output_norm.weight": (width,), "output.weight": (96, width)}
     for layer in range(layers):
         block = f"blk.{layer}."
         shapes[f"{block}attn_q.weight"] = (width, width)
         shapes[f"{block}attn_kv_a_mqa.weight"] = (288, width)
         shapes[f"{block}attn_kv_a_norm.weight"] = (256,)
-        shapes[f"{block}attn_kv_b.weight"] = (width, 256)
+        if split:
+            shapes[f"{block}attn_k_b.weight"], shapes[f"{block}attn_v_b.weight"] = (8, 256, 128), (8, 128, 256)
+        else:
+            shapes[f"{block}attn_kv_b.weight"] = (width, 256)
         shapes[f"{block}attn_output.weight"] = (width, width)
         if layer:
             shapes[f"{block}ffn_gate_inp.weight"] = (experts, width)
@@ -159,6 +162,39 @@ def _latent(layers: int, width: int, experts: int) -> Shapes:
         else:
             for name in ("gate", "up", "down"):
                 shapes[f"{block}ffn_{name}.weight"] = (256, 256)
+    return shapes
+
+
+def _t5(layers: int, width: int) -> Shapes:
+    """An encoder and a decoder, whose blocks have names of their own."""
+    shapes: Shapes = {"token_embd.weight": (96, width), "output.weight": (96, width), "enc.output_norm.weight": (width,)}
+    for half in ("enc", "dec"):
+        for layer in range(layers):
+            block = f"{half}.blk.{layer}."
+            for name in ("attn_q", "attn_k", "attn_v", "attn_o", *(("cross_attn_q", "cross_attn_v") if half == "dec" else ())):
+                shapes[f"{block}{name}.weight"] = (width, width)
+            if not layer:
+                shapes[f"{block}attn_rel_b.weight"] = (32, 8)
+            shapes[f"{block}attn_norm.weight"] = (width,)
+            shapes[f"{block}ffn_gate.weight"] = shapes[f"{block}ffn_up.weight"] = (2 * width, width)
+            shapes[f"{block}ffn_down.weight"] = (width, 2 * width)
+    return shapes
+
+
+def _rwkv(layers: int, width: int) -> Shapes:
+    shapes: Shapes = {"token_embd.weight": (96, width), "token_embd_norm.weight": (width,), "output.weight": (96, width)}
+    for layer in range(layers):
+        block = f"blk.{layer}."
+        shapes[f"{block}time_mix_w1.weight"], shapes[f"{block}time_mix_w2.weight"] = (160, width), (5, width, 32)
+        shapes[f"{block}time_mix_first.weight"] = (4, 64)
+        shapes[f"{block}time_mix_decay_w1.weight"], shapes[f"{block}time_mix_decay_w2.weight"] = (64, width), (width, 64)
+        shapes[f"{block}time_mix_lerp_fused.weight"] = (5, 1, 1, width)
+        for name in ("key", "value", "receptance", "gate", "output"):
+            shapes[f"{block}time_mix_{name}.weight"] = (width, width)
+        shapes[f"{block}channel_mix_key.weight"], shapes[f"{block}channel_mix_value.weight"] = (
+            (2 * width, width),
+            (width, 2 * width),
+        )
     return shapes
 
 
@@ -266,5 +302,49 @@ MODELS: dict[str, Callable[[], Spec]] = {
         "openelm",
         {**_keys(8, 256, 8), "attention.head_count_kv": array(U32_TYPE, [2] * 4 + [4] * 4)},
         _fused(8, 256, output=False, positions=False),
+    ),
+    "mixtral of 2 layers": lambda: Spec("llama", {**_keys(2, 256, 8, 2, 256), **_MOE}, _decoder(2, 256, 64, 256, experts=8)),
+    "deepseek2, keys and values by head": lambda: Spec(
+        "deepseek2",
+        _keys(
+            9,
+            256,
+            8,
+            1,
+            256,
+            expert_count=u32(6),
+            expert_used_count=u32(2),
+            leading_dense_block_count=u32(1),
+            attention__kv_lora_rank=u32(256),
+            attention__q_lora_rank=u32(128),
+            expert_feed_forward_length=u32(256),
+            expert_shared_count=u32(1),
+            attention__key_length=u32(288),
+            attention__value_length=u32(256),
+            rope__dimension_count=u32(32),
+            expert_weights_scale=f32(1.0),
+        ),
+        _latent(9, 256, 6, split=True),
+    ),
+    "olmo of 80 layers": lambda: Spec(
+        "olmo", _keys(80, 256, 8, 8, 256, attention__layer_norm_epsilon=f32(1e-5)), _decoder(80, 256, 256, 256)
+    ),
+    "deci of 80 layers": lambda: Spec("deci", _keys(80, 256, 8, 1, 256), _decoder(80, 256, 32, 256)),
+    "jais2 of 68 layers": lambda: Spec(
+        "jais2", _keys(68, 256, 8, 8, 256, attention__layer_norm_epsilon=f32(1e-5)), _decoder(68, 256, 256, 256, bias=True)
+    ),
+    "t5": lambda: Spec("t5", _keys(8, 256, 8, 0, 512, attention__relative_buckets_count=u32(32)), _t5(8, 256)),
+    "rwkv6": lambda: Spec(
+        "rwkv6",
+        _keys(
+            8,
+            256,
+            0,
+            attention__layer_norm_epsilon=f32(1e-5),
+            wkv__head_size=u32(64),
+            time_mix_extra_dim=u32(32),
+            time_decay_extra_dim=u32(64),
+        ),
+        _rwkv(8, 256),
     ),
 }

@@ -3,7 +3,8 @@
 
     python tests/plugins/gguf/record_mixtures.py /path/to/llama-quantize "0.5.0" > tests/plugins/gguf/mixtures.json
 
-The file holds facts: for each model and mixture, the type of each tensor. ``kept``: tensors that no mixture changed. The others
+The file holds facts: for each model and mixture, the type of each tensor. ``kept``: tensors that no mixture changed. A mixture
+that is missing fails. The others
 by name, ``*`` for the number of the block, one letter for each block in order (or one for all); those that are all of the
 mixture's own type are left out.
 """
@@ -29,6 +30,7 @@ from tests.plugins.gguf.mixed_models import MODELS, Spec
 LETTERS = {
     "F32": "F", "F16": "H", "BF16": "B", "Q8_0": "8", "Q6_K": "6", "Q5_K": "5", "Q4_K": "4", "Q3_K": "3", "Q2_K": "2",
     "Q4_0": "c", "Q4_1": "d", "Q5_0": "e", "Q5_1": "f", "IQ4_NL": "n", "IQ4_XS": "x", "TQ1_0": "t", "TQ2_0": "u", "MXFP4": "m",
+    "Q2_0": "r", "Q1_0": "s",
 }  # fmt: skip
 OVERRIDES = {
     "": (),
@@ -79,9 +81,11 @@ def write_imatrix(path: Path) -> None:
     writer.close()
 
 
-def types_of(program: str, model: Path, mixture: str, *options: str) -> tuple[dict[str, str], float]:
-    """Tensor -> its type, and the bits per weight, as a dry run says them."""
+def types_of(program: str, model: Path, mixture: str, *options: str) -> tuple[dict[str, str], float] | None:
+    """Tensor -> its type, and the bits per weight, as a dry run says them; None where no type fits the model's rows."""
     done = subprocess.run([program, *options, "--dry-run", str(model), mixture], capture_output=True, text=True)
+    if "no tensor type fallback is defined" in done.stderr:
+        return None
     found = {}
     for line in (done.stdout + done.stderr).splitlines():
         if match := _LINE.match(line):
@@ -124,8 +128,8 @@ def record(program: str, made_by: str) -> dict[str, Any]:
                 for way, options in ways.items()
                 for mixture in MIXTURES.values()
             }
-            types = {run: result[0] for run, result in results.items()}
-            bits[name] = {mixture: result[1] for (way, mixture), result in results.items() if not way}
+            types = {run: result[0] for run, result in results.items() if result}
+            bits[name] = {mixture: result[1] for (way, mixture), result in results.items() if result and not way}
             same = [t for t in sources if all(found[t] == sources[t] for found in types.values())]
             kept[name] = sorted({re.sub(r"^blk\.\d+\.", "blk.*.", tensor) for tensor in same})
             for (way, mixture_name), found in types.items():
