@@ -87,7 +87,7 @@ def parse(file: File) -> Header:
     names, kinds, shapes, offsets = _infos(reader, tensors)
     data_start = reader.position + -reader.position % alignment
     sizes = _sizes(file, names, kinds, shapes)
-    _check_places(file, names, offsets, sizes, alignment, data_start)
+    _check_places(file, names, offsets, sizes, alignment)
     places = [data_start + offset for offset in offsets]
     columns = Columns(file.path, names, [kind.name for kind in kinds], shapes, places, sizes)
     return Header(file.path, version, byteorder, fields, lengths, columns, alignment, data_start)
@@ -359,8 +359,9 @@ def _sizes(file: File, names: list[str], kinds: list[GgmlType], shapes: list[tup
     return sizes
 
 
-def _check_places(file: File, names: list[str], offsets: list[int], sizes: list[int], alignment: int, start: int) -> None:
-    """Offsets are aligned, no two tensors overlap, and all lie in the file."""
+def _check_places(file: File, names: list[str], offsets: list[int], sizes: list[int], alignment: int) -> None:
+    """Offsets are aligned, and no two tensors overlap. That they lie in the file is the core's to check: of a file that is still
+    on its way the header is worth showing."""
     end = 0
     for offset, size, name in sorted(zip(offsets, sizes, names, strict=True)):
         if offset % alignment:
@@ -371,12 +372,8 @@ def _check_places(file: File, names: list[str], offsets: list[int], sizes: list[
             raise InvalidFile(
                 f"{file.name}: tensor {name[:200]!r} starts at {offset} of the data, inside the one before, which ends at {end}"
             )
-        if start + offset + size > file.size:
-            if offset > _MAX_COUNT:
-                raise InvalidFile(f"{file.name}: tensor {name[:200]!r} starts at {offset} of the data: no file is so long")
-            raise IncompleteFile(
-                f"{file.name}: tensor {name[:200]!r} ends at byte {start + offset + size}, the file ends at {file.size}"
-            )
+        if offset + size > _MAX_COUNT:
+            raise InvalidFile(f"{file.name}: tensor {name[:200]!r} ends at {offset + size} of the data: no file is so long")
         end = max(end, offset + size)
 
 

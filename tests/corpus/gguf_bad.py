@@ -114,9 +114,9 @@ BAD: dict[str, tuple[bytes, str, str]] = {
     "misaligned offset": (build([], [info("a", [4]), info("b", [4], offset=17)], bytes(64)), INVALID, "no multiple of 32"),
     "overlapping offset": (build([], [info("a", [16]), info("b", [4], offset=32)], bytes(64)), INVALID, "inside the one before"),
     "the same offset": (build([], [info("a", [4]), info("b", [4])], bytes(64)), INVALID, "inside the one before"),
-    "offset past the end": (build([], [info("a", [4], offset=1 << 40)], bytes(64)), INCOMPLETE, "the file ends at"),
+    "offset past the end": (build([], [info("a", [4], offset=1 << 40)], bytes(64)), INCOMPLETE, "which ends at"),
     "offset near 2^64": (build([], [info("a", [4], offset=(1 << 64) - 32)], bytes(64)), INVALID, "no file is so long"),
-    "data past the end": (build([], [info("a", [1 << 20])], bytes(64)), INCOMPLETE, "the file ends at"),
+    "data past the end": (build([], [info("a", [1 << 20])], bytes(64)), INCOMPLETE, "which ends at"),
     # 19
     "Q8_0 with 33 columns": (
         build([], [info("w", [33, 32], kind=8)], bytes(4096)),

@@ -169,6 +169,16 @@ def test_version_2_becomes_version_3(tmp_path: Path) -> None:
     assert reader.tensors[0].data.tobytes() == bytes(range(16))
 
 
+def test_a_model_that_is_still_on_its_way_is_shown_as_far_as_its_header_says(tmp_path: Path) -> None:
+    source = model(tmp_path / "a.gguf")
+    whole = look(source)
+    source.write_bytes(source.read_bytes()[:-100_000])
+    found = look(source)
+    assert (found.state, found.architecture, found.precision) == ("incomplete", "llama", "Q4_K_M")
+    assert (found.parameters, found.metadata) == (whole.parameters, whole.metadata)
+    assert "which ends at" in found.reason
+
+
 # --- splits -------------------------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ def test_a_bad_file_is_indexed_with_its_reason(tmp_path: Path, name: str) -> Non
     assert (found.format, found.state) == ("gguf", state), found.reason
     assert reason in found.reason
     assert "bad.gguf" in found.reason
-    assert not found.tensors
+    assert not found.tensors or (state == "incomplete" and found.table)
     assert not [finding for finding in found.findings if finding.check == "plugin"]
     assert time.monotonic() - started < 1
     assert peak < 16 << 20
