@@ -362,6 +362,9 @@ def _config(header: _Header) -> dict[str, Any]:
             field = header.metadata.get(f"tokenizer.ggml.add_{name}_token")
             if field is not None:
                 config[f"add_{name}_token"] = bool(field.value)
+    prefix = header.metadata.get("tokenizer.ggml.add_space_prefix")
+    if prefix is not None and header.model != "bert":
+        config["add_prefix_space"] = bool(prefix.value)
     architecture = header.metadata.get("general.architecture")
     context = header.metadata.get(f"{architecture.value}.context_length") if architecture is not None else None
     if context is not None and isinstance(context.value, int):
