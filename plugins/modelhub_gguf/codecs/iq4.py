@@ -56,8 +56,7 @@ def _index(x: Vector) -> tuple[Mask, Mask, Mask, Mask]:
     eight = ~(x < MIDDLE[7])
     four = ~(x < select(eight, splat(MIDDLE[11]), splat(MIDDLE[3])))
     two = ~(
-        x
-        < select(eight, select(four, splat(MIDDLE[13]), splat(MIDDLE[9])), select(four, splat(MIDDLE[5]), splat(MIDDLE[1])))
+        x < select(eight, select(four, splat(MIDDLE[13]), splat(MIDDLE[9])), select(four, splat(MIDDLE[5]), splat(MIDDLE[1])))
     )
     high = select(four, select(two, splat(MIDDLE[14]), splat(MIDDLE[12])), select(two, splat(MIDDLE[10]), splat(MIDDLE[8])))
     low = select(four, select(two, splat(MIDDLE[6]), splat(MIDDLE[4])), select(two, splat(MIDDLE[2]), splat(MIDDLE[0])))
@@ -217,22 +216,30 @@ def _encode_xs(
 
 
 @jit.inlined
-def encode_iq4_nl(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_iq4_nl(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_nl(values, importance, scratch, integers, words, errors, measure, False)
 
 
 @jit.inlined
-def encode_iq4_nl_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_iq4_nl_weighted(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_nl(values, importance, scratch, integers, words, errors, measure, True)
 
 
 @jit.inlined
-def encode_iq4_xs(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_iq4_xs(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_xs(values, importance, scratch, integers, words, errors, measure, False)
 
 
 @jit.inlined
-def encode_iq4_xs_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_iq4_xs_weighted(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_xs(values, importance, scratch, integers, words, errors, measure, True)
 
 

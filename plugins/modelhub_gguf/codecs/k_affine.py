@@ -1,4 +1,4 @@
-"""Encoders of the block types with a scale and a minimum: Q2_K, Q4_K, Q5_K.
+"""Encoders of the block types with a scale and a minimum: Q4_K, Q5_K, and what Q2_K (in `k_two`) has in common with them.
 
 Each follows its function in ggml's ``ggml-quants.c`` operation by operation: ``quantize_row_q*_K_ref`` without importance
 weights, ``quantize_row_q*_K_impl`` with them. What differs is the order in which blocks are visited, and that a candidate's
@@ -47,24 +47,22 @@ won the search, the inverse scale and the minimum that they were counted
 with; sum of weights."""
 
 
-def _steps(start: float, step: float, count: int, top: int) -> Any:
+def steps(start: float, step: float, count: int, top: int) -> Any:
     """The inverse scales that are tried, times the range of the values: ``rmin + rdelta * is + nmax`` in single precision."""
     one = np.float32
     return np.array([(one(start) + one(step) * one(i)) + one(top) for i in range(count + 1)], np.float32)
 
 
-STEPS_2 = _steps(-0.5, 0.1, 15, 3)
-STEPS_4 = _steps(-1.0, 0.1, 20, 15)
-STEPS_5 = _steps(-0.5, 0.1, 15, 31)
-FINE_2 = _steps(-0.9, 0.05, 36, 3)
-FINE_4 = _steps(-0.9, 0.05, 36, 15)
-FINE_5 = _steps(-0.9, 0.05, 36, 31)
+STEPS_4 = steps(-1.0, 0.1, 20, 15)
+STEPS_5 = steps(-0.5, 0.1, 15, 31)
+FINE_4 = steps(-0.9, 0.05, 36, 15)
+FINE_5 = steps(-0.9, 0.05, 36, 31)
 
 
 @jit.inlined
 def _count(values: Array, base: int, n: int, top: int, inverse: Vector, low: Vector, wild: bool, scratch: Array) -> None:
-    """Candidate integers ``inverse * (x - low)``, rounded, from 0 to ``top``; ``wild`` where some may be beyond 2 to the 22nd, and
-    `nearest_int` wraps around."""
+    """Candidate integers ``inverse * (x - low)``, rounded, from 0 to ``top``; ``wild`` where some may be beyond 2 to the 22nd,
+    and `nearest_int` wraps around."""
     if wild:
         for i in range(n):
             q = nearest_int(inverse * (load(values, base + i) - low))
@@ -76,9 +74,9 @@ def _count(values: Array, base: int, n: int, top: int, inverse: Vector, low: Vec
 
 
 @jit.inlined
-def _search(values: Array, base: int, n: int, top: int, steps: Array, mad: bool, scratch: Array, part: int) -> None:
-    """``make_qkx2_quants`` and ``make_qkx3_quants``: scale and minimum of ``n`` elements from row ``base`` on, whose weights stand
-    in ``scratch``; the errors are absolute (``mad``) or squared."""
+def search(values: Array, base: int, n: int, top: int, inverses: Array, mad: bool, scratch: Array, part: int) -> None:
+    """``make_qkx2_quants`` and ``make_qkx3_quants``: scale and minimum of ``n`` elements from row ``base`` on, whose weights
+    stand in ``scratch``; the errors are absolute (``mad``) or squared."""
     x = load(values, base)
     w = load(scratch, W)
     low = x
@@ -100,9 +98,9 @@ def _search(values: Array, base: int, n: int, top: int, steps: Array, mad: bool,
     best = splat(0.0)
     best_inverse = inverse
     best_low = low
-    for step in range(-1, steps.size):
+    for step in range(-1, inverses.size):
         if step >= 0:
-            inverse = steps[step] / (high - low)
+            inverse = inverses[step] / (high - low)
         calm = (magnitude(inverse * (high - low)) < CALM) & (magnitude(inverse * (floor - low)) < CALM)
         _count(values, base, n, top, inverse, low, anywhere(~(calm | flat)), scratch)
         this_scale = scale
@@ -146,7 +144,7 @@ def _search(values: Array, base: int, n: int, top: int, steps: Array, mad: bool,
 
 
 @jit.inlined
-def _quantize(
+def quantize(
     values: Array, base: int, n: int, top: int, d: Vector, m: Vector, scratch: Array, part: int, integers: Array, row: int,
     errors: Array, measure: bool,
 ) -> None:  # fmt: skip
@@ -178,7 +176,7 @@ def _weigh_plain(values: Array, base: int, scratch: Array) -> None:
 
 
 @jit.inlined
-def _weigh(values: Array, importance: Array, base: int, n: int, sigma2: Vector, scratch: Array, part: int) -> None:
+def weigh(values: Array, importance: Array, base: int, n: int, sigma2: Vector, scratch: Array, part: int) -> None:
     """Importance times ``sqrt(sigma2 + x * x)``, the weights wherever there is an importance, and their sum."""
     weight = splat(0.0)
     for i in range(n):
@@ -190,7 +188,7 @@ def _weigh(values: Array, importance: Array, base: int, n: int, sigma2: Vector, 
 
 
 @jit.inlined
-def _sum_of_squares(values: Array) -> Vector:
+def sum_of_squares(values: Array) -> Vector:
     total = splat(0.0)
     for i in range(256):
         x = load(values, i)
@@ -199,7 +197,7 @@ def _sum_of_squares(values: Array) -> Vector:
 
 
 @jit.inlined
-def _levels(scratch: Array, source: int, n: int, top: int, integers: Array, row: int) -> Vector:
+def levels(scratch: Array, source: int, n: int, top: int, integers: Array, row: int) -> Vector:
     """``make_qp_quants``: a scale for the ``n`` scales (or minima) from row ``source`` of scratch on, whose weights are sums of
     weights; the integers (as bytes) to ``integers`` from ``row`` on."""
     highest = splat(0.0)
@@ -269,7 +267,7 @@ def _encode_45(
 ) -> None:
     for part in range(8):
         _weigh_plain(values, 32 * part, scratch)
-        _search(values, 32 * part, 32, top, steps, False, scratch, part)
+        search(values, 32 * part, 32, top, steps, False, scratch, part)
     greatest = splat(0.0)
     deepest = splat(0.0)
     for part in range(8):
@@ -288,12 +286,12 @@ def _encode_45_weighted(
     values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, top: int,
     steps: Array,
 ) -> None:  # fmt: skip
-    sigma2 = _sum_of_squares(values) * 2.0 / 256.0
+    sigma2 = sum_of_squares(values) * 2.0 / 256.0
     for part in range(8):
-        _weigh(values, importance, 32 * part, 32, sigma2, scratch, part)
-        _search(values, 32 * part, 32, top, steps, False, scratch, part)
-    scale = _levels(scratch, SCALE, 8, 63, integers, 0)
-    low = _levels(scratch, LOW, 8, 63, integers, 8)
+        weigh(values, importance, 32 * part, 32, sigma2, scratch, part)
+        search(values, 32 * part, 32, top, steps, False, scratch, part)
+    scale = levels(scratch, SCALE, 8, 63, integers, 0)
+    low = levels(scratch, LOW, 8, 63, integers, 8)
     if top == 31:
         for row in range(16):
             store(integers, row, lower(load(integers, row), whole(63)))
@@ -328,7 +326,7 @@ def _finish_45(
     for pair in range(4):
         for half in range(2):
             part = 2 * pair + half
-            _quantize(
+            quantize(
                 values, 32 * part, 32, top, load(scratch, SCALE + part), load(scratch, LOW + part), scratch, part, integers,
                 32 * half, errors, measure,
             )  # fmt: skip
@@ -349,22 +347,30 @@ def _finish_45(
 
 
 @jit.inlined
-def encode_q4_k(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_q4_k(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_45(values, scratch, integers, words, errors, measure, 15, STEPS_4)
 
 
 @jit.inlined
-def encode_q5_k(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_q5_k(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_45(values, scratch, integers, words, errors, measure, 31, STEPS_5)
 
 
 @jit.inlined
-def encode_q4_k_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_q4_k_weighted(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_45_weighted(values, importance, scratch, integers, words, errors, measure, 15, FINE_4)
 
 
 @jit.inlined
-def encode_q5_k_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_q5_k_weighted(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_45_weighted(values, importance, scratch, integers, words, errors, measure, 31, FINE_5)
 
 
@@ -386,79 +392,3 @@ def q5_k(data: Array, mode: int, per_row: int, weights: Array, out: Array, measu
 @jit.kernel
 def q5_k_weighted(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
     return run(encode_q5_k_weighted, 256, 176, 44, -1, data, mode, per_row, weights, out, measure, sums)
-
-
-# --- Q2_K ---------------------------------------------------------------------------------------------------------
-
-
-@jit.inlined
-def _finish_2(values: Array, d: Vector, m: Vector, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
-    """Packs Q2_K: integers of scales stand in ``integers`` from row 0 on, of minima from row 16 on, as bytes."""
-    store(words, 20, d | (m << 16))
-    scale, low = from_half(d), from_half(m)
-    for four in range(4):
-        word = whole(0)
-        for k in range(4):
-            part = 4 * four + k
-            byte = (load(integers, part) | (load(integers, 16 + part) << 4)) & 0xFF
-            word = word | (byte << (8 * k))
-            store(scratch, SCALE + part, scale * to_float(byte & 15))
-            store(scratch, LOW + part, low * to_float(byte >> 4))
-        store(words, four, word)
-    for half in range(2):
-        for group in range(8):
-            part = 8 * half + group
-            _quantize(
-                values, 16 * part, 16, 3, load(scratch, SCALE + part), load(scratch, LOW + part), scratch, part, integers,
-                16 * group, errors, measure,
-            )  # fmt: skip
-        for k in range(8):
-            word = whole(0)
-            for i in range(4):
-                for quarter in range(4):
-                    word = word | (load(integers, 32 * quarter + 4 * k + i) << (8 * i + 2 * quarter))
-            store(words, 4 + 8 * half + k, word)
-
-
-@jit.inlined
-def encode_q2_k(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
-    greatest = splat(0.0)
-    deepest = splat(0.0)
-    for part in range(16):
-        for i in range(16):
-            store(scratch, W + i, magnitude(load(values, 16 * part + i)))
-        _search(values, 16 * part, 16, 3, STEPS_2, True, scratch, part)
-        greatest = higher(load(scratch, SCALE + part), greatest)
-        deepest = higher(load(scratch, LOW + part), deepest)
-    inverse = 15.0 / greatest
-    inverse_low = 15.0 / deepest
-    some, sunk = greatest > 0.0, deepest > 0.0
-    for part in range(16):
-        q = nearest_int(inverse * load(scratch, SCALE + part))
-        r = nearest_int(inverse_low * load(scratch, LOW + part))
-        store(integers, part, select(some, q & 0xFF, whole(0)))
-        store(integers, 16 + part, select(sunk, r & 0xFF, whole(0)))
-    d = select(some, to_half(greatest / 15.0), whole(0))
-    m = select(sunk, to_half(deepest / 15.0), whole(0))
-    _finish_2(values, d, m, scratch, integers, words, errors, measure)
-
-
-@jit.inlined
-def encode_q2_k_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
-    sigma2 = _sum_of_squares(values) / 256.0
-    for part in range(16):
-        _weigh(values, importance, 16 * part, 16, sigma2, scratch, part)
-        _search(values, 16 * part, 16, 3, FINE_2, False, scratch, part)
-    scale = _levels(scratch, SCALE, 16, 15, integers, 0)
-    low = _levels(scratch, LOW, 16, 15, integers, 16)
-    _finish_2(values, to_half(scale), to_half(low), scratch, integers, words, errors, measure)
-
-
-@jit.kernel
-def q2_k(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
-    return run(encode_q2_k, 256, 84, 21, -1, data, mode, per_row, weights, out, measure, sums)
-
-
-@jit.kernel
-def q2_k_weighted(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
-    return run(encode_q2_k_weighted, 256, 84, 21, -1, data, mode, per_row, weights, out, measure, sums)

@@ -184,12 +184,16 @@ def _encode_6(
 
 
 @jit.inlined
-def encode_q6_k(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_q6_k(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_6(values, importance, scratch, integers, words, errors, measure, False)
 
 
 @jit.inlined
-def encode_q6_k_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_q6_k_weighted(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     _encode_6(values, importance, scratch, integers, words, errors, measure, True)
 
 
@@ -279,7 +283,9 @@ def _finish_3(values: Array, d: Vector, scratch: Array, integers: Array, words: 
 
 
 @jit.inlined
-def encode_q3_k(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_q3_k(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     largest = splat(0.0)
     extreme = splat(0.0)
     for part in range(16):
@@ -299,7 +305,9 @@ def encode_q3_k(values: Array, importance: Array, scratch: Array, integers: Arra
 
 
 @jit.inlined
-def encode_q3_k_weighted(values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
+def encode_q3_k_weighted(
+    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
+) -> None:
     total = splat(0.0)
     for i in range(256):
         x = load(values, i)

@@ -4,6 +4,9 @@ LLVM's own vectoriser has no say in it, so that an encoder's speed does not hang
 fast-math flag is set anywhere: nothing is reordered or fused.
 """
 
+# numba and llvmlite say little of their types, and may not be there when types are checked.
+# mypy: disable-error-code="import-untyped,import-not-found,no-untyped-call,untyped-decorator,misc"
+
 from __future__ import annotations
 
 import operator
@@ -20,7 +23,7 @@ from numba.extending import register_model
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 
 
-class Lanes(types.Type):  # type: ignore[misc, unused-ignore]
+class Lanes(types.Type):
     """A vector of lanes; ``kind`` is f, i or m."""
 
     def __init__(self, kind: str, count: int) -> None:
@@ -30,8 +33,8 @@ class Lanes(types.Type):  # type: ignore[misc, unused-ignore]
         super().__init__(name=f"Lanes({kind}{count})")
 
 
-@register_model(Lanes)  # type: ignore[misc, unused-ignore]
-class _Model(models.PrimitiveModel):  # type: ignore[misc, unused-ignore]
+@register_model(Lanes)
+class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, kind.llvm)
 
@@ -114,7 +117,8 @@ def _gather(kind: Any) -> Callable[..., Any]:
             rows.append(builder.load(builder.bitcast(at, kind.llvm.as_pointer()), align=1, typ=kind.llvm))
         first = context.cast(builder, args[4], sig.args[4], types.intp)
         for number, row in enumerate(_transposed(builder, kind, rows)):
-            at = _pointer(context, builder, kind, sig.args[3], args[3], types.intp, builder.add(first, ir.Constant(first.type, number)))
+            to = builder.add(first, ir.Constant(first.type, number))
+            at = _pointer(context, builder, kind, sig.args[3], args[3], types.intp, to)
             builder.store(row, at, align=4)
         return context.get_dummy_value()
 
@@ -159,7 +163,8 @@ def install(names: Mapping[str, Any], count: int) -> None:
     for op, name in ((operator.lshift, "shl"), (operator.rshift, "ashr")):
         _typed(op, same(i))
         _define(op, i, (i, i), lambda c, b, x, y, n=name: getattr(b, n)(x, y))
-    for op, sign in ((operator.lt, "<"), (operator.gt, ">"), (operator.le, "<="), (operator.ge, ">="), (operator.eq, "=="), (operator.ne, "!=")):
+    for symbol, sign in (("lt", "<"), ("gt", ">"), ("le", "<="), ("ge", ">="), ("eq", "=="), ("ne", "!=")):
+        op = getattr(operator, symbol)
         _typed(op, compared)
         made = "fcmp_unordered" if sign == "!=" else "fcmp_ordered"
         _define(op, m, (f, f), lambda c, b, x, y, s=sign, n=made: getattr(b, n)(s, x, y))
@@ -186,11 +191,9 @@ def install(names: Mapping[str, Any], count: int) -> None:
     called("magnitude", one(f, f), (f, (f,), lambda c, b, x: _intrinsic(b, "fabs", f, [x])))
     called("square_root", one(f, f), (f, (f,), lambda c, b, x: _intrinsic(b, "sqrt", f, [x])))
     called("near", one(f, f), (f, (f,), lambda c, b, x: _intrinsic(b, "rint", f, [x])))
-    called(
-        "anywhere",
-        one(m, types.boolean),
-        (types.boolean, (m,), lambda c, b, x: b.icmp_unsigned("!=", b.bitcast(x, ir.IntType(count)), ir.Constant(ir.IntType(count), 0))),
-    )
+    packed = ir.IntType(count)
+    some = lambda c, b, x: b.icmp_unsigned("!=", b.bitcast(x, packed), ir.Constant(packed, 0))  # noqa: E731
+    called("anywhere", one(m, types.boolean), (types.boolean, (m,), some))
     called(
         "shift_right",
         lambda a, n: (i, (i, i)) if a == i and isinstance(n, types.Integer) else None,
@@ -223,12 +226,12 @@ def install(names: Mapping[str, Any], count: int) -> None:
     _typed(names["load"], loaded)
     _typed(names["store"], stored)
 
-    @lower_builtin(names["load"], types.Array, types.Integer)  # type: ignore[misc, unused-ignore]
+    @lower_builtin(names["load"], types.Array, types.Integer)
     def load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = _pointer(context, builder, sig.return_type, sig.args[0], args[0], sig.args[1], args[1])
         return builder.load(at, align=4, typ=sig.return_type.llvm)
 
-    @lower_builtin(names["store"], types.Array, types.Integer, Lanes)  # type: ignore[misc, unused-ignore]
+    @lower_builtin(names["store"], types.Array, types.Integer, Lanes)
     def store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = _pointer(context, builder, sig.args[2], sig.args[0], args[0], sig.args[1], args[1])
         builder.store(args[2], at, align=4)

@@ -32,6 +32,8 @@ F32, F16, BF16 = 0, 1, 2
 MODES = {"F32": F32, "F16": F16, "BF16": BF16}
 FINITE = 0x7F7FFFFF
 """The largest bit pattern of a finite float32 without its sign."""
+CHUNK = 2048
+"""Lanes of numpy arrays: a few rows of them fit a processor's cache."""
 SCRATCH = 224
 """Rows of float32 lanes that an encoder may use as it likes; of int32 lanes it has 256."""
 
@@ -64,7 +66,8 @@ def compare(
 
 @jit.inlined
 def _spread(data: Array, mode: int, size: int, offsets: Array, stage: Array, values: Array) -> Vector:
-    """Element ``i`` of each lane's block (which starts at ``offsets[lane]``) to row ``i`` of ``values``; the largest bit patterns."""
+    """Element ``i`` of each lane's block (which starts at ``offsets[lane]``) to row ``i`` of ``values``; the largest bit patterns
+    met."""
     peak = whole(0)
     if mode == F32:
         for first in range(0, size, LANES):
@@ -110,15 +113,59 @@ def _write(words: Array, rows: int, half_at: int, nbytes: int, first: int, count
             out[at + half_at] = words[rows, lane] & 0xFFFF
 
 
+def run_numpy(
+    encode: Any, size: int, nbytes: int, rows: int, half_at: int, data: Array, mode: int, per_row: int, weights: Array,
+    out: Array, measure: bool, sums: Array,
+) -> int:  # fmt: skip
+    """`run` without a compiler: arrays in the place of vectors, `CHUNK` lanes at a time."""
+    kind = (np.uint32, np.uint16, np.uint16)[mode]
+    source = data.view(kind).reshape(-1, size)
+    blocks = out.view(np.uint8).reshape(-1, nbytes)
+    importance = weights.view(np.float32).reshape(-1, size)
+    lead = 2 if half_at == 0 else 0
+    peak = 0
+    for first in range(0, len(source), CHUNK):
+        patterns = np.ascontiguousarray(source[first : first + CHUNK].T)
+        if mode == F16:
+            values = patterns.view(np.float16).astype(np.float32)
+        else:
+            values = (patterns.astype(np.uint32) << np.uint32(16 if mode == BF16 else 0)).view(np.float32)
+        lanes = values.shape[1]
+        peak = max(peak, int((bits(values) & 0x7FFFFFFF).max()))
+        if len(importance):
+            here = np.ascontiguousarray(importance[np.arange(first, first + lanes) % per_row].T)
+        else:
+            here = np.empty((size, 0), np.float32)
+        scratch = np.empty((SCRATCH, lanes), np.float32)
+        integers = np.empty((256, lanes), np.int32)
+        words = np.zeros((rows + 1, lanes), np.int32)
+        errors = np.zeros((5, lanes), np.float32)
+        with np.errstate(all="ignore"):
+            encode(values, here, scratch, integers, words, errors, measure)
+        packed = blocks[first : first + CHUNK]
+        packed[:, lead : lead + 4 * rows] = np.ascontiguousarray(words[:rows].T).view(np.uint8)
+        if half_at >= 0:
+            packed[:, 2 * half_at : 2 * half_at + 2] = words[rows].astype(np.uint16)[:, None].view(np.uint8)
+        if measure:
+            sums[1:5] += errors[:4].sum(axis=1, dtype=np.float64)
+            sums[5] = max(sums[5], float(errors[4].max()))
+    if measure:
+        sums[0] += source.size
+    return peak
+
+
 @jit.inlined
 def run(
     encode: Any, size: int, nbytes: int, rows: int, half_at: int, data: Array, mode: int, per_row: int, weights: Array,
     out: Array, measure: bool, sums: Array,
 ) -> int:  # fmt: skip
-    """Blocks of ``size`` elements from ``data`` to ``out``, `LANES` at a time; the largest bit pattern met.
+    """Blocks of ``size`` elements, ``nbytes`` bytes each, from ``data`` (uint8, of kind ``mode``) to ``out`` (uint16); the
+    largest bit pattern met.
 
-    ``encode(values, weights, scratch, integers, words, errors, measure)`` fills ``words``; see `k_affine`. ``weights``: bytes of
-    float32 of one row (of ``per_row`` blocks), or none.
+    ``encode(values, weights, scratch, integers, words, errors, measure)`` does it lane by lane: ``values`` and ``weights`` hold
+    element ``i`` of every lane's block in row ``i``; it fills ``rows`` rows of 4-byte ``words`` (see `_write` for ``half_at``)
+    and, where it is to measure, adds to ``errors``. ``weights`` here: bytes of the float32 importance of one row (of ``per_row``
+    blocks), or none. ``sums``: count, sum of squares, of squared errors, of products and of squares of the result, largest error.
     """
     width = size * (4 if mode == F32 else 2)
     blocks = data.size // width
@@ -154,3 +201,7 @@ def run(
     if measure:
         sums[0] += blocks * size
     return peak
+
+
+if not jit.available():
+    run = run_numpy
