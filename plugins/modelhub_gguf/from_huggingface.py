@@ -92,14 +92,14 @@ def _tensors(row: Architecture, config: Config, table: Table) -> list[Tensor]:
         made = list(row.generated(config)) if row.generated else []
     except ValueError as error:
         raise InvalidFile(str(error)) from error
-    carried = carrier.carry(_without_tied_output(table, config))
+    carried = carrier.carry(_without_tied_output(table))
     known = {tensor.name for tensor in carried}
     tensors = [tensor for tensor in made if tensor.name not in known] + carried
     _check_blocks(tensors, config)
     return tensors
 
 
-def _without_tied_output(table: Table, config: Config) -> list[Tensor]:
+def _without_tied_output(table: Table) -> list[Tensor]:
     """The tensors but an output that is the token embedding itself: GGUF's readers take the embedding where none is."""
     ties = table.ties
     return [tensor for tensor in table.logical if not (tensor.name in ties and tensor.name.startswith("lm_head."))]

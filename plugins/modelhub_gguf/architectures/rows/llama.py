@@ -43,18 +43,20 @@ def rope_factors(config: Config) -> Iterator[Tensor]:
     base, factor = setting("rope_theta", 10000.0), setting("factor", 8.0)
     low, high = setting("low_freq_factor", 1.0), setting("high_freq_factor", 4.0)
     context = setting("original_max_position_embeddings", 8192)
+    if not high > low:
+        raise ValueError(f"config.json: high_freq_factor {high} of the rotary embeddings is not above low_freq_factor {low}")
     dim = config.head_dim
     factors = []
     for place in range(0, dim, 2):
         frequency = _f32(1.0 / _f32(base ** _f32(place / dim)))
-        wavelength = _f32(2 * math.pi / frequency)
+        wavelength = _f32(_f32(1.0 / frequency) * _f32(2 * math.pi))  # torch divides a number by multiplying its inverse
         if wavelength < context / high:
             factors.append(1.0)
         elif wavelength > context / low:
             factors.append(factor)
         else:
-            smooth = _f32(_f32(_f32(context / wavelength) - low) / (high - low))
-            factors.append(_f32(1 / _f32(_f32((1 - smooth) / factor) + smooth)))
+            smooth = _f32(_f32(_f32(_f32(1.0 / wavelength) * _f32(context)) - _f32(low)) / _f32(high - low))
+            factors.append(_f32(1.0 / _f32(_f32(_f32(1.0 - smooth) / _f32(factor)) + smooth)))
     yield Tensor("rope_freqs.weight", "F32", (len(factors),), Inline(struct.pack(f"<{len(factors)}f", *factors)))
 
 
