@@ -157,10 +157,15 @@ def _file(fields: Mapping[str, Field], tensors: Sequence[Tensor], alignment: int
     for tensor in tensors:
         infos.append(_Info(tensor, end))
         end += _padded(_nbytes(tensor), alignment)
+    header = list(_header(fields, infos))  # the whole of it, so that what does not fit is said before anything is written
     size = 0
-    for piece in _header(fields, infos):
-        size += len(piece)
-        yield piece
+    for piece in header:
+        if isinstance(piece, Extent):
+            size += piece.nbytes
+            yield from _copied(piece)
+        else:
+            size += len(piece)
+            yield piece
     yield bytes(-size % alignment)
     for info in infos:
         yield Put(info.tensor, align=alignment)
@@ -168,7 +173,7 @@ def _file(fields: Mapping[str, Field], tensors: Sequence[Tensor], alignment: int
         yield bytes(rest)  # readers map whole multiples
 
 
-def _header(fields: Mapping[str, Field], infos: Sequence[_Info]) -> Iterator[bytes]:
+def _header(fields: Mapping[str, Field], infos: Sequence[_Info]) -> Iterator[bytes | Extent]:
     pieces = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(fields)))
     for key, field in fields.items():
         pieces += _key(key)
@@ -177,7 +182,7 @@ def _header(fields: Mapping[str, Field], infos: Sequence[_Info]) -> Iterator[byt
                 if isinstance(piece, Extent):
                     yield bytes(pieces)
                     pieces.clear()
-                    yield from _copied(piece)
+                    yield piece
                 else:
                     pieces += piece
         except ValueError as error:
