@@ -56,8 +56,9 @@ def row_of(raw: Mapping[str, Any]) -> Architecture:
     said = [name for name in items(raw.get("architectures")) if isinstance(name, str)]
     table = by_class()
     for name in said:
-        if name in table:
-            return table[name]
+        for row in table.get(name, ()):
+            if row.applies is None or row.applies(raw):
+                return row
     kind = text(raw.get("model_type"))
     if not said:
         by_type = {row.model_type: row for row in reversed(rows())}

@@ -117,23 +117,25 @@ class Carrier:
         """One to one, or an expert of a stack."""
         name = fill(pattern, found.numbers, found.suffix)
         if "{e}" in found.pattern:
-            group = self._stacks.setdefault(name, _Group(self._experts()))
+            group = self._stacks.setdefault(name, _Group(self._parts(pattern)))
             group.add(found.numbers["e"], tensor)
             if not group.complete:
                 return
             if max(group.have) != group.wanted - 1:
-                raise InvalidFile(f"expert {max(group.have)} of {name}: config.json says that there are {group.wanted}")
+                raise InvalidFile(f"{name} has a part number {max(group.have)}: config.json says that there are {group.wanted}")
             parts = group.parts
             same = len({part.dtype for part in parts}) == 1
             stacked = ops.stack([node_of(part if same else as_dtype(part, "F32")) for part in parts])
             tensor = with_node(tensor, stacked)
         yield self._finished(tensor, name, pattern, found)
 
-    def _experts(self) -> int:
-        count = self.config.experts
-        if not 0 < count <= MAX_EXPERTS:
-            raise InvalidFile(f"there are tensors of experts, and config.json says that there are {count}")
-        return count
+    def _parts(self, pattern: str) -> int:
+        """How many tensors are stacked under a name."""
+        count = next((count for glob, count in self.row.stacked.items() if fnmatchcase(pattern, glob)), None)
+        parts = count(self.config) if count else self.config.experts
+        if not 0 < parts <= MAX_EXPERTS:
+            raise InvalidFile(f"{pattern} is a stack of tensors, and config.json says that there are {parts}")
+        return parts
 
     def _finished(self, tensor: Tensor, name: str, pattern: str, found: Found) -> Tensor:
         """Transformed, in a dtype that it may have, under its name."""

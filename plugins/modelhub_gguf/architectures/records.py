@@ -69,7 +69,8 @@ class Architecture:
     ``prefixes``: dropped from the front of names. ``ignored``: regular expressions for names that GGUF has no place for.
     ``full``: GGUF names (globs) that are F32 besides those that always are. ``generated``: tensors that no file holds.
     ``config``: changes the configuration before anything reads it.
-    ``back``: keys of ``config.json`` on the way back: name -> GGUF key (``{arch}.`` left out), or a function of a look-up.
+    ``applies``: whether the row is for a ``config.json`` that names one of its classes, where several rows have the class.
+    ``stacked``: GGUF name pattern (a glob) -> how many parts its ``{e}`` counts, where these are no experts.
     ``hints``: for the tokenizer ("pre": the pre-tokenizer where the documents cannot say).
     """
 
@@ -86,5 +87,6 @@ class Architecture:
     full: tuple[str, ...] = ()
     generated: Callable[[Config], Iterable[Tensor]] | None = None
     config: Callable[[Config], None] | None = None
-    back: Mapping[str, Any] = field(default_factory=dict)
+    applies: Callable[[Mapping[str, Any]], bool] | None = None
+    stacked: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
     hints: Mapping[str, str] = field(default_factory=dict)

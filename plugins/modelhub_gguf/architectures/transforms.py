@@ -77,6 +77,21 @@ def interleave_heads(heads: Heads) -> Transform:
     return Transform("heads interleaved", order(True), order(False))
 
 
+def reorder_rows(dims: Callable[[Config, int], Sequence[int]], axes: Sequence[int]) -> Transform:
+    """Rows split into ``dims(config, rows)`` and put in the order ``axes`` (queries, keys and values head by head become all
+    queries, all keys, all values with dims (heads, 3, n) and axes (1, 0, 2))."""
+
+    def forward(tensor: Tensor, config: Config) -> Tensor:
+        return with_node(tensor, ops.permute(node_of(tensor), dims(config, tensor.shape[0]), axes))
+
+    def backward(tensor: Tensor, config: Config) -> Tensor:
+        sides = dims(config, tensor.shape[0])
+        inverse = sorted(range(len(axes)), key=lambda place: axes[place])
+        return with_node(tensor, ops.permute(node_of(tensor), [sides[axis] for axis in axes], inverse))
+
+    return Transform("rows reordered", forward, backward)
+
+
 QUERY_HEADS = interleave_heads(lambda config: config.heads)
 KEY_HEADS = interleave_heads(lambda config: config.kv_heads)
 

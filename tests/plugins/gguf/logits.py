@@ -7,16 +7,15 @@ asserts what must hold of any family.
 
 from __future__ import annotations
 
+import io
 import logging
-import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from tests.conftest import command_path
+from modelhub.cli.app import run
 
 VOCABULARY = 384
 PROMPTS = ((5, 17, 33, 250, 90), (301, 7), (44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 200, 201), (9,))
@@ -112,15 +111,11 @@ def save_wordpiece(directory: Path) -> None:
 
 
 def convert(source: Path, output: Path, to: str = "gguf:f32") -> Path:
-    """``modelhub convert``, in a process of its own, as a user runs it."""
-    done = subprocess.run(
-        [command_path(), "convert", str(source), "--to", to, "-o", str(output)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    """``modelhub convert``, as a user's command line runs it."""
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        status = run(["convert", str(source), "--to", to, "-o", str(output)])
+    assert status == 0, said.getvalue()
     return output
 
 

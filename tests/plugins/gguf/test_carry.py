@@ -15,6 +15,7 @@ from modelhub_gguf.architectures.carry import Carrier
 from modelhub_gguf.architectures.config import Config
 from modelhub_gguf.architectures.names import Index
 from modelhub_gguf.architectures.rows import by_class, by_name, rows
+from modelhub_gguf.architectures.transforms import ADD_ONE, join, reorder_rows, split
 from modelhub_gguf.documents import Documents
 from modelhub_gguf.from_huggingface import derive, row_of
 
@@ -47,7 +48,7 @@ def made(shapes: dict[str, tuple[int, ...]], dtype: str = "F32") -> list[Tensor]
 
 
 def settled(kind: str, changes: dict[str, Any] | None = None) -> Config:
-    row = by_class()[kind]
+    row = by_class()[kind][0]
     config = Config({**CONFIG, **(changes or {})}, Documents(()), row.defaults)
     if row.config:
         row.config(config)
@@ -69,7 +70,7 @@ def directory(path: Path, config: dict[str, Any], tensors: list[Tensor]) -> Tabl
     ],
 )
 def test_the_way_back_undoes_the_way_there(kind: str, shapes: dict[str, tuple[int, ...]], changes: dict[str, Any]) -> None:
-    config, row, tensors = settled(kind, changes), by_class()[kind], made(shapes)
+    config, row, tensors = settled(kind, changes), by_class()[kind][0], made(shapes)
     there = Carrier(row, config).carry(tensors)
     back = {tensor.name: tensor for tensor in Carrier(row, config, back=True).carry(there)}
     prefix = "" if kind != "GPT2LMHeadModel" else "transformer."
@@ -132,9 +133,9 @@ def test_what_cannot_be_is_said(tmp_path: Path, changes: dict[str, Any], shapes:
 
 
 def test_every_row_is_whole() -> None:
-    """Rows name each class once; the names of a row lead to one place each, and its transforms to names that it has."""
-    classes = [name for row in rows() for name in row.hf]
-    assert len(classes) == len(set(classes))
+    """Rows that share a class say when they apply; each name of a row is found by its own pattern."""
+    for name, found in by_class().items():
+        assert all(row.applies for row in found[:-1]), name
     for row in rows():
         targets = {*row.names.values(), *(name for rule in row.rules for name in rule.gguf)}
         assert "token_embd" in targets
@@ -143,7 +144,7 @@ def test_every_row_is_whole() -> None:
             found = Index(row.names).find(name)
             assert found, name
             assert found.pattern == hf
-        assert row_of({"architectures": [row.hf[0]]}) is row
+        assert row.applies or row_of({"architectures": [row.hf[0]]}) is row
 
 
 def test_names_are_looked_up_with_their_numbers() -> None:
@@ -170,3 +171,27 @@ def test_a_tied_output_is_left_to_the_embeddings(tmp_path: Path) -> None:
     names = {tensor.name for tensor in _without_tied_output(directory(path, CONFIG, tensors))}
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
+
+
+def test_reordered_rows_come_back() -> None:
+    tensor = made({"blk.0.attn_qkv.weight": (24, 2)})[0]
+    transform = reorder_rows(lambda config, rows: (2, 3, rows // 6), (1, 0, 2))
+    config = settled("LlamaForCausalLM")
+    there = transform.forward(tensor, config)
+    values = read_tensor(tensor).view("<f4").reshape(2, 3, 4, 2)
+    assert read_tensor(there).tobytes() == np.ascontiguousarray(values.swapaxes(0, 1)).tobytes()
+    assert read_tensor(transform.backward(there, config)).tobytes() == read_tensor(tensor).tobytes()
+
+
+def test_matrices_are_joined_and_cut() -> None:
+    config = settled("LlamaForCausalLM")
+    parts = made({"q": (4, 6), "k": (2, 6), "v": (2, 6)})
+    sizes = join(3, lambda shape, config, count: (4, 2, 2))
+    (whole,) = sizes.forward(parts, config)
+    assert read_tensor(whole).tobytes() == b"".join(read_tensor(part).tobytes() for part in parts)
+    assert [read_tensor(part).tobytes() for part in sizes.backward([whole], config)] == [read_tensor(p).tobytes() for p in parts]
+    gate, up = split(2, axis=1).forward([parts[0]], config)
+    assert (gate.shape, up.shape) == ((4, 3), (4, 3))
+    with pytest.raises(ValueError, match="does not divide"):
+        split(5).forward([parts[0]], config)
+    assert read_tensor(ADD_ONE.backward(ADD_ONE.forward(parts[0], config), config)).tobytes() == read_tensor(parts[0]).tobytes()

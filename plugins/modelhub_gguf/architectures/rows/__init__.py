@@ -18,9 +18,13 @@ def rows() -> tuple[Architecture, ...]:
 
 
 @cache
-def by_class() -> Mapping[str, Architecture]:
-    """Rows by the names of Hugging Face's classes."""
-    return {name: row for row in rows() for name in row.hf}
+def by_class() -> Mapping[str, tuple[Architecture, ...]]:
+    """Rows by the names of Hugging Face's classes; the first that applies to a configuration is meant."""
+    found: dict[str, tuple[Architecture, ...]] = {}
+    for row in rows():
+        for name in row.hf:
+            found[name] = (*found.get(name, ()), row)
+    return found
 
 
 @cache
