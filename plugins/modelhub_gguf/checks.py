@@ -24,6 +24,7 @@ _BLOCK = re.compile(r"blk\.(\d{1,6})\.", re.ASCII)
 _NEEDED = ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count")
 """Of a language model (GGUF specification, "LLM"); all but the first two may be a list, one item a block."""
 _SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "cls", "mask")
+_UNSET = (-1, 0xFFFFFFFF)
 _TABLES = ("scores", "token_type")
 
 
@@ -117,7 +118,8 @@ def _language_model(whole: _Whole) -> _Said:
             yield f"{architecture}.{key} is missing", key in ("context_length", "embedding_length", "block_count")
     embedding = whole.shapes["token_embd.weight"]
     width = whole.number(f"{architecture}.embedding_length")
-    if width is not None and len(embedding) == 2 and embedding[1] != width:
+    apart = f"{architecture}.features_length" in whole.fields  # what goes in is then of another width
+    if width is not None and len(embedding) == 2 and embedding[1] != width and not apart:
         yield f"{architecture}.embedding_length is {width}, token_embd.weight has {embedding[1]} columns", True
     tokens = whole.lengths.get("tokenizer.ggml.tokens")
     if tokens is not None and len(embedding) == 2 and embedding[0] != tokens:
@@ -127,7 +129,11 @@ def _language_model(whole: _Whole) -> _Said:
     if blocks is not None and there:
         missing = sorted(set(range(min(blocks, 100_000))) - there)
         if missing:
-            yield f"{architecture}.block_count is {blocks}, and there is no tensor of block {missing[0]}", True
+            # Some architectures leave blocks out; none its last ones.
+            yield (
+                f"{architecture}.block_count is {blocks}, and there is no tensor of block {missing[0]}",
+                missing[-1] > max(there),
+            )
         if max(there) >= blocks:
             yield f"{architecture}.block_count is {blocks}, and there are tensors of block {max(there)}", False
 
@@ -156,7 +162,7 @@ def _tokenizer(whole: _Whole) -> _Said:
         yield f"{prefix}merges is missing: byte-level BPE cannot do without", True
     for name in _SPECIAL:
         number = whole.number(f"{prefix}{name}_token_id")
-        if number is not None and not 0 <= number < count and number != 0xFFFFFFFF:
+        if number is not None and not 0 <= number < count and number not in _UNSET:
             yield f"{prefix}{name}_token_id is {number}, and there are {count} tokens", True
     declared = whole.number(f"{whole.text('general.architecture')}.vocab_size")
     if declared is not None and declared != count:
