@@ -76,17 +76,3 @@ def kernel(function: _Function) -> _Function:
     finally:
         numba.config.CACHE_DIR = before
     return compiled
-
-
-@cache
-def compiled(function: _Function) -> _Function:
-    """A kernel of `lanes_run.run`, compiled (once, whatever may be written to of what it gets: a buffer that is read may be
-    read-only)."""
-    if available():
-        numba: Any = import_module("numba")
-        source = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-        out, sums = numba.uint16[::1], numba.float64[::1]
-        dispatcher: Any = function
-        dispatcher.compile((source, numba.int64, numba.int64, source, out, numba.boolean, sums))
-        dispatcher.disable_compile()
-    return function

@@ -16,6 +16,7 @@ from modelhub_gguf.codecs import jit
 from modelhub_gguf.codecs.decode import decode
 from modelhub_gguf.codecs.lanes_run import FINITE, MODES
 from modelhub_gguf.codecs.rows import Bytes, Floats, refuse_infinite
+from modelhub_gguf.codecs.signatures import compiled
 from modelhub_gguf.codecs.simple import exact_sums, widened
 from modelhub_gguf.types import BY_NAME
 
@@ -64,7 +65,8 @@ def prepare(dtype: str) -> None:
 
 def _kernel(dtype: str, *, weighted: bool) -> Any:
     name = dtype.lower() + ("_weighted" if weighted else "")
-    return jit.compiled(getattr(import_module(f"modelhub_gguf.codecs.{KERNELS[dtype]}"), name))
+    kernel = getattr(import_module(f"modelhub_gguf.codecs.{KERNELS[dtype]}"), name)
+    return compiled(kernel, "uint8:1 int int uint8:1 uint16:1! bool float64:1!") if jit.available() else kernel
 
 
 def _blocks(dtype: str, data: Bytes, source: str, columns: int, importance: Floats | None, sums: Any) -> Bytes:

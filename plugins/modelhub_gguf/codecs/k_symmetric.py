@@ -39,8 +39,8 @@ EPSILON = 1e-15
 W, WX, Q = 0, 16, 32
 """Rows of scratch: weights, weights times values, integers of the candidate in hand."""
 SCALE, BEST, TOTAL = 48, 64, 80
-"""Rows of scratch, one for each part of a block: scale, inverse scale of the integers that won (0: all are zeros, and not moved
-up by ``nmax``), sum of weights."""
+"""Rows of scratch, one for each part of a block: scale, inverse scale of the integers that won (NaN: all are zeros, and not
+moved up by ``nmax``), sum of weights."""
 
 
 def _steps(top: int) -> Any:
@@ -67,8 +67,17 @@ def _extreme(values: Array, base: int, n: int) -> Vector:
 
 
 @jit.inlined
-def _search(values: Array, base: int, top: int, steps: Array, scratch: Array, part: int) -> None:
-    """``make_qx_quants`` of 16 values from row ``base`` on, with the weights that stand in ``scratch``."""
+def _count(scaled: Vector, top: int, wild: bool) -> Vector:
+    """``scaled`` as an integer from ``-top`` to ``top - 1``; ``wild`` where it may be infinite or NaN."""
+    if wild:
+        return to_float(lower(higher(nearest_int(scaled), whole(-top)), whole(top - 1)))
+    return lower(higher(near(scaled), splat(-top)), splat(top - 1))
+
+
+@jit.inlined
+def _search(values: Array, base: int, top: int, steps: Array, scratch: Array, part: int, wild: bool) -> None:
+    """``make_qx_quants`` of 16 values (finite ones, unless ``wild``) from row ``base`` on, with the weights that stand in
+    ``scratch``."""
     extreme = _extreme(values, base, 16)
     for i in range(16):
         store(scratch, WX + i, load(scratch, W + i) * load(values, base + i))
@@ -80,7 +89,7 @@ def _search(values: Array, base: int, top: int, steps: Array, scratch: Array, pa
         sum_lx = splat(0.0)
         sum_l2 = splat(0.0)
         for i in range(16):
-            q = lower(higher(near(inverse * load(values, base + i)), splat(-top)), splat(top - 1))
+            q = _count(inverse * load(values, base + i), top, wild)
             sum_lx = sum_lx + load(scratch, WX + i) * q
             sum_l2 = sum_l2 + load(scratch, W + i) * q * q
         this_scale = sum_lx / sum_l2
@@ -95,14 +104,13 @@ def _search(values: Array, base: int, top: int, steps: Array, scratch: Array, pa
             best_inverse = select(better, inverse, best_inverse)
     nothing = magnitude(extreme) < EPSILON
     store(scratch, SCALE + part, select(nothing, splat(0.0), scale))
-    store(scratch, BEST + part, select(nothing, splat(0.0), best_inverse))
+    store(scratch, BEST + part, select(nothing, splat(np.nan), best_inverse))
 
 
 @jit.inlined
 def _integer(inverse: Vector, x: Vector, top: int) -> Vector:
     """A search's integer, from 0 to ``2 * top - 1``."""
-    q = to_int(lower(higher(near(inverse * x), splat(-top)), splat(top - 1)))
-    return select(inverse == 0.0, whole(0), q + top)
+    return select(inverse != inverse, whole(0), to_int(_count(inverse * x, top, True)) + top)
 
 
 @jit.inlined
@@ -134,7 +142,7 @@ def _encode_6(
         for i in range(16):
             x = load(values, 16 * part + i)
             store(scratch, W + i, load(importance, 16 * part + i) if weighted else x * x)
-        _search(values, 16 * part, 32, STEPS_32, scratch, part)
+        _search(values, 16 * part, 32, STEPS_32, scratch, part, False)
         scale = load(scratch, SCALE + part)
         more = magnitude(scale) > largest
         largest = select(more, magnitude(scale), largest)
@@ -321,14 +329,14 @@ def encode_q3_k_weighted(
             store(scratch, W + i, w)
             weight = weight + w
         store(scratch, TOTAL + part, weight)
-        _search(values, 16 * part, 4, STEPS_4, scratch, part)
+        _search(values, 16 * part, 4, STEPS_4, scratch, part, False)
         best = load(scratch, BEST + part)
         for i in range(16):
             store(integers, 16 * part + i, _integer(best, load(values, 16 * part + i), 4))
     for i in range(16):
         store(scratch, W + i, load(scratch, TOTAL + i))
         store(scratch, Q + i, load(scratch, SCALE + i))
-    _search(scratch, Q, 32, STEPS_32, scratch, 0)
+    _search(scratch, Q, 32, STEPS_32, scratch, 0, True)
     d = to_half(load(scratch, SCALE))
     best = load(scratch, BEST)
     for i in range(16):
