@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.commands import Commands, Ended
+
 PROJECT = Path(__file__).resolve().parent.parent
+
+# What encoders compile is kept from one run of the tests to the next, and shared by the processes that they start.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(PROJECT / ".pytest_cache" / "kernels"))
 
 
 @pytest.fixture(autouse=True)
@@ -57,34 +62,56 @@ class Result(subprocess.CompletedProcess[str]):
 Modelhub = Callable[..., Result]
 
 
+_commands = Commands()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_commands() -> Iterator[None]:
+    yield
+    _commands.close()
+
+
+AT_THE_START = ("LANG", "LC_", "PYTHON", "COVERAGE")
+"""How the variables begin that an interpreter reads when it starts: a command with one of them is started from nothing."""
+
+
+def run_command(
+    words: Sequence[object],
+    *,
+    status: int | None = 0,
+    cwd: str | Path | None = None,
+    input: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Result:
+    """Run the command with ``environ`` beside the environment that there is. ``status``: what it must end with (None:
+    anything)."""
+    line = [os.fspath(word) if isinstance(word, os.PathLike) else str(word) for word in words]
+    given = None if input is None else input.encode("utf-8", "surrogateescape")
+    everything = {**os.environ, **(environ or {})}
+    place = None if cwd is None else os.fspath(cwd)
+    if any(name.startswith(AT_THE_START) and name != "PYTHONPATH" for name in environ or {}):
+        done = subprocess.run(
+            [command_path(), *line], cwd=place, input=given, capture_output=True, env=everything, timeout=120, check=False
+        )
+        ended = Ended(done.returncode, done.stdout, done.stderr)
+    else:
+        ended = _commands.run(line, environ=everything, cwd=place, input=given)
+    out, err = (text.decode("utf-8", "surrogateescape") for text in ended[1:])
+    assert status is None or ended.status == status, f"{line} ended with {ended.status}\n{out}\n{err}"
+    assert "Traceback" not in err, err
+    return Result(line, ended.status, out, err)
+
+
 @pytest.fixture
 def modelhub() -> Modelhub:
-    """Runs the installed command as a user does: ``modelhub("ls", "--json")``. ``status``: what it must end with (None:
-    anything)."""
+    """Runs the command as a user does: ``modelhub("ls", "--json")``; see `run_command`."""
 
     def run(
         *words: object, status: int | None = 0, cwd: str | Path | None = None, input: str | None = None, **environ: str
     ) -> Result:
-        done = subprocess.run(
-            [command_path(), *map(os.fspath, map(_text, words))],
-            cwd=cwd,
-            input=input,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            env={**os.environ, **environ},
-            timeout=120,
-            check=False,
-        )
-        assert status is None or done.returncode == status, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return Result(done.args, done.returncode, done.stdout, done.stderr)
+        return run_command(words, status=status, cwd=cwd, input=input, environ=environ)
 
     return run
-
-
-def _text(word: object) -> str:
-    return os.fspath(word) if isinstance(word, os.PathLike) else str(word)
 
 
 def command_path() -> str:

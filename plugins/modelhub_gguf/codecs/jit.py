@@ -1,8 +1,9 @@
 """Where the encoders' kernels are compiled, and where compiled code is kept from run to run.
 
 numba is optional. Without it (or under ``NUMBA_DISABLE_JIT=1``) the same functions run on numpy arrays: to the same bits, slower.
-Compiled code is kept in ``cache/kernels`` of modelhub's home, apart for each version of these sources and of numba and for each
-kind of processor; where that directory cannot be written, kernels are compiled anew by each process that needs them.
+Compiled code is kept in ``$NUMBA_CACHE_DIR``, or else in ``cache/kernels`` of modelhub's home, apart for each version of these
+sources and of numba and for each kind of processor; where nothing can be written there, kernels are compiled anew by each process
+that needs them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def cache_directory() -> str | None:
                 digest.update(file.read())
     processor = import_module("llvmlite.binding").get_host_cpu_name()
     version = f"{digest.hexdigest()[:12]}-{metadata.version('numba')}-{processor}"
-    path = os.path.join(home.home(), "cache", "kernels", version)
+    path = os.path.join(os.environ.get("NUMBA_CACHE_DIR") or os.path.join(home.home(), "cache", "kernels"), version)
     try:
         os.makedirs(path, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
