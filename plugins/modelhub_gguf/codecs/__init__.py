@@ -13,8 +13,9 @@ from modelhub import Codec
 
 from modelhub_gguf.types import BY_NAME
 
-_GRIDS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M")
 _SIMPLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
+_SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+_SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 _PLAIN = ("NVFP4", "Q1_0", "Q2_0")
 """Encoded, but not by compiled kernels: too rare."""
 
@@ -22,8 +23,7 @@ _PLAIN = ("NVFP4", "Q1_0", "Q2_0")
 def _decode(dtype: str, data: Any, elements: int) -> Any:
     from modelhub_gguf.codecs.decode import decode
 
-    where = import_module("modelhub_gguf.codecs." + ("decode_grids" if dtype in _GRIDS else "decode"))
-    return decode(data, elements, nbytes=BY_NAME[dtype].nbytes, blocks=getattr(where, dtype.lower()))
+    return decode(dtype, data, elements)
 
 
 def _call(module: str, function: str, dtype: str, *args: Any) -> Any:
@@ -34,8 +34,9 @@ def _codec(dtype: str) -> Codec:
     decode = partial(_decode, dtype)
     if dtype in _PLAIN:
         return Codec(dtype=dtype, decode=decode, encode=partial(_call, "simple", "encode", dtype))
-    if dtype in _SIMPLE:
-        encode, transcode, prepare = (partial(_call, "simple", name, dtype) for name in ("encode", "transcode", "prepare"))
+    if dtype in _SIMPLE or dtype in _SEARCHED:
+        module = "simple" if dtype in _SIMPLE else "k_quants"
+        encode, transcode, prepare = (partial(_call, module, name, dtype) for name in ("encode", "transcode", "prepare"))
         return Codec(dtype=dtype, decode=decode, encode=encode, transcode=transcode, prepare=prepare)
     return Codec(dtype=dtype, decode=decode)
 

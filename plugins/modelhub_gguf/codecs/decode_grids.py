@@ -1,6 +1,6 @@
 """The IQ types that choose points of a grid, decoded to float32, in NumPy, bit for bit as ``dequantize_row_iq*`` do.
 
-As in `decode`: from ``uint8`` (blocks, bytes of a block) to float32 (blocks, 256).
+As in `decode_blocks`: from ``uint8`` (blocks, bytes of a block) to float32 (blocks, 256).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from modelhub_gguf.codecs.decode import Bytes, Floats, field, half
+from modelhub_gguf.codecs.decode_blocks import Bytes, Floats, field, half
 from modelhub_gguf.codecs.grids import grid, signs
 
 _SEVENS = np.arange(0, 28, 7, dtype=np.uint32)

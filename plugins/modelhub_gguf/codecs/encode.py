@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from modelhub_gguf.codecs.decode import E2M1, e4m3_unsigned
+from modelhub_gguf.codecs.decode_blocks import E2M1, e4m3_unsigned
 from modelhub_gguf.codecs.rows import Bytes, Floats, checked
 
 CHUNK = 1 << 16
@@ -145,7 +145,7 @@ def mxfp4(values: Floats) -> Bytes:
 
 
 def _e4m3_codes(values: Floats) -> Bytes:
-    """The nearest codes of `decode.e4m3_unsigned`, as ``ggml_fp32_to_ue4m3`` finds them: halves up; 448 and above are 0x7E."""
+    """The nearest codes of `decode_blocks.e4m3_unsigned`, as ``ggml_fp32_to_ue4m3`` finds them: halves up; 0x7E from 448 on."""
     bits = np.minimum(values, np.float32(448)).view(np.int32)
     exponent = (bits >> 23) - 120
     whole = np.minimum((exponent << 3) + ((bits >> 20) & 7) + ((bits >> 19) & 1), 0x7E)

@@ -12,7 +12,7 @@ import numpy as np
 
 from modelhub_gguf.codecs import jit, k_affine
 from modelhub_gguf.codecs.k_affine import FINE_4, FINE_5
-from modelhub_gguf.codecs.k_affine import _search as search_affine
+from modelhub_gguf.codecs.k_affine import search as search_affine
 from modelhub_gguf.codecs.lanes import (
     Array,
     Vector,
@@ -30,15 +30,13 @@ from modelhub_gguf.codecs.lanes import (
     to_int,
     whole,
 )
-from modelhub_gguf.codecs.lanes_run import SCRATCH, compare, run
+from modelhub_gguf.codecs.lanes_run import F32, compare, run
 from modelhub_gguf.codecs.rows import Bytes, Floats
+from modelhub_gguf.codecs.signatures import compiled
 from modelhub_gguf.types import BY_NAME
 
 EPSILON = 1e-15
 """``GROUP_MAX_EPS``: a block with nothing larger is all zeros."""
-
-CHUNK = 4096
-"""Blocks that are encoded at a time without a compiler."""
 
 WX = 0
 """Rows of scratch: weights times values."""
@@ -49,7 +47,7 @@ def weights_of(values: Floats, importance: Floats) -> Floats:
     by one. Weights may overflow to infinity, as ggml's do."""
     weights: Floats = np.empty_like(values)
     if jit.available():
-        weigh(values, importance, weights)
+        compiled(_weigh, "float32:2 float32:1 float32:2!")(values, importance, weights)
         return weights
     with np.errstate(all="ignore"):
         squares = values * values
@@ -59,8 +57,7 @@ def weights_of(values: Floats, importance: Floats) -> Floats:
 
 
 @jit.kernel
-def weigh(values: Array, importance: Array, weights: Array) -> None:
-    """`weights_of`, compiled."""
+def _weigh(values: Array, importance: Array, weights: Array) -> None:
     for row in range(values.shape[0]):
         total = np.float32(0)
         for i in range(values.shape[1]):
@@ -217,15 +214,6 @@ def encode_q5_1(
     _above_least(values, weights, scratch, integers, words, errors, measure, 31, FINE_5)
 
 
-_LAYOUTS: dict[str, tuple[Any, int, int]] = {
-    "Q4_0": (encode_q4_0, 4, 0),
-    "Q4_1": (encode_q4_1, 5, -1),
-    "Q5_0": (encode_q5_0, 5, 0),
-    "Q5_1": (encode_q5_1, 6, -1),
-}
-"""Encoder, words of 32 bits in a block, and where a half-precision number stands beside them (-1: nowhere), as for `run`."""
-
-
 @jit.kernel
 def q4_0(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
     return run(encode_q4_0, 32, 18, 4, 0, data, mode, per_row, weights, out, measure, sums)
@@ -248,33 +236,11 @@ def q5_1(data: Array, mode: int, per_row: int, weights: Array, out: Array, measu
 
 def encode(dtype: str, values: Floats, weights: Floats, sums: Any) -> Bytes:
     """Blocks of ``values`` (rows, columns), each of which weighs what ``weights`` says; adds to ``sums`` where there are any."""
-    if not jit.available():
-        return _encode_numpy(dtype, values, weights)
     count = values.size // 32
-    out = np.empty(count * BY_NAME[dtype].nbytes // 2, np.uint16)
-    kernel = {"Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1}[dtype]
-    kernel(_bytes(values), 0, count, _bytes(weights), out, sums.size > 0, sums)
-    return out.view(np.uint8)
-
-
-def _bytes(values: Floats) -> Bytes:
-    flat: Bytes = values.reshape(-1).view(np.uint8)
-    return flat
-
-
-def _encode_numpy(dtype: str, values: Floats, weights: Floats) -> Bytes:
-    """The same without a compiler, and not measured: lanes are columns of NumPy arrays."""
-    encoder, rows, half_at = _LAYOUTS[dtype]
-    blocks = []
-    x, w = values.reshape(-1, 32), weights.reshape(-1, 32)
-    for start in range(0, len(x), CHUNK):
-        count = len(x[start : start + CHUNK])
-        words, errors = np.zeros((rows + 1, count), np.int32), np.zeros((5, 0), np.float32)
-        lanes = [np.ascontiguousarray(part[start : start + count].T) for part in (x, w)]
-        with np.errstate(all="ignore"):
-            scratch, integers = np.zeros((SCRATCH, count), np.float32), np.zeros((256, count), np.int32)
-            encoder(*lanes, scratch, integers, words, errors, False)
-        whole_words = np.ascontiguousarray(words[:rows].T).view(np.uint8)
-        half = words[rows][:, None].astype("<u2").view(np.uint8)
-        blocks.append(whole_words if half_at else np.hstack((half, whole_words)))
-    return np.concatenate(blocks).reshape(-1) if blocks else np.empty(0, np.uint8)
+    out = np.empty(count * BY_NAME[dtype].nbytes, np.uint8)
+    kernel: Any = {"Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1}[dtype]
+    if jit.available():
+        kernel = compiled(kernel, "uint8:1 int int uint8:1 uint16:1! bool float64:1!")
+    data, weighing = (part.reshape(-1).view(np.uint8) for part in (values, weights))
+    kernel(data, F32, count, weighing, out.view(np.uint16), sums.size > 0, sums)
+    return out

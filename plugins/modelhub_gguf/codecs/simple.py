@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from modelhub_gguf.codecs import decode as decoders
 from modelhub_gguf.codecs import jit
+from modelhub_gguf.codecs.decode import decode
 from modelhub_gguf.codecs.encode import encode as encode_plainly
 from modelhub_gguf.codecs.rows import Bytes, Floats, checked, refuse_infinite
+from modelhub_gguf.codecs.signatures import compiled
 from modelhub_gguf.types import BY_NAME
 
 WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -25,23 +26,28 @@ _KERNELS = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), "tile_legacy"),
     **dict.fromkeys(("TQ1_0", "TQ2_0", "MXFP4"), "tile_ternary"),
 }
-_KINDS: dict[str, tuple[int, Any]] = {"F32": (0, np.uint32), "F16": (1, np.uint16), "BF16": (2, np.uint16)}
+_KINDS = {"F32": (0, 4), "F16": (1, 2), "BF16": (2, 2)}
+"""What the kernels call them, and the bytes of an element."""
 
 
 def _kernel(dtype: str) -> Any:
     """The compiled kernel, or None where there is none."""
     if dtype not in _KERNELS or not jit.available():
         return None
-    return getattr(import_module(f"modelhub_gguf.codecs.{_KERNELS[dtype]}"), dtype.lower())
+    kernel = getattr(import_module(f"modelhub_gguf.codecs.{_KERNELS[dtype]}"), dtype.lower())
+    return compiled(kernel, "uint8:1 int uint8:2! bool float64:1!")
 
 
-def _run(dtype: str, source: Any, kind: int, columns: int, sums: Any) -> Bytes:
-    """All of ``source`` through the compiled kernel; measured where ``sums`` is not empty."""
+def _run(dtype: str, data: Bytes, source: str, columns: int, sums: Any) -> Bytes:
+    """All of ``data`` through the compiled kernel; measured where ``sums`` is not empty."""
     shape = BY_NAME[dtype]
-    out = np.empty((source.size // shape.block, shape.nbytes), np.uint8)
-    if _kernel(dtype)(source, kind, out, sums.size > 0, sums) >= 0:
-        values = widened(source.view(np.uint8), next(name for name, (number, _) in _KINDS.items() if number == kind))
-        refuse_infinite(values.reshape(-1, columns))
+    kind, width = _KINDS[source]
+    elements = data.size // width
+    if elements % columns or columns % shape.block:
+        raise ValueError(f"rows of {columns} elements are not whole blocks of {shape.block}")
+    out = np.empty((elements // shape.block, shape.nbytes), np.uint8)
+    if _kernel(dtype)(data, kind, out, sums.size > 0, sums) >= 0:
+        refuse_infinite(widened(data, source).reshape(-1, columns))
     return out.reshape(-1)
 
 
@@ -64,7 +70,7 @@ def encode(dtype: str, values: Floats, importance: Floats | None = None) -> Byte
         blocks = getattr(import_module("modelhub_gguf.codecs.encode"), dtype.lower())
         return encode_plainly(values, block=shape.block, blocks=blocks)
     values = np.ascontiguousarray(values, np.float32)
-    return _run(dtype, values.reshape(-1).view(np.uint32), 0, values.shape[1], np.empty(0))
+    return _run(dtype, values.reshape(-1).view(np.uint8), "F32", values.shape[1], np.empty(0))
 
 
 def transcode(
@@ -79,10 +85,7 @@ def transcode(
         assert importance is not None
         blocks = _encode_weighted(dtype, values, importance, sums)
     else:
-        kind, unit = _KINDS[source]
-        if data.ctypes.data % np.dtype(unit).itemsize:
-            data = data.copy()
-        blocks = _run(dtype, data.view(unit), kind, columns, sums)
+        blocks = _run(dtype, np.ascontiguousarray(data), source, columns, sums)
     return blocks, [float(figure) for figure in sums]
 
 
@@ -92,17 +95,11 @@ def _encode_weighted(dtype: str, values: Floats, importance: Floats, sums: Any) 
     weights = lanes_weighted.weights_of(values, importance)
     blocks = lanes_weighted.encode(dtype, values, weights, sums)
     if sums.size and not np.isfinite(sums).all():  # single precision was too short, or the blocks' scales were
-        sums[:] = _exact_sums(values.reshape(-1), _decoded(dtype, blocks))
+        sums[:] = exact_sums(values.reshape(-1), decode(dtype, blocks, values.size))
     return blocks
 
 
-def _decoded(dtype: str, blocks: Bytes) -> Floats:
-    shape = BY_NAME[dtype]
-    elements = blocks.size // shape.nbytes * shape.block
-    return decoders.decode(blocks, elements, nbytes=shape.nbytes, blocks=getattr(decoders, dtype.lower()))
-
-
-def _exact_sums(values: Floats, results: Floats) -> Sequence[float]:
+def exact_sums(values: Floats, results: Floats) -> Sequence[float]:
     """The sums of `transcode` in double precision; what is infinite or NaN does not count."""
     fine = np.isfinite(results)
     a, b = values[fine].astype(np.float64), results[fine].astype(np.float64)
@@ -114,9 +111,8 @@ def prepare(dtype: str) -> None:
     """Compiles what `encode` and `transcode` need (or gets it from the cache)."""
     if _kernel(dtype) is None:
         return
-    shape = BY_NAME[dtype]
-    for source, (_, unit) in _KINDS.items():
-        row = np.zeros(shape.block, unit).view(np.uint8)
-        transcode(dtype, row, source, shape.block, None)
-        if dtype in WEIGHTED:
-            transcode(dtype, row, source, shape.block, np.ones(shape.block, np.float32))
+    block = BY_NAME[dtype].block
+    row = np.zeros(block, np.float32)
+    transcode(dtype, row.view(np.uint8), "F32", block, None)
+    if dtype in WEIGHTED:
+        transcode(dtype, row.view(np.uint8), "F32", block, np.ones(block, np.float32))

@@ -194,25 +194,25 @@ def _q5_1(tile: Any) -> None:
 
 
 @jit.kernel
-def q8_0(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    return run(_q8_0, 32, source, kind, out, measured, sums)
+def q8_0(data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q8_0, 32, data, kind, out, measured, sums)
 
 
 @jit.kernel
-def q4_0(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    return run(_q4_0, 32, source, kind, out, measured, sums)
+def q4_0(data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q4_0, 32, data, kind, out, measured, sums)
 
 
 @jit.kernel
-def q4_1(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    return run(_q4_1, 32, source, kind, out, measured, sums)
+def q4_1(data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q4_1, 32, data, kind, out, measured, sums)
 
 
 @jit.kernel
-def q5_0(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    return run(_q5_0, 32, source, kind, out, measured, sums)
+def q5_0(data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q5_0, 32, data, kind, out, measured, sums)
 
 
 @jit.kernel
-def q5_1(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    return run(_q5_1, 32, source, kind, out, measured, sums)
+def q5_1(data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_q5_1, 32, data, kind, out, measured, sums)

@@ -124,15 +124,15 @@ def _mxfp4(tile: Any) -> None:
 
 
 @jit.kernel
-def tq1_0(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    return run(_tq1_0, 256, source, kind, out, measured, sums)
+def tq1_0(data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_tq1_0, 256, data, kind, out, measured, sums)
 
 
 @jit.kernel
-def tq2_0(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    return run(_tq2_0, 256, source, kind, out, measured, sums)
+def tq2_0(data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_tq2_0, 256, data, kind, out, measured, sums)
 
 
 @jit.kernel
-def mxfp4(source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    return run(_mxfp4, 32, source, kind, out, measured, sums)
+def mxfp4(data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    return run(_mxfp4, 32, data, kind, out, measured, sums)

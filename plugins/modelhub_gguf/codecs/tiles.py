@@ -19,7 +19,7 @@ TILE = 2048
 """Elements of a tile."""
 
 F32, F16, BF16 = 0, 1, 2
-"""Kinds of source, whose elements are given as ``uint32`` or ``uint16``."""
+"""Kinds of source."""
 
 INFINITE = np.uint32(0x7F800000)
 """Magnitudes from these bits on are no numbers."""
@@ -43,24 +43,29 @@ class Tile(NamedTuple):
 
 
 @jit.inlined
-def widen(source: Any, kind: int, x: Any) -> None:
-    """``source`` as float32 bits in ``x``, both flat and equally long. NaN and infinity stay what they are."""
+def widen(data: Any, kind: int, start: int, x: Any) -> None:
+    """Elements from ``start`` on of ``data``, bytes of ``kind``, as float32 bits in ``x``, flat. NaN and infinity stay what they
+    are."""
+    stop = start + x.size
     if kind == F16:
+        halves = data.view(np.uint16)[start:stop]
         values = x.view(np.float32)
         for i in range(x.size):
-            x[i] = np.uint32(source[i] & 0x7FFF) << np.uint32(13)
+            x[i] = np.uint32(halves[i] & 0x7FFF) << np.uint32(13)
         for i in range(x.size):
             values[i] = values[i] * np.float32(5.192296858534828e33)  # 2^112: the difference of the exponents' biases
         for i in range(x.size):
-            h = np.uint32(source[i])
+            h = np.uint32(halves[i])
             special = np.uint32(0x7F800000) if h & np.uint32(0x7C00) == np.uint32(0x7C00) else np.uint32(0)
             x[i] = x[i] | special | (h & np.uint32(0x8000)) << np.uint32(16)
     elif kind == BF16:
+        words = data.view(np.uint16)[start:stop]
         for i in range(x.size):
-            x[i] = np.uint32(source[i]) << np.uint32(16)
+            x[i] = np.uint32(words[i]) << np.uint32(16)
     else:
+        whole = data.view(np.uint32)[start:stop]
         for i in range(x.size):
-            x[i] = source[i]
+            x[i] = whole[i]
 
 
 @jit.inlined
@@ -147,9 +152,9 @@ def measure(x: Any, y: Any, lanes: Any, sums: Any) -> None:
 
 
 @jit.inlined
-def run(encode: Any, block: int, source: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
-    """Encodes all of ``source`` to ``out`` (blocks, bytes), and adds to ``sums`` (see `measure`) where ``measured``. Gives the
-    number of a block near the first NaN or infinity, or -1."""
+def run(encode: Any, block: int, data: Any, kind: int, out: Any, measured: bool, sums: Any) -> int:
+    """Encodes ``data``, bytes of ``kind``, to ``out`` (blocks, bytes), and where ``measured`` adds to ``sums`` (see `measure`).
+    Gives the number of a block near the first NaN or infinity, or -1."""
     size = TILE // block
     flat = np.empty(TILE, np.uint32)
     bits = flat.reshape(size, block)
@@ -164,7 +169,7 @@ def run(encode: Any, block: int, source: Any, kind: int, out: Any, measured: boo
     lanes = np.empty((4, 16), np.float32)
     for start in range(0, out.shape[0], size):
         n = min(size, out.shape[0] - start)
-        widen(source[start * block : (start + n) * block], kind, flat[: n * block])
+        widen(data, kind, start * block, flat[: n * block])
         if magnitudes(bits[:n], most) >= INFINITE:
             return start
         encode(Tile(bits[:n], values[:n], most, out[start : start + n], result, scales, halves, over, extra, quants))

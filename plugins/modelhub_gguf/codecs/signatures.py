@@ -1,0 +1,29 @@
+"""Kernels compiled for the one signature that they are called with.
+
+Left to itself, numba compiles a kernel anew for arrays that may be written to and for those that may only be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+
+@cache
+def compiled(kernel: Callable[..., Any], signature: str) -> Callable[..., Any]:
+    """``kernel`` (of `jit.kernel`), compiled or taken from the cache. ``signature`` has an argument a word: ``int``, ``bool``, or
+    an array's dtype and its dimensions (``uint8:2``), with ``!`` where it is written to. All arrays are C-contiguous."""
+    numba: Any = import_module("numba")
+
+    def kind_of(word: str) -> Any:
+        if word in ("int", "bool"):
+            return numba.int64 if word == "int" else numba.boolean
+        dtype, dimensions = word.rstrip("!").split(":")
+        return numba.types.Array(getattr(numba, dtype), int(dimensions), "C", readonly=not word.endswith("!"))
+
+    dispatcher: Any = kernel
+    dispatcher.compile(tuple(map(kind_of, signature.split())))
+    dispatcher.disable_compile()
+    return kernel
