@@ -109,7 +109,7 @@ class Wire:
     def _some(self, start: int, end: int) -> tuple[list[WireField], int]:
         """Some fields from ``start`` on, as far as they begin in the window, and where the next one begins."""
         buffer, base = self._buffer, self._base
-        if start < base or (start + MARGIN > base + len(buffer) < end):
+        if start < base or (start + MARGIN >= base + len(buffer) < end):
             buffer, base = self._load(start, end)
         at, stop, have = start - base, end - base, len(buffer)
         limit = stop if stop <= have else have - MARGIN  # a key and a length that begin before it lie in the window

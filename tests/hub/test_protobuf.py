@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from modelhub import IncompleteFile, InvalidFile, protobuf
 from modelhub.files import File
+from modelhub.plugins import time_limit
 from modelhub.protobuf import Wire
 
 
@@ -50,6 +51,17 @@ def test_numbers_of_every_size(tmp_path: Path) -> None:
     assert (number, kind, Wire(path).varints(start, end, 6)) == (1, protobuf.BYTES, numbers[:6])
     with pytest.raises(InvalidFile, match="at most 5"):
         Wire(path).varints(start, end, 5)
+
+
+def test_fields_end_anywhere_in_a_window(tmp_path: Path) -> None:
+    """Fields of every length up to some, so that the ends of windows fall on every place of a field."""
+    fields = b"".join(b"\x0a" + bytes([length]) + bytes(length) for length in range(128)) * 40
+    for shift in range(24):
+        data = b"\x12" + bytes([shift]) + bytes(shift) + fields
+        (tmp_path / "m.pb").write_bytes(data)
+        with File(str(tmp_path / "m.pb")) as file, time_limit(10):
+            found = [(number, end - start) for number, _, start, end in Wire(file).fields()]
+        assert found == [(2, shift), *([(1, length) for length in range(128)] * 40)]
 
 
 def test_gigabytes_in_a_field_are_leapt_over(tmp_path: Path) -> None:
