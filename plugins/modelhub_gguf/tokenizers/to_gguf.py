@@ -13,7 +13,7 @@ same); - ``add_space_prefix`` is false where the definition puts no space before
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelhub import InvalidFile, UnsupportedFile
@@ -54,10 +54,24 @@ def fields(
     vocabulary = _vocabulary(documents, architecture, vocab_size, pre)
     found = special(documents, config, len(vocabulary.tokens))
     families.adjust(architecture, config, documents, vocabulary, found)
+    _check_unique(vocabulary.tokens)
     _name_the_rest(documents, vocabulary, found)
     if vocabulary.pre in pretokenizers.ADD_BOS and "tokenizer.ggml.add_bos_token" not in vocabulary.extra:
         found.add.setdefault("bos", False)
     return {**dict(vocabulary.fields()), **dict(found.fields())}
+
+
+def _check_unique(tokens: Sequence[str]) -> None:
+    if len({*tokens}) == len(tokens):
+        return
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens):
+        first = seen.setdefault(token, number)
+        if first != number:
+            raise InvalidFile(
+                f"the tokens {first} and {number} are both {token!r:.80}; llama.cpp ends where one stands twice",
+                "take out one of them in added_tokens (tokenizer.json) or added_tokens_decoder (tokenizer_config.json)",
+            )
 
 
 def _vocabulary(documents: Documents, architecture: str, size: int, pre: str) -> Vocabulary:

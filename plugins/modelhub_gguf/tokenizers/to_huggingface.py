@@ -290,7 +290,9 @@ def _replace(regex: str, content: str) -> dict[str, Any]:
 
 def _wordpiece(header: _Header) -> dict[str, Any]:
     for number, token in enumerate(header.tokens):
-        if header.types[number] not in (CONTROL, UNUSED):
+        if header.types[number] == UNUSED:
+            header.tokens[number] = token.removeprefix(SPACE)
+        elif header.types[number] != CONTROL:
             header.tokens[number] = token.removeprefix(SPACE) if token.startswith(SPACE) else "##" + token
     unknown = header.number("unknown")
     lowercase = header.flag("normalizer.lowercase", True)
@@ -330,18 +332,20 @@ def _template(header: _Header, first: int | None, last: int | None) -> dict[str,
     before = [] if first is None else [_special(header, first)]
     after = [] if last is None else [_special(header, last)]
     one, two = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
-    if header.model in ("llama", "gpt2"):
-        pair = [*before, one, *after, *before, two, *after]
-    else:
-        extra = after if header.flag("add_sep_token", False) and header.model != "bert" else []
-        pair = [*before, one, *after, *extra, two, *after]
+    between: list[dict[str, Any]] = []
+    middle: int | None = None
+    if header.model != "bert" and header.flag("add_sep_token", False):
+        middle = header.number("seperator")
+        between = after if middle is None else [_special(header, middle)]
+    elif header.model in ("llama", "gpt2"):
+        between = before
     return {
         "type": "TemplateProcessing",
         "single": [*before, one, *after],
-        "pair": pair,
+        "pair": [*before, one, *after, *between, two, *after],
         "special_tokens": {
             header.tokens[number]: {"id": header.tokens[number], "ids": [number], "tokens": [header.tokens[number]]}
-            for number in (first, last)
+            for number in (first, middle, last)
             if number is not None
         },
     }

@@ -282,8 +282,9 @@ def test_wordpiece_of_a_template(tmp_path: Path) -> None:
             "vocab": {word: number for number, word in enumerate(words)},
         },
     }  # fmt: skip
-    keys = to_gguf(save(tmp_path, tokenizer_json=tokenizer), "bert")
-    assert keys["tokenizer.ggml.tokens"].value[5:] == ["▁hello", "s", "▁world", "▁Hello"]
+    keys = to_gguf(save(tmp_path / "hf", tokenizer_json=tokenizer), "bert", vocab_size=10)
+    assert keys["tokenizer.ggml.tokens"].value[5:] == ["▁hello", "s", "▁world", "▁Hello", "▁[PAD9]"]
+    assert back(tmp_path / "back", keys).get_vocab() == {word: number for number, word in enumerate(words)}
     assert keys["tokenizer.ggml.normalizer.lowercase"].value is False
     with llama_cpp(write(tmp_path / "model.gguf", keys)) as tokenize:
         assert tokenize("Hello hellos worlds", True) == [2, 8, 5, 6, 7, 6, 3]
