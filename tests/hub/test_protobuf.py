@@ -53,15 +53,14 @@ def test_numbers_of_every_size(tmp_path: Path) -> None:
         Wire(path).varints(start, end, 5)
 
 
-def test_fields_end_anywhere_in_a_window(tmp_path: Path) -> None:
-    """Fields of every length up to some, so that the ends of windows fall on every place of a field."""
-    fields = b"".join(b"\x0a" + bytes([length]) + bytes(length) for length in range(128)) * 40
-    for shift in range(24):
-        data = b"\x12" + bytes([shift]) + bytes(shift) + fields
-        (tmp_path / "m.pb").write_bytes(data)
+@pytest.mark.parametrize("field", [b"\x08\x01", b"\x0a\x01x", b"\x0a\x05hello", b"\x0d1234", b"\x08\xff\xff\x01"])
+def test_fields_end_anywhere_in_a_window(tmp_path: Path, field: bytes) -> None:
+    """So many short fields that the ends of windows fall on every place of one."""
+    count = 200_000 // len(field)
+    for shift in range(len(field)):
+        (tmp_path / "m.pb").write_bytes(b"\x12" + bytes([shift]) + bytes(shift) + field * count)
         with File(str(tmp_path / "m.pb")) as file, time_limit(10):
-            found = [(number, end - start) for number, _, start, end in Wire(file).fields()]
-        assert found == [(2, shift), *([(1, length) for length in range(128)] * 40)]
+            assert sum(1 for number, *_ in Wire(file).fields() if number == 1) == count
 
 
 def test_gigabytes_in_a_field_are_leapt_over(tmp_path: Path) -> None:
