@@ -8,13 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from threading import Lock
 from typing import Any
 
 
-@cache
+_LOCK = Lock()
+"""Several threads may want the same kernel first: one compiles it, the others wait."""
+
+
 def compiled(kernel: Callable[..., Any], signature: str) -> Callable[..., Any]:
     """``kernel`` (of `jit.kernel`), compiled or taken from the cache. ``signature`` has an argument a word: ``int``, ``bool``, or
     an array's dtype and its dimensions (``uint8:2``), with ``!`` where it is written to. All arrays are C-contiguous."""
+    with _LOCK:
+        return _compiled(kernel, signature)
+
+
+@cache
+def _compiled(kernel: Callable[..., Any], signature: str) -> Callable[..., Any]:
     numba: Any = import_module("numba")
 
     def kind_of(word: str) -> Any:
