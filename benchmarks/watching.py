@@ -23,14 +23,26 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from harness import MODELHUB, environment, small_safetensors, workspace
 
 SETTLE = 2.0
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Measured(NamedTuple):
+    """Processor seconds of the daemon and all that it started; resident bytes of the daemon, of all, of all with what processes
+    share counted once; open descriptors of all."""
+
+    cpu: float
+    own: int
+    family: int
+    once: int
+    descriptors: int
 
 
 class Daemon:
@@ -68,16 +80,16 @@ class Daemon:
             found += wave
         return found
 
-    def measure(self) -> tuple[float, int, int, int]:
-        """(processor seconds of all, resident bytes of the daemon, of all, open descriptors of all)."""
-        cpu, resident, descriptors = 0.0, {}, 0
+    def measure(self) -> Measured:
+        cpu, resident, once, descriptors = 0.0, {}, 0, 0
         for pid in self.family():
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
                 cpu += sum(map(int, fields[11:15])) / TICKS
                 resident[pid] = int(fields[21]) * PAGE
                 descriptors += len(os.listdir(f"/proc/{pid}/fd"))
-        return cpu, resident.get(self.process.pid, 0), sum(resident.values()), descriptors
+                once += 1024 * int(re.search(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])  # type: ignore[index]
+        return Measured(cpu, resident.get(self.process.pid, 0), sum(resident.values()), once, descriptors)
 
     def count(self) -> int:
         with contextlib.closing(sqlite3.connect(self.home / "catalog.db")) as catalog:
@@ -141,7 +153,7 @@ def idle(place: Path, directories: int = 10_000, seconds: float = 60) -> None:
         before = running.measure()
         time.sleep(seconds)
         after = running.measure()
-        share = 100 * (after[0] - before[0]) / seconds
+        share = 100 * (after.cpu - before.cpu) / seconds
         print(f"\nIdle, {directories:,} directories watched, {seconds:.0f} s: {share:.2f} % of a core")
 
 
@@ -157,26 +169,28 @@ def memory(place: Path, checkpoints: int = 100_000) -> None:
     env = environment(place / "home-memory")
     subprocess.run([MODELHUB, "scan", str(drive)], env=env, check=True, stdout=subprocess.DEVNULL)
     with daemon(place / "home-memory", str(drive)) as running:
-        peak, own = 0, 0
-        deadline = time.monotonic() + 120
-        while not running.lines(r" scanned ") and time.monotonic() < deadline:
-            _, mine, family, _ = running.measure()
-            peak, own = max(peak, family), max(own, mine)
-            time.sleep(0.05)
+        look = _highest(running, lambda: running.lines(r" scanned "), 120)
         settled(running)
-        _, quiet, _, _ = running.measure()
+        quiet = running.measure().own
         for number in range(200):
             small_safetensors(drive / f"{number:04}" / f"fresh-{number}.safetensors", number)
-        changed = 0
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            _, mine, family, _ = running.measure()
-            changed, own = max(changed, family), max(own, mine)
-            time.sleep(0.05)
+        new = _highest(running, lambda: running.count() == checkpoints + 200, 60)
+        most = max(look.own, new.own)
         print(
-            f"\nMemory, {checkpoints:,} checkpoints: the daemon {quiet / 1e6:.0f} MB at rest, {own / 1e6:.0f} MB at most; with "
-            f"its workers {peak / 1e6:.0f} MB in a full look, {changed / 1e6:.0f} MB while 200 new ones are taken in"
+            f"\nMemory, {checkpoints:,} checkpoints: the daemon {quiet / 1e6:.0f} MB at rest, {most / 1e6:.0f} MB at most; with its "
+            f"workers {look.family / 1e6:.0f} MB ({look.once / 1e6:.0f} MB, what they share counted once) in a full look, "
+            f"{new.family / 1e6:.0f} MB ({new.once / 1e6:.0f} MB) while 200 new ones are taken in"
         )
+
+
+def _highest(running: Daemon, done: Callable[[], object], seconds: float) -> Measured:
+    """The highest of each figure until ``done()``."""
+    found = running.measure()
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        found = Measured(*map(max, found, running.measure()))
+        time.sleep(0.05)
+    return found
 
 
 def poll(place: Path, files: int = 50_000, times: int = 7) -> None:
@@ -255,7 +269,7 @@ def soak(place: Path, seconds: float) -> None:
     dice = random.Random(3)
     drive.mkdir()
     with daemon(place / "home-soak", str(drive), config='[[rules]]\nwhere = ["*"]\nverify = "structure"\n') as running:
-        print(f"\nSoak, {seconds:.0f} s: minute, daemon MB, all MB, descriptors, checkpoints, jobs")
+        print(f"\nSoak, {seconds:.0f} s: minute, daemon MB, all MB, all MB counted once, descriptors, checkpoints, jobs")
         there: list[Path] = []
         started = minute = time.monotonic()
         number = 0
@@ -279,14 +293,12 @@ def soak(place: Path, seconds: float) -> None:
             time.sleep(0.05)
             if time.monotonic() - minute >= 60:
                 minute = time.monotonic()
-                _, own, family, descriptors = running.measure()
+                now = running.measure()
                 with contextlib.closing(sqlite3.connect(running.home / "catalog.db")) as catalog:
                     jobs = catalog.execute("SELECT count(*) FROM job").fetchone()[0]
-                rows.append((own, family, descriptors))
-                print(
-                    f"  {len(rows):3}  {own / 1e6:6.1f}  {family / 1e6:6.1f}  {descriptors:4}  {running.count():6,}  {jobs:6,}",
-                    flush=True,
-                )
+                rows.append(now)
+                sizes = "  ".join(f"{size / 1e6:6.1f}" for size in (now.own, now.family, now.once))
+                print(f"  {len(rows):3}  {sizes}  {now.descriptors:4}  {running.count():6,}  {jobs:6,}", flush=True)
         print(f"  ended in {running.stop():.2f} s")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from modelhub.catalog import Catalog
 
-from tests.conftest import command_path
+from tests.conftest import command_path, run_command
 
 SETTLE = 0.5
 
@@ -69,18 +69,8 @@ class Watching:
 
     def run(self, *words: object, status: int | None = 0) -> Any:
         """Run the command in the daemon's home; what it prints, parsed where it is JSON."""
-        done = subprocess.run(
-            [command_path(), *map(str, words)],
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            env={**os.environ, "MODELHUB_HOME": str(self.home)},
-            timeout=120,
-            check=False,
-        )
-        assert status is None or done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return json.loads(done.stdout) if "--json" in words else done.stdout
+        done = run_command(words, status=status, environ={"MODELHUB_HOME": str(self.home)})
+        return done.json if "--json" in words else done.stdout
 
     def ls(self, *where: str) -> list[dict[str, Any]]:
         """What ``ls --json`` prints, without the time that it takes to start a command: for waiting."""

@@ -34,9 +34,9 @@ class Drive(NamedTuple):
 
 
 def fill(target: Path, sample: Path) -> Path:
-    """PyTorch legacy files, TorchScript and safetensors of a few MB in all."""
+    """PyTorch legacy files, TorchScript and safetensors of a few MB in all, and nothing else."""
     for package in ("lpips", "silero-vad"):
-        shutil.copytree(sample / package, target / package)
+        shutil.copytree(sample / package, target / package, ignore=shutil.ignore_patterns("*.onnx"))
     return target
 
 

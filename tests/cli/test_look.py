@@ -21,12 +21,14 @@ LS_FIELDS = (
 
 
 def test_scan_says_what_is_there(modelhub: Modelhub, sample_drive: Path, tmp_path: Path) -> None:
-    shutil.copytree(sample_drive / "silero-vad", tmp_path / "drive")
+    shutil.copytree(sample_drive / "silero-vad", tmp_path / "drive", ignore=shutil.ignore_patterns("*.onnx"))
+    for number in range(6):
+        (tmp_path / "drive/data" / f"weights{number}.xyz").write_bytes(b"what no plugin knows")
     first = modelhub("scan", tmp_path / "drive", "--json").json
     assert set(first) >= {"roots", "found", "changed", "unchanged", "missing", "invalid", "unknown", "seconds", "bytes"}
     assert first["roots"] == [str(tmp_path / "drive")]
     assert (first["found"], first["unchanged"], first["missing"]) == (2, 0, 0)
-    assert first["unknown"] == 6  # ONNX files, which no plugin knows
+    assert first["unknown"] == 6
 
     (tmp_path / "drive/data/silero_vad.jit").unlink()
     (tmp_path / "drive/data/broken.safetensors").write_bytes(b"\xff" * 100)

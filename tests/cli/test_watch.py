@@ -114,6 +114,9 @@ def test_sighup_reads_the_rules_again_and_keeps_the_old_ones_if_they_are_wrong(d
         (home / "config.toml").write_text("[[rules]]\nwhere = 3\n" + good)
         os.kill(daemon.pid, signal.SIGHUP)
         daemon.until(lambda: "error   reload" in daemon.log)
+        (home / "config.toml").write_text('[[rules]]\nwhere = ["*"]\nconvert = "sftensors"\n' + good)
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.until(lambda: "sftensors" in daemon.log)
         (home / "config.toml").write_text(
             '[[rules]]\nwhere = ["format=pytorch"]\nconvert = "safetensors"\noutput = "{root}/.converted/{dir}/{stem}{ext}"\n'
             + good

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -12,11 +14,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import torch
+from modelhub.catalog import Catalog
+from modelhub.daemon.lock import DaemonLock, Taken, holder_of
 from safetensors.torch import save_file
 
 from tests.conftest import Modelhub
+from tests.watching import watching
+
+pytestmark = pytest.mark.xdist_group("postgresql")  # one server for all of them
 
 
 def programs() -> Path | None:
@@ -30,8 +38,8 @@ def programs() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a server of our own, on a free port of the loopback interface."""
+def own_server() -> Iterator[str]:
+    """The URL of a server of our own, on a free port of the loopback interface, but for the database's name."""
     place = programs()
     if place is None:
         pytest.skip("no PostgreSQL server is installed here (Debian: postgresql)")
@@ -61,15 +69,27 @@ def server() -> Iterator[str]:
             assert time.monotonic() < deadline
             assert process.poll() is None, "the server did not start"
             time.sleep(0.1)
-        yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+        yield f"postgresql://{user}@127.0.0.1:{port}/"
     finally:
         process.terminate()
         process.wait(timeout=20)
         shutil.rmtree(data, ignore_errors=True)
 
 
-def test_the_whole_round_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODELHUB_CATALOG", server)
+_names = itertools.count()
+
+
+@pytest.fixture
+def server(own_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a database that is empty; it is where the catalog is."""
+    name = f"catalog{next(_names)}"
+    with psycopg.connect(f"{own_server}postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    monkeypatch.setenv("MODELHUB_CATALOG", own_server + name)
+    return own_server + name
+
+
+def test_the_whole_round_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub) -> None:
     torch.manual_seed(3)
     weights = {"a.weight": torch.randn(40, 40), "b.weight": torch.randn(40, 4)}
     drive = tmp_path / "drive"
@@ -109,10 +129,9 @@ def test_the_whole_round_on_postgresql(server: str, tmp_path: Path, modelhub: Mo
     assert "postgresql" in modelhub("doctor", status=None).stdout
 
 
-def test_two_scans_at_once_agree(server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_scans_at_once_agree(server: str, tmp_path: Path, modelhub: Modelhub) -> None:
     from tests.conftest import command_path
 
-    monkeypatch.setenv("MODELHUB_CATALOG", server)
     for number in range(60):
         save_file({"w": torch.full((4, number + 1), float(number))}, tmp_path / f"m{number:02}.safetensors")
     both = [
@@ -126,9 +145,7 @@ def test_two_scans_at_once_agree(server: str, tmp_path: Path, modelhub: Modelhub
     assert sorted(names) == [f"m{number:02}" for number in range(60)]
 
 
-def test_rules_jobs_and_the_scrub_on_postgresql(
-    server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rules_jobs_and_the_scrub_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub) -> None:
     from modelhub import scrub
     from modelhub.catalog import Catalog
     from modelhub.config import Scrub
@@ -137,7 +154,6 @@ def test_rules_jobs_and_the_scrub_on_postgresql(
     from modelhub.rules.preview import plan
     from modelhub.rules.read import load
 
-    monkeypatch.setenv("MODELHUB_CATALOG", server)
     for number in range(3):
         (tmp_path / f"d{number}").mkdir()
         save_file({"w": torch.full((4, 30 + number), float(number))}, tmp_path / f"d{number}" / "m.safetensors")
@@ -172,7 +188,7 @@ def test_rules_jobs_and_the_scrub_on_postgresql(
     assert [model["precision"] for model in listed] == ["BF16"]
 
 
-def test_jobs_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub) -> None:
     """The queue that several hosts share: claimed once each, cancelled, taken from the dead, run."""
     import sys
     import threading
@@ -181,14 +197,12 @@ def test_jobs_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, mon
     from modelhub.catalog.jobs import NewJob
     from modelhub.jobs import identity
 
-    monkeypatch.setenv("MODELHUB_CATALOG", server)
     torch.save({"w": torch.randn(30, 30)}, tmp_path / "queued.pt")
     modelhub("scan", tmp_path)
     me, far = identity.owner(), "elsewhere:1:1"
     with Catalog.open(server) as catalog:
         jobs = catalog.jobs
         with catalog.database.write() as writer:
-            writer.run("DELETE FROM job")  # of other tests
             ids = jobs.add_many(writer, [NewJob("verify", f"/m{n}", {"level": "digest"}) for n in range(40)])
         claimed: list[str] = []
 
@@ -237,10 +251,7 @@ def test_jobs_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, mon
     assert {job["state"] for job in modelhub("jobs", "--json").json} == {"done"}
 
 
-def test_the_registry_and_prune_on_postgresql(
-    server: str, tmp_path: Path, modelhub: Modelhub, own_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MODELHUB_CATALOG", server)
+def test_the_registry_and_prune_on_postgresql(server: str, tmp_path: Path, modelhub: Modelhub, own_home: Path) -> None:
     (own_home / "config.toml").write_text("[watch]\nsettle = 0\n")
     drive = tmp_path / "drive"
     drive.mkdir()
@@ -278,3 +289,66 @@ def test_the_registry_and_prune_on_postgresql(
     assert modelhub("scan", drive, "--json").json["changed"] == 0
     assert modelhub("prune", "orphans", *words, "--json").json["orphans"]["rows"].keys() >= {"job", "content", "tensor_digests"}
     assert f'"MODELHUB_CATALOG={server}"' in modelhub("service", "show").stdout
+
+
+# --- one daemon to a catalog --------------------------------------------------------------------------------------
+
+
+def cut(server: str) -> None:
+    """End the connection that holds the daemon's lock, as a restart of the server does."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        found = connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype='advisory' AND granted "
+            "AND database=(SELECT oid FROM pg_database WHERE datname=current_database())"
+        ).fetchall()
+    assert found == [(True,)]
+
+
+def test_the_daemons_lock_on_a_server(server: str, own_server: str) -> None:
+    with Catalog.open() as catalog, Catalog.open(f"{own_server}postgres") as elsewhere:
+        assert holder_of(catalog) is None
+        lock, other = DaemonLock(catalog), DaemonLock(catalog)
+        holder = lock.acquire()
+        assert holder.pid == os.getpid()
+        assert holder_of(catalog) == holder
+        assert holder_of(elsewhere) is None  # another catalog on the same server
+        with pytest.raises(Taken, match=f"process {os.getpid()} on {socket.gethostname()}"):
+            other.acquire()
+        assert lock.keep()
+        cut(server)
+        assert not lock.keep()  # it was lost, and is held again
+        with pytest.raises(Taken):
+            other.acquire()
+        cut(server)
+        other.acquire()
+        with pytest.raises(Taken):
+            lock.keep()
+        other.release()
+        assert holder_of(catalog) is None
+
+
+def test_two_daemons_on_one_server_refuse_politely(server: str, tmp_path: Path) -> None:
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    save_file({"w": torch.ones(9)}, drive / "one.safetensors")
+    with watching(tmp_path / "home", drive) as daemon:
+        told = daemon.run("watch", drive, "--json", status=3)
+        assert f"process {daemon.pid} on {socket.gethostname()}" in told["error"]["message"]
+        daemon.until(lambda: [row["state"] for row in daemon.run("ls", "--json")] == ["ready"])
+        assert all(row["watched"] for row in daemon.run("roots", "--json"))
+        # A daemon that was cut off, and finds another at its place, leaves it that.
+        os.kill(daemon.pid, signal.SIGSTOP)
+        cut(server)
+        with Catalog.open() as catalog:
+            other = DaemonLock(catalog)
+            other.acquire()
+            os.kill(daemon.pid, signal.SIGCONT)
+            assert daemon.process is not None
+            assert daemon.process.wait(20) == 3
+            assert f"another modelhub watch (process {os.getpid()}" in daemon.log
+            other.release()
+        daemon.start()
+        os.kill(daemon.pid, signal.SIGKILL)
+        daemon.process.wait()
+        daemon.start()
+        assert daemon.stop() == 0

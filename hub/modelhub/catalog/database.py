@@ -25,6 +25,8 @@ Values = Sequence[Any]
 
 CACHE = 64 << 10
 """KiB of a SQLite catalog that a connection may keep in memory."""
+SMALL_CACHE = 2 << 10
+"""The same for a process that is there for long, beside others."""
 BUSY_SECONDS = 30.0
 """How long a write waits for its turn. Writes take a second at most."""
 IN_LIMIT = 500

@@ -31,16 +31,13 @@ def command(paths: tuple[str, ...], poll: float | None, as_json: bool, style: st
     themselves. Rules in config.toml say what is to be done with what turns up (see 'modelhub rules'). SIGHUP reads config.toml
     again; SIGTERM or Ctrl-C ends it, and work in hand is taken up again by the next one."""
     from modelhub.catalog import Catalog
+    from modelhub.catalog.database import SMALL_CACHE
     from modelhub.daemon.logs import Log
     from modelhub.daemon.loop import Daemon
-    from modelhub.rules.read import check, load_rules
+    from modelhub.rules.apart import check
 
-    rules = load_rules()
-    if rules:
-        from modelhub import plugins
-
-        check(rules, plugins.get())
-    with Catalog.open() as catalog:
+    check()
+    with Catalog.open(cache=SMALL_CACHE) as catalog:
         add_roots(catalog, paths)
         if not catalog.roots():
             raise UsageError("there is nothing to watch", "modelhub watch PATH makes PATH a root")

@@ -6,6 +6,7 @@ one on PostgreSQL by an advisory lock of a connection that stays open.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -31,24 +32,50 @@ class Holder:
     host: str
     since: float
 
+    @property
+    def text(self) -> str:
+        """As it stands beside the lock."""
+        return json.dumps(asdict(self))
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime(self.since))}"
 
 
+class Taken(CatalogError):
+    """Another daemon watches for this catalog."""
+
+
 class DaemonLock:
-    """The lock of one catalog. `acquire` raises CatalogError that names the holder where there is one."""
+    """The lock of one catalog. `acquire` and `keep` raise `Taken`, which names the holder, where there is one."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.database: Database = catalog.database
+        self.holder = Holder(0, "", 0.0)
         self._held: Any = None
 
     def acquire(self) -> Holder:
-        holder = Holder(os.getpid(), socket.gethostname(), time.time())
+        self.holder = holder = Holder(os.getpid(), socket.gethostname(), time.time())
         if self.database.path:
             self._lock_file(holder)
         else:
             self._lock_server(holder)
         return holder
+
+    def keep(self) -> bool:
+        """Make sure that it is held still, as it is not once the connection to the server was lost: then take it again, if
+        nobody else has. Whether it was held all the time. CatalogError where the server cannot be reached."""
+        if self.database.path or self._held is None:
+            return True
+        with contextlib.suppress(Exception):  # whatever its driver says of a connection that is gone
+            self._held.exec_driver_sql("SELECT 1")
+            self._held.commit()
+            return True
+        with contextlib.suppress(Exception):
+            self._held.invalidate()
+            self._held.close()
+        with self.database.guard():
+            self.acquire()
+        return False
 
     def release(self) -> None:
         held, self._held = self._held, None
@@ -76,11 +103,13 @@ class DaemonLock:
                     raise _taken(self.database.path, there) from None
                 time.sleep(0.05)  # `holder_of` holds it for an instant to see whether anybody does
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(asdict(holder)).encode(), 0)
+        os.pwrite(handle, holder.text.encode(), 0)
         self._held = handle
 
     def _lock_server(self, holder: Holder) -> None:
         connection = self.database.engine.connect()
+        # Not to be given back to those that others are taken from: the lock lasts as long as the connection.
+        connection.detach()
         got = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({DAEMON_LOCK})").scalar()
         connection.commit()
         if not got:
@@ -90,7 +119,7 @@ class DaemonLock:
         with self.database.write() as writer:
             writer.run("DELETE FROM daemon")
             now = time.time_ns()
-            writer.insert("daemon", "key,owner,started,beat,status", [(1, json.dumps(asdict(holder)), now, now, "{}")])
+            writer.insert("daemon", "key,owner,started,beat,status", [(1, holder.text, now, now, "{}")])
 
 
 def lock_path(database: Database) -> str:
@@ -105,6 +134,7 @@ def holder_of(catalog: Catalog) -> Holder | None:
         with database.read() as reader:
             locked = reader.value(
                 "SELECT count(*) FROM pg_locks WHERE locktype='advisory' AND granted "
+                "AND database=(SELECT oid FROM pg_database WHERE datname=current_database()) "
                 "AND ((classid::bigint << 32) | objid::bigint)=?",
                 (DAEMON_LOCK,),
             )
@@ -144,9 +174,9 @@ def _parse(text: bytes | str) -> Holder | None:
         return None
 
 
-def _taken(place: str, holder: Holder | None) -> CatalogError:
+def _taken(place: str, holder: Holder | None) -> Taken:
     who = f" ({holder})" if holder else ""
-    return CatalogError(
+    return Taken(
         f"another modelhub watch{who} is at work for {place}",
         "stop that one first, or set MODELHUB_HOME to a home of its own for this one",
     )

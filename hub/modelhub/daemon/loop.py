@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from modelhub import config
 from modelhub.daemon import notify as systemd
 from modelhub.daemon.crew import Crew
-from modelhub.daemon.lock import DaemonLock
+from modelhub.daemon.lock import DaemonLock, Taken
 from modelhub.daemon.logs import Log
 from modelhub.daemon.scanners import Scanners
 from modelhub.daemon.wire import Message
@@ -78,11 +78,12 @@ class Daemon:
         self.scanners = Scanners(self)
         self.crew = Crew(self.settings.jobs.workers)
         self.mounts = MountTable()
+        self.lock = DaemonLock(catalog)
+        self.displaced: Taken | None = None
         self.ending = 0
         self.reload = False
         self.next: dict[str, float] = {}
         self.status: dict[str, Any] = {}
-        self.owner = ""
         self.faults: list[float] = []
         self.jobs_due = True
 
@@ -90,8 +91,7 @@ class Daemon:
 
     def run(self) -> int:
         """Watch until a signal says otherwise; the exit status. CatalogError where another daemon is at it."""
-        lock = DaemonLock(self.catalog)
-        self.owner = str(lock.acquire())
+        self.lock.acquire()
         try:
             self._start()
             while not self.ending:
@@ -99,12 +99,15 @@ class Daemon:
                     self._turn()
                 except Exception as error:  # noqa: BLE001 - a fault of ours must not end a watch of months
                     self._fault(error)
-            return self._stop()
+            status = self._stop()
+            if self.displaced is not None:
+                raise self.displaced
+            return status
         finally:
             self.scanners.close()
             for member in self.crew.members:
                 member.kill()
-            lock.release()
+            self.lock.release()
 
     def _start(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -189,6 +192,7 @@ class Daemon:
         due = [name for name, when in self.next.items() if now >= when]
         if "roots" in due:
             self.next["roots"] = now + ROOTS
+            self._look_at_lock()
             self._look_at_roots(now)
         if "rules" in due:
             self.next["rules"] = now + RULES
@@ -212,6 +216,18 @@ class Daemon:
             self.log.error("catalog", error=error.message)
             return
         self.crew.wanted(waiting, now, lambda member: self._join(member, self._heard))
+
+    def _look_at_lock(self) -> None:
+        """A connection to a server may be lost for a while, and with it what keeps others from watching for the same catalog."""
+        try:
+            if not self.lock.keep():
+                self.status = {}  # to be written again
+                self.log.warning("lock", what="the connection to the catalog was lost; the daemon's lock was taken again")
+        except Taken as error:
+            self.log.error("lock", error=error.message, hint=error.hint)
+            self.displaced, self.ending = error, signal.SIGTERM
+        except ModelhubError as error:
+            self.log.error("catalog", error=error.message)
 
     def _look_at_roots(self, now: float) -> None:
         try:
@@ -238,9 +254,9 @@ class Daemon:
         systemd.reloading()
         try:
             settings = config.settings()
-            from modelhub.rules.read import load_rules
+            from modelhub.rules import apart
 
-            load_rules()
+            apart.check()
         except ModelhubError as error:
             self.log.error("reload", error=error.message, hint=error.hint)
         else:
@@ -329,7 +345,7 @@ class Daemon:
         status = {"state": state, "roots": roots}
         if status != self.status:
             try:
-                self.catalog.set_daemon_status(self.owner, status)
+                self.catalog.set_daemon_status(self.lock.holder.text, status)
                 self.status = status
             except ModelhubError as error:
                 self.log.warning("catalog", error=error.message)

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from modelhub.workers import ParsePool
 
 
-CACHE = 2 << 10
-"""KiB of the catalog that each of this worker's connections may keep in memory: there may be many workers."""
 BEFORE = 120 * 10**9
 """How far back, in nanoseconds, rules look for what was recorded before this worker began."""
 
@@ -50,8 +48,9 @@ class ScanWorker:
     def catalog(self) -> Catalog:
         if self._catalog is None:
             from modelhub.catalog import Catalog
+            from modelhub.catalog.database import SMALL_CACHE
 
-            self._catalog = Catalog.open(cache=CACHE)
+            self._catalog = Catalog.open(cache=SMALL_CACHE)
         return self._catalog
 
     @property

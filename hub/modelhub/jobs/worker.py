@@ -246,6 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from modelhub import config
     from modelhub.catalog import Catalog
+    from modelhub.catalog.database import SMALL_CACHE
     from modelhub.jobs.front import see_to_it
 
     try:
@@ -255,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = config.Work()
     limits.step_back()
     try:
-        with Catalog.open() as catalog:
+        with Catalog.open(cache=SMALL_CACHE) as catalog:
             drain = given.drain or given.detached
             worker = Worker(catalog, memory=settings.memory, idle=given.idle, drain=drain, events=given.events)
             signal.signal(signal.SIGTERM, worker.end)
