@@ -11,7 +11,6 @@ from importlib import import_module
 from threading import Lock
 from typing import Any
 
-
 _LOCK = Lock()
 """Several threads may want the same kernel first: one compiles it, the others wait."""
 
