@@ -22,7 +22,7 @@ from modelhub.plugins import Plugins
 from modelhub.scratch import is_empty_directory
 from modelhub.table import Table, tensor_nbytes
 from modelhub.targets import edge_of, parse_target
-from modelhub.types import Conversion, Format, Metadata, Program, Recipe, RecipeOptions, Tensor, WriteOptions
+from modelhub.types import Conversion, Format, Metadata, Node, Program, Recipe, RecipeOptions, Tensor, WriteOptions
 
 PROGRAM_OPTIONS = ("calibration", "atol", "rtol")
 """What only a program can make use of."""
@@ -105,12 +105,11 @@ class Plan:
 
     @property
     def changed(self) -> Mapping[str, tuple[str, str]]:
-        """Tensors whose dtype changes: name -> (from, to)."""
-        before = {tensor.name: tensor.dtype for tensor in self.source.table().logical}
+        """Tensors that are encoded anew: name -> (dtype of what they are made of, their own)."""
         return {
-            tensor.name: (before[tensor.name], tensor.dtype)
+            tensor.name: (tensor.value.args["source"], tensor.dtype)
             for tensor in self.table.tensors
-            if before.get(tensor.name, tensor.dtype) != tensor.dtype
+            if isinstance(tensor.value, Node) and tensor.value.op == "cast"
         }
 
     def to_json(self) -> dict[str, Any]:
