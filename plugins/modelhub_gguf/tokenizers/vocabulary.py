@@ -139,9 +139,9 @@ def by_id(vocabulary: Mapping[str, Any], name: str) -> list[str | None]:
     if not vocabulary:
         raise InvalidFile(f"{name}: the vocabulary is empty")
     numbers = list(vocabulary.values())
-    odd = next((number for number in numbers if whole(number) is None or number >= MAX_TOKENS), None)
-    if odd is not None:
-        raise InvalidFile(f"{name}: {odd!r:.40} is not the id of a token")
+    odd = [number for number in numbers if type(number) is not int or not 0 <= number < MAX_TOKENS]
+    if odd:
+        raise InvalidFile(f"{name}: {odd[0]!r:.40} is not the id of a token")
     tokens: list[str | None] = [None] * (max(numbers) + 1)
     for token, number in vocabulary.items():
         if tokens[number] is not None:
