@@ -23,12 +23,14 @@ from modelhub_gguf.architectures.rows import by_class, rows
 from modelhub_gguf.documents import Documents, items, mapping, text
 from modelhub_gguf.fields import Field
 
+PRE = "tokenizer.ggml.pre"
 QUANTIZATION_VERSION = 2
 """``GGML_QNT_VERSION``: of the block layouts."""
 
 
 def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
-    """The GGUF table of a Hugging Face directory. ``options``: ``pre`` names the pre-tokenizer where the documents cannot say.
+    """The GGUF table of a Hugging Face directory. ``options``: what the user sets; `PRE` names the pre-tokenizer where the documents
+    cannot say.
 
     `UnsupportedFile` names an architecture, a tensor or a tokenizer that has no place there; `InvalidFile` what contradicts
     itself."""
@@ -139,7 +141,7 @@ def _native(
         "general.file_type": fields.u32(FILE_TYPES[plain_dtype(tensors)]),
         "general.quantization_version": fields.u32(QUANTIZATION_VERSION),
     }
-    pre = options.get("pre", "") or row.hints.get("pre", "")
+    pre = options.get(PRE, "") or row.hints.get("pre", "")
     native.update(tokenizers.fields(documents, config.raw, architecture=row.name, vocab_size=vocabulary, pre=pre))
     return native
 
