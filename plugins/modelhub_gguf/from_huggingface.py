@@ -29,8 +29,8 @@ QUANTIZATION_VERSION = 2
 
 
 def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
-    """The GGUF table of a Hugging Face directory. ``options``: what the user sets; `PRE` names the pre-tokenizer where the documents
-    cannot say.
+    """The GGUF table of a Hugging Face directory. ``options``: what the user sets; `PRE` names the pre-tokenizer where the
+    documents cannot say.
 
     `UnsupportedFile` names an architecture, a tensor or a tokenizer that has no place there; `InvalidFile` what contradicts
     itself."""

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from modelhub import InvalidFile, UnsupportedFile
+from modelhub import File, InvalidFile, UnsupportedFile
+from modelhub_gguf.header import parse
 from modelhub_gguf.tokenizers.pretokenizers import DEEPSEEK_LETTERS
 
+from tests.conftest import Modelhub
+from tests.plugins.gguf.logits import tiny
 from tests.plugins.gguf.vocabularies import (
     DECOMPOSED,
     HARD,
@@ -228,6 +231,19 @@ def test_an_unknown_cut_is_shown_and_can_be_named(tmp_path: Path) -> None:
     assert "'[aeiou]+|[^aeiou]+'" in caught.value.message
     assert "--set tokenizer.ggml.pre=" in caught.value.hint
     assert to_gguf(directory, pre="gpt-2")["tokenizer.ggml.pre"].value == "gpt-2"
+
+
+def test_a_user_names_the_cut(tmp_path: Path, modelhub: Modelhub) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+    tiny(tmp_path / "hf", "LlamaForCausalLM", sizes, tokenizer="")
+    save(tmp_path / "hf", tokenizer_json=train_bytewise(sequence(split("[aeiou]+|[^aeiou]+"), BYTES), size=300))
+    words = ("convert", tmp_path / "hf", "--to", "gguf", "-o", tmp_path / "model.gguf")
+    failed = modelhub(*words, status=3)
+    assert "'[aeiou]+|[^aeiou]+'" in failed.stderr
+    assert "--set tokenizer.ggml.pre=NAME" in failed.stderr
+    modelhub(*words, "--set", "tokenizer.ggml.pre=gpt-2")
+    with File(str(tmp_path / "model.gguf")) as file:
+        assert parse(file).fields["tokenizer.ggml.pre"].value == "gpt-2"
 
 
 def test_what_llama_cpp_does_not_do_to_a_text_is_said(tmp_path: Path) -> None:
