@@ -30,10 +30,11 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site))
-    before = set(sys.modules)
+    made: set[str] = set()
 
     def make(name: str, source: str, version: str = "1.0", entry: str = "") -> Path:
         module = f"modelhub_{name.replace('-', '_')}"
+        made.add(module)
         path = site / f"{module}.py"
         path.write_text(textwrap.dedent(source))
         info = site / f"{module}-{version}.dist-info"
@@ -43,9 +44,8 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
         return path
 
     yield make
-    for name in set(sys.modules) - before:
-        if name.startswith("modelhub_"):
-            del sys.modules[name]
+    for name in made & set(sys.modules):
+        del sys.modules[name]
     plugins.use(None)
 
 

@@ -46,7 +46,7 @@ def test_the_core_and_first_party_plugins_come_first(make_plugin) -> None:
     names = [item.name for item in plugins.load().reports]
     assert names[0] == "modelhub"
     assert names.index("safetensors") < names.index("aaa")
-    assert all(item.status == "ok" for item in plugins.load().reports)
+    assert not [(item.name, item.reason) for item in plugins.load().reports if item.status != "ok"]
 
 
 BROKEN = {
@@ -251,3 +251,23 @@ def test_loading_imports_nothing_heavy(modelhub_python) -> None:
         "print([name for name in ('numpy', 'torch', 'sqlalchemy', 'alembic', 'safetensors') if name in sys.modules])"
     )
     assert heavy.strip() == "[]"
+
+
+def test_a_codec_of_a_plugin_is_found_by_conversions(make_plugin) -> None:
+    from modelhub import codecs
+
+    make_plugin(
+        "thirds",
+        """
+from modelhub import Codec, DType, dtypes, hookimpl
+
+dtypes.register(DType("THIRDS", 1, kind="quantized", numpy="|u1"))
+
+
+@hookimpl
+def modelhub_codecs():
+    yield Codec(dtype="THIRDS", decode=lambda data, elements: data.astype("float32") / 3)
+""",
+    )
+    assert plugins.load().plugin_of("codec", "THIRDS").status == "ok"
+    assert codecs.codec_of("THIRDS", "decode").dtype == "THIRDS"
