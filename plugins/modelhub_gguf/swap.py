@@ -49,4 +49,3 @@ def _needs(inputs: Any, args: Any, start: int, stop: int) -> list[tuple[int, int
 
 
 OP = Op(name="gguf.swap", rows=_rows, infer=_infer, needs=_needs)
-ops.register(OP)

@@ -84,6 +84,16 @@ def test_what_ggjt_3_becomes_runs_in_llama_cpp(tmp_path: Path, kind: int, file_t
     assert finding.message.startswith("runs in llama.cpp")
 
 
+def test_llama_cpp_runs_a_split_of_ours(tmp_path: Path) -> None:
+    source = written(tmp_path / "model.bin", build(llama(F16), file_type=1))
+    table = legacy_convert.derive([look(source).load_table()], {})
+    options = WriteOptions(name="part", max_shard_size=60_000)
+    done = write_checkpoint(plugins.get().formats["gguf"], table, str(tmp_path / "part.gguf"), options, sync=False)
+    assert len(done.files) > 2
+    (finding,) = run_check(look(tmp_path / done.files[0]), "gguf-runs")
+    assert finding.message.startswith("runs in llama.cpp")
+
+
 @pytest.mark.parametrize(
     ("kind", "version", "converts"),
     [(Q4_0, 1, False), (Q4_0, 2, False), (Q8_0, 2, False), (6, 2, True), (7, 2, True), (6, 1, False), (Q4_2, 1, False)],
