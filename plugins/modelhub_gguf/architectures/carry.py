@@ -65,7 +65,8 @@ class Carrier:
             for hf, gguf in row.names.items():
                 self._names.setdefault(gguf, hf)
             for rule in row.rules:
-                self._rules.update(dict.fromkeys(rule.gguf, rule))
+                if rule.returns:
+                    self._rules.update(dict.fromkeys(rule.gguf, rule))
         else:
             self._names = dict(row.names)
             for rule in row.rules:
@@ -93,6 +94,8 @@ class Carrier:
             if self._ignored.fullmatch(name):
                 return
         found = self._index.find(name)
+        if found is None and not self.back:
+            found = self._index.find(f"model.{name}")  # a model that was saved without its head
         if found is None:
             raise UnsupportedFile(self._stranger(tensor))
         rule = self._rules.get(found.pattern)

@@ -18,7 +18,7 @@ MAX_COUNT = (1 << 32) - 1
 _INNER = ("text_config", "llm_config", "lm_config", "language_config")
 _THETA = ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base")
 _LOCAL_THETA = ("local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq")
-_PARTIAL = ("partial_rotary_factor", "rope_pct", "rope_percent")
+_PARTIAL = ("partial_rotary_factor", "rope_pct", "rope_percent", "rotary_pct")
 _PER_KIND = ("full_attention", "sliding_attention")
 
 
@@ -127,6 +127,13 @@ class Config:
     def global_rope(self) -> Mapping[str, Any]:
         """The rotary settings of layers that see the whole context."""
         return mapping(self.rope.get("full_attention")) or self.rope
+
+    def rotary_factor(self, default: float) -> float:
+        """Which part of a head is rotated."""
+        factor = self.global_rope.get("partial_rotary_factor", default)
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
+            raise InvalidFile(f"config.json: partial_rotary_factor is {factor!r:.40}, a number above 0 and up to 1 was expected")
+        return float(factor)
 
 
 def _defaults(config: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]], *, always: bool = True) -> dict[str, Any]:

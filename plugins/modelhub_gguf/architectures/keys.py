@@ -123,6 +123,16 @@ ROPE = (
 )
 
 
+def _odd_base(config: Config) -> Any:
+    base = config.global_rope.get("rope_theta")
+    return None if base == USUAL_ROPE_BASE else base
+
+
+USUAL_ROPE_BASE = 10000.0
+ODD_ROPE_BASE = computed("rope.freq_base", F32, _odd_base)
+"""For architectures for which the reference writes no base: llama.cpp takes 10000 then, and another one must be said."""
+
+
 # --- what most architectures share --------------------------------------------------------------------------------
 
 

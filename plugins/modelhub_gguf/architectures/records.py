@@ -46,11 +46,13 @@ class Regroup:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Names that do not map one to one: ``hf`` patterns that together become the ``gguf`` patterns."""
+    """Names that do not map one to one: ``hf`` patterns that together become the ``gguf`` patterns. ``returns``: whether the way
+    back goes through it; else it goes by the row's ``names`` for the same tensors."""
 
     hf: tuple[str, ...]
     gguf: tuple[str, ...]
     regroup: Regroup
+    returns: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from modelhub_gguf.architectures.records import Architecture
 
-MODULES = ("llama", "qwen", "gpt2", "bert")
+MODULES = ("llama", "qwen", "gpt2", "bert", "gemma", "phi", "gptneox", "stablelm", "starcoder", "smollm", "granite", "glm")
 """Each has ``ROWS``, a tuple of `Architecture`."""
 
 

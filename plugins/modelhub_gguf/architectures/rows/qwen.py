@@ -1,16 +1,45 @@
-"""Qwen 2 and 2.5. Facts: llama.cpp ``conversion/qwen.py``."""
+"""Qwen 2, 2.5 and 3, and their mixtures of experts. Facts: llama.cpp ``conversion/qwen.py`` (``Qwen2Model``, ``Qwen2MoeModel``,
+``Qwen3Model``, ``Qwen3MoeModel``)."""
 
 from __future__ import annotations
 
 from modelhub_gguf.architectures.config import Config
-from modelhub_gguf.architectures.keys import BASE, POOLING
-from modelhub_gguf.architectures.names import LLAMA
-from modelhub_gguf.architectures.records import Architecture
+from modelhub_gguf.architectures.keys import BASE, POOLING, count
+from modelhub_gguf.architectures.names import ATTENTION, EXPERTS, LLAMA, MLP, NORMS, QK_NORMS, decoder
+from modelhub_gguf.architectures.records import Architecture, Rule
+from modelhub_gguf.architectures.transforms import split
+
+SHARED = {
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+STACKED = {"mlp.experts.down_proj": "ffn_down_exps"}
+"""Experts that are one tensor already, as transformers 5 holds them in memory and some tools save them."""
+FUSED = Rule(
+    hf=("model.layers.{b}.mlp.experts.gate_up_proj",),
+    gguf=("blk.{b}.ffn_gate_exps", "blk.{b}.ffn_up_exps"),
+    regroup=split(2, axis=1),
+    returns=False,
+)
+MOE_KEYS = (
+    *BASE,
+    count("expert_feed_forward_length", "moe_intermediate_size"),
+    count("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+)
 
 
 def complete(config: Config) -> None:
     if config.find("num_key_value_heads") is None:
         config.values["num_key_value_heads"] = config.heads
+
+
+def experts(count: int, config: Config) -> None:
+    """How many experts transformers takes where nothing is said: under which of two names it is, a default cannot tell."""
+    complete(config)
+    if not config.experts:
+        config.values["num_experts"] = count
 
 
 ROWS = (
@@ -25,4 +54,48 @@ ROWS = (
         keys=(*BASE, *POOLING),
         names=LLAMA,
     ),
-)
+    Architecture(
+        name="qwen2moe",
+        hf=("Qwen2MoeForCausalLM",),
+        model_type="qwen2_moe",
+        defaults={
+            "": {
+                "max_position_embeddings": 32768, "num_key_value_heads": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+            },
+        },
+        config=lambda config: experts(60, config),
+        keys=MOE_KEYS,
+        names=decoder(NORMS, ATTENTION, MLP, EXPERTS, STACKED, SHARED),
+        rules=(FUSED,),
+    ),
+    Architecture(
+        name="qwen3",
+        hf=("Qwen3ForCausalLM", "Qwen3Model"),
+        model_type="qwen3",
+        defaults={
+            "": {
+                "max_position_embeddings": 32768, "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                "head_dim": 128,
+            },
+        },
+        config=complete,
+        keys=(*BASE, *POOLING),
+        names=decoder(NORMS, ATTENTION, MLP, QK_NORMS),
+    ),
+    Architecture(
+        name="qwen3moe",
+        hf=("Qwen3MoeForCausalLM",),
+        model_type="qwen3_moe",
+        defaults={
+            "": {
+                "max_position_embeddings": 32768, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+            },
+        },
+        config=lambda config: experts(128, config),
+        keys=MOE_KEYS,
+        names=decoder(NORMS, ATTENTION, MLP, QK_NORMS, EXPERTS, STACKED),
+        rules=(FUSED,),
+    ),
+)  # fmt: skip
