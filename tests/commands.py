@@ -128,6 +128,7 @@ def serve(channel: socket.socket) -> None:
     for point in entry_points(group="modelhub"):  # their modules only: which of them take part is each command's business
         with contextlib.suppress(Exception):
             import_module(point.module)
+    os.fsync = os.fdatasync = lambda handle: None  # no test pulls the plug
     gc.collect()
     gc.freeze()
     path = list(sys.path)

@@ -62,6 +62,16 @@ class Result(subprocess.CompletedProcess[str]):
 Modelhub = Callable[..., Result]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_flushed() -> Iterator[None]:
+    """No test pulls the plug, and waiting for the disk is most of what many would do: neither this process nor the commands that
+    it runs do. (What they start anew does.)"""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "fdatasync"):
+            patch.setattr(os, name, lambda handle: None)
+        yield
+
+
 _commands = Commands()
 
 
