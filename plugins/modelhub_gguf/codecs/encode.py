@@ -14,19 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelhub_gguf.codecs.decode_blocks import E2M1, e4m3_unsigned
-from modelhub_gguf.codecs.rows import Bytes, Floats, checked
+from modelhub_gguf.codecs.rows import Bytes, Floats
 
 CHUNK = 1 << 16
 """Elements that are encoded at a time, so that what a step makes of them stays in the processor's second-level cache."""
 
 
-def encode(values: Floats, importance: Floats | None = None, *, block: int, blocks: Callable[[Floats], Bytes]) -> Bytes:
-    """Rows encoded by ``blocks``, which does not heed importance. ValueError for NaN and infinity."""
-    values, _ = checked(values, importance, block)
-    whole = values.reshape(-1, block)
-    step = CHUNK // block
+def encode(values: Floats, blocks: Callable[[Floats], Bytes]) -> Bytes:
+    """All of ``values`` (blocks, elements) by ``blocks``, one of the functions below: flat bytes."""
+    step = CHUNK // values.shape[1]
     with np.errstate(all="ignore"):
-        done = [blocks(whole[start : start + step]) for start in range(0, len(whole), step)]
+        done = [blocks(values[start : start + step]) for start in range(0, len(values), step)]
     return np.concatenate(done).reshape(-1) if done else np.empty(0, np.uint8)
 
 
@@ -145,11 +143,12 @@ def mxfp4(values: Floats) -> Bytes:
 
 
 def _e4m3_codes(values: Floats) -> Bytes:
-    """The nearest codes of `decode_blocks.e4m3_unsigned`, as ``ggml_fp32_to_ue4m3`` finds them: halves up; 0x7E from 448 on."""
+    """The nearest codes of `decode_blocks.e4m3_unsigned`, as ``ggml_fp32_to_ue4m3`` finds them: halves up; what would have
+    the highest exponent is 0x7E."""
     bits = np.minimum(values, np.float32(448)).view(np.int32)
     exponent = (bits >> 23) - 120
-    whole = np.minimum((exponent << 3) + ((bits >> 20) & 7) + ((bits >> 19) & 1), 0x7E)
-    whole = np.where(exponent >= 15, 0x7E, whole)
+    whole = (exponent << 3) + ((bits >> 20) & 7) + ((bits >> 19) & 1)
+    whole = np.where(whole >= 15 << 3, 0x7E, whole)
     tiny = np.minimum((values * np.float32(512) + np.float32(0.5)).astype(np.int32), 7)
     return np.where(values > 0, np.where(exponent <= 0, tiny, whole), 0).astype(np.uint8)
 

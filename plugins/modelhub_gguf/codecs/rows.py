@@ -9,21 +9,29 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-def checked(values: Floats, importance: Floats | None, block: int) -> tuple[Floats, Floats | None]:
-    """``values`` (rows, columns) and ``importance`` (columns,) as contiguous float32, all of it finite. ValueError otherwise,
-    and where a row is not whole blocks."""
-    values = np.ascontiguousarray(values, np.float32)
-    if values.ndim != 2 or values.shape[1] % block:
-        raise ValueError(f"rows of {values.shape[-1:]} elements are not whole blocks of {block}")
-    refuse_infinite(values)
-    if importance is not None:
-        importance = np.ascontiguousarray(importance, np.float32)
-        if importance.shape != values.shape[1:]:
-            raise ValueError(f"{importance.size} importance weights for rows of {values.shape[1]}")
-        finite = np.isfinite(importance)
-        if not finite.all():
-            raise ValueError(f"the importance weight of column {int(finite.argmin())} is not a finite number")
-    return values, importance
+def check_shape(dtype: str, block: int, columns: int) -> None:
+    """ValueError where rows of so many ``columns`` are not whole blocks."""
+    if columns % block or not columns:
+        raise ValueError(f"rows of {columns} elements are not whole blocks of {block}, as {dtype} has them")
+
+
+def rows_of(dtype: str, block: int, values: Floats) -> Floats:
+    """``values`` as contiguous float32 (rows, columns). ValueError where they are not rows of whole blocks."""
+    if values.ndim != 2:
+        raise ValueError(f"{dtype} is encoded by rows: an array of {values.ndim} dimensions has none")
+    check_shape(dtype, block, values.shape[1])
+    return np.ascontiguousarray(values, np.float32)
+
+
+def weights_of(importance: Floats, columns: int) -> Floats:
+    """``importance`` as contiguous float32 (columns,). ValueError where it is not, or not finite."""
+    weights = np.ascontiguousarray(importance, np.float32)
+    if weights.shape != (columns,):
+        raise ValueError(f"importance weights of shape {weights.shape} for rows of {columns} elements")
+    finite = np.isfinite(weights)
+    if not finite.all():
+        raise ValueError(f"the importance weight of column {int(finite.argmin())} is not a finite number")
+    return weights
 
 
 def refuse_infinite(values: Floats) -> None:

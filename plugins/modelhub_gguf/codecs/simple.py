@@ -15,7 +15,7 @@ import numpy as np
 from modelhub_gguf.codecs import jit
 from modelhub_gguf.codecs.decode import decode
 from modelhub_gguf.codecs.encode import encode as encode_plainly
-from modelhub_gguf.codecs.rows import Bytes, Floats, checked, refuse_infinite
+from modelhub_gguf.codecs.rows import Bytes, Floats, check_shape, refuse_infinite, rows_of, weights_of
 from modelhub_gguf.codecs.signatures import compiled
 from modelhub_gguf.types import BY_NAME
 
@@ -42,10 +42,7 @@ def _run(dtype: str, data: Bytes, source: str, columns: int, sums: Any) -> Bytes
     """All of ``data`` through the compiled kernel; measured where ``sums`` is not empty."""
     shape = BY_NAME[dtype]
     kind, width = _KINDS[source]
-    elements = data.size // width
-    if elements % columns or columns % shape.block:
-        raise ValueError(f"rows of {columns} elements are not whole blocks of {shape.block}")
-    out = np.empty((elements // shape.block, shape.nbytes), np.uint8)
+    out = np.empty((data.size // (shape.block * width), shape.nbytes), np.uint8)
     if _kernel(dtype)(data, kind, out, sums.size > 0, sums) >= 0:
         refuse_infinite(widened(data, source).reshape(-1, columns))
     return out.reshape(-1)
@@ -60,17 +57,16 @@ def widened(data: Bytes, dtype: str) -> Floats:
 
 
 def encode(dtype: str, values: Floats, importance: Floats | None = None) -> Bytes:
-    """``values``, float32 (rows, columns), as blocks; ``importance``: weights of the columns. ValueError for NaN and infinity."""
-    shape = BY_NAME[dtype]
+    """``values``, float32 (rows, columns), as blocks; ``importance``: weights of the columns. ValueError for NaN and infinity,
+    and for rows that are not whole blocks."""
+    block = BY_NAME[dtype].block
+    values = rows_of(dtype, block, values)
     if importance is not None and dtype in WEIGHTED:
-        values, importance = checked(values, importance, shape.block)
-        assert importance is not None
         return _encode_weighted(dtype, values, importance, np.empty(0))
-    if _kernel(dtype) is None:
-        blocks = getattr(import_module("modelhub_gguf.codecs.encode"), dtype.lower())
-        return encode_plainly(values, block=shape.block, blocks=blocks)
-    values = np.ascontiguousarray(values, np.float32)
-    return _run(dtype, values.reshape(-1).view(np.uint8), "F32", values.shape[1], np.empty(0))
+    if _kernel(dtype) is not None:
+        return _run(dtype, values.reshape(-1).view(np.uint8), "F32", values.shape[1], np.empty(0))
+    refuse_infinite(values)
+    return encode_plainly(values.reshape(-1, block), getattr(import_module("modelhub_gguf.codecs.encode"), dtype.lower()))
 
 
 def transcode(
@@ -79,22 +75,25 @@ def transcode(
     """See `modelhub.Codec`: the bytes of rows of ``source`` to blocks and sums of errors. None where it takes several steps."""
     if source not in _KINDS or _kernel(dtype) is None:
         return None
-    sums = np.zeros(6)
+    check_shape(dtype, BY_NAME[dtype].block, columns)
+    if data.dtype != np.uint8 or data.ndim != 1 or data.size % (columns * _KINDS[source][1]):
+        raise ValueError(f"{data.nbytes} bytes of {source} are not whole rows of {columns} elements")
+    data, sums = np.ascontiguousarray(data), np.zeros(6)
     if importance is not None and dtype in WEIGHTED:
-        values, importance = checked(widened(data, source).reshape(-1, columns), importance, BY_NAME[dtype].block)
-        assert importance is not None
-        blocks = _encode_weighted(dtype, values, importance, sums)
+        blocks = _encode_weighted(dtype, widened(data, source).reshape(-1, columns), importance, sums)
     else:
-        blocks = _run(dtype, np.ascontiguousarray(data), source, columns, sums)
+        blocks = _run(dtype, data, source, columns, sums)
     return blocks, [float(figure) for figure in sums]
 
 
 def _encode_weighted(dtype: str, values: Floats, importance: Floats, sums: Any) -> Bytes:
     from modelhub_gguf.codecs import lanes_weighted
 
-    weights = lanes_weighted.weights_of(values, importance)
+    refuse_infinite(values)
+    weights = lanes_weighted.weights_of(values, weights_of(importance, values.shape[1]))
     blocks = lanes_weighted.encode(dtype, values, weights, sums)
-    if sums.size and not np.isfinite(sums).all():  # single precision was too short, or the blocks' scales were
+    # Squares may be too large or too small for single precision, a scale too large for half precision.
+    if sums.size and (not np.isfinite(sums).all() or (sums[1] < 1e-30 and values.any())):
         sums[:] = exact_sums(values.reshape(-1), decode(dtype, blocks, values.size))
     return blocks
 

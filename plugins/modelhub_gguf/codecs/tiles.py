@@ -113,13 +113,13 @@ def measure_wide(x: Any, y: Any, sums: Any) -> None:
 
 
 @jit.inlined
-def measure(x: Any, y: Any, lanes: Any, sums: Any) -> None:
+def measure(x: Any, y: Any, most: Any, lanes: Any, sums: Any) -> None:
     """Adds a tile to ``sums`` (float64: count, squares of x, of y - x, products, squares of y, and the largest error's
-    magnitude). ``x`` and ``y``: (rows, 16); ``lanes``: scratch of (4, 16)."""
+    magnitude). ``x`` and ``y``: (rows, 16); ``most``: bits of the largest of x; ``lanes``: scratch of (4, 16)."""
     errors = splat(np.float32(0))
     sources = errors
     results = errors
-    most = errors
+    worst = errors
     for row in range(x.shape[0]):
         a = load(x, row)
         b = load(y, row)
@@ -127,11 +127,11 @@ def measure(x: Any, y: Any, lanes: Any, sums: Any) -> None:
         errors = errors + e * e
         sources = sources + a * a
         results = results + b * b
-        most = higher(magnitude(e), most)
+        worst = higher(magnitude(e), worst)
     store(lanes, 0, errors)
     store(lanes, 1, sources)
     store(lanes, 2, results)
-    store(lanes, 3, most)
+    store(lanes, 3, worst)
     e2 = 0.0
     a2 = 0.0
     b2 = 0.0
@@ -139,7 +139,7 @@ def measure(x: Any, y: Any, lanes: Any, sums: Any) -> None:
         e2 += lanes[0, i]
         a2 += lanes[1, i]
         b2 += lanes[2, i]
-    if e2 + a2 + b2 < 1e38 and (a2 > 1e-30 or a2 == 0.0):
+    if e2 + a2 + b2 < 1e38 and (a2 > 1e-30 or most == 0):
         sums[0] += x.size
         sums[1] += a2
         sums[2] += e2
@@ -170,9 +170,10 @@ def run(encode: Any, block: int, data: Any, kind: int, out: Any, measured: bool,
     for start in range(0, out.shape[0], size):
         n = min(size, out.shape[0] - start)
         widen(data, kind, start * block, flat[: n * block])
-        if magnitudes(bits[:n], most) >= INFINITE:
+        largest = magnitudes(bits[:n], most)
+        if largest >= INFINITE:
             return start
         encode(Tile(bits[:n], values[:n], most, out[start : start + n], result, scales, halves, over, extra, quants))
         if measured:
-            measure(values[:n].reshape(n * block // 16, 16), result[:n].reshape(n * block // 16, 16), lanes, sums)
+            measure(values[:n].reshape(n * block // 16, 16), result[:n].reshape(n * block // 16, 16), largest, lanes, sums)
     return -1
