@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from modelhub import Check, Format, Program, hookimpl
 
-from modelhub_onnx import checks, smaller
+from modelhub_onnx import checks, export, smaller
 from modelhub_onnx.elements import DTYPES
 from modelhub_onnx.reader import DATA_SUFFIXES, ORT_SUFFIX, OTHER_SUFFIXES, SUFFIX, detect, read
 
@@ -35,3 +35,4 @@ def modelhub_checks() -> Iterator[Check]:
 @hookimpl
 def modelhub_conversions() -> Iterator[Program]:
     yield from smaller.programs()
+    yield export.program()

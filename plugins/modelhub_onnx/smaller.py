@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from modelhub import Checkpoint, ModelhubError, Program, ProgramResult, Table, UsageError
+from modelhub import Checkpoint, File, ModelhubError, Program, ProgramResult, Table, UsageError
 
 from modelhub_onnx import compare, running
+from modelhub_onnx.graph import TRACKED, parse
 
 if TYPE_CHECKING:
     import onnx
@@ -67,7 +68,7 @@ def _run(make: Make, checkpoint: Checkpoint, output: str, options: Mapping[str, 
         raise UsageError("int8-static needs inputs to calibrate with", "--calibration PATH: an .npz, or a directory of such")
 
     def work(expected: compare.Reference) -> str:
-        with _own_temporary_files(os.path.dirname(output)), _quiet():
+        with own_temporary_files(os.path.dirname(output)), quiet():
             notes.extend(make(_load(checkpoint.primary.path), output, expected, options))
         return output
 
@@ -76,7 +77,7 @@ def _run(make: Make, checkpoint: Checkpoint, output: str, options: Mapping[str, 
 
 
 @contextmanager
-def _own_temporary_files(directory: str) -> Iterator[None]:
+def own_temporary_files(directory: str) -> Iterator[None]:
     """The tools write whole models to temporary files: where the output goes there is room, and elsewhere perhaps not."""
     place = tempfile.mkdtemp(prefix=".work-", dir=directory)
     before, tempfile.tempdir = tempfile.tempdir, place
@@ -88,7 +89,7 @@ def _own_temporary_files(directory: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The tools log each node that they pass by."""
     logging.disable(logging.WARNING)
     try:
@@ -108,7 +109,7 @@ def _load(path: str) -> onnx.ModelProto:
     return inferred
 
 
-def _save(model: onnx.ModelProto, output: str) -> None:
+def save(model: onnx.ModelProto, output: str) -> None:
     """One file, or one and its external data where it is too large for that."""
     import onnx
 
@@ -135,12 +136,14 @@ def _fp16(model: onnx.ModelProto, output: str, expected: compare.Reference, opti
         tensor.name: int(np.count_nonzero(np.abs(numpy_helper.to_array(tensor)) > np.finfo(np.float16).max)) for tensor in floats
     }
     made = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
-    _save(made, output)
+    save(made, output)
     clipped = {name: count for name, count in large.items() if count}
     if not clipped:
         return []
-    first = next(iter(clipped))
-    return [f"{sum(clipped.values())} weights are too large for half precision and were clipped, the first in {first}"]
+    first, count = next(iter(clipped)), sum(clipped.values())
+    return [
+        f"{count} {'weight is' if count == 1 else 'weights are'} too large for half precision and clipped, the first in {first}"
+    ]
 
 
 def _int8(model: onnx.ModelProto, output: str, expected: compare.Reference, options: Mapping[str, str]) -> list[str]:
@@ -151,7 +154,13 @@ def _int8(model: onnx.ModelProto, output: str, expected: compare.Reference, opti
     kinds = [kind for kind in IntegerOpsRegistry if kind != "Conv"]
     large = _is_large(model)
     quantize_dynamic(
-        model, output, op_types_to_quantize=kinds, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=large
+        model,
+        output,
+        op_types_to_quantize=kinds,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=large,
+        extra_options={"EnableSubgraph": True},
     )
     _has_quantized(output, "int8-static --calibration quantizes convolutions too")
     return []
@@ -216,11 +225,7 @@ def _blocks(bits: int) -> Make:
 
 def _has_quantized(output: str, hint: str) -> None:
     """What the tools leave as it was, they do not mention."""
-    import onnx
-
-    from modelhub_onnx.graph import TRACKED
-
-    model = onnx.load(output, load_external_data=False)
-    operators = {node.op_type.encode() for node in model.graph.node}
+    with File(output) as file:
+        operators = {name.encode() for _, name in parse(file).operators}
     if not operators & TRACKED:
         raise ModelhubError("nothing in this model could be quantized in this way", hint)

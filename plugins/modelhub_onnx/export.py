@@ -1,0 +1,254 @@
+"""Hugging Face directories exported to ONNX, by transformers' and torch's own exporter; encoders, and decoders with their cache.
+
+Names are those that runtimes know: ``input_ids``, ``attention_mask``, ``past_key_values.N.key`` and ``.value`` in, ``logits`` and
+``present.N.key`` and ``.value`` out; batch, sequence and past are of any size. It has to compute what torch computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from itertools import islice
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from modelhub import Checkpoint, ModelhubError, Program, ProgramResult, UsageError
+
+from modelhub_onnx import compare, running, smaller
+
+if TYPE_CHECKING:
+    import onnx
+
+SHAPES = ((1, 5, 3), (2, 9, 6), (3, 1, 12), (1, 7, 0))
+"""(batch, new positions, positions in the cache) that the exported model is compared on; none of them is the traced one."""
+TRACED = (2, 8, 4)
+BASE = 3 << 30
+DECODERS = ("ForCausalLM", "LMHeadModel")
+
+
+def program() -> Program:
+    return Program(
+        name="huggingface-to-onnx",
+        source="huggingface",
+        target="onnx",
+        run=run,
+        requires=("torch", "transformers", "onnxscript", "onnx", "onnxruntime"),
+        memory_estimate=lambda table: BASE + 24 * table.parameters,
+        title="Exported by transformers and torch, in single precision",
+        extra="export",
+        options=("calibration", "atol", "rtol"),
+    )
+
+
+def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str]) -> ProgramResult:
+    """Load, trace, write, and compare with torch."""
+    with smaller.own_temporary_files(os.path.dirname(output)), _quiet():
+        model = _load(checkpoint.directory)
+        caching = type(model).__name__.endswith(DECODERS)
+        example = _feed(model, caching, *TRACED, seed=99)
+        feeds, whose = _inputs(model, caching, example, options)
+        before = [_compute(model, feed) for feed in feeds]  # first: the exporter leaves its marks on a model
+        _export(model, example, output)
+        del model
+    names = [one["name"] for one in _outputs(output)]
+    loaded = running.session(output)
+    try:
+        after = running.run(loaded, feeds)
+    except Exception as error:
+        raise ModelhubError(f"what was exported does not run: {' '.join(str(error).split())[:500]}") from error
+    rows = compare.differences(names, before, [one.name for one in loaded.get_outputs()], after, options)
+    return ProgramResult(compared=rows, notes=[f"compared with what torch computes, on {whose}"])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters print and warn a good deal, about themselves."""
+    logging: Any = import_module("transformers.utils.logging")
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with smaller.quiet(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _load(directory: str) -> Any:
+    """The model as its configuration names it, in single precision. Nothing is downloaded; no code of the directory is run."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    name = (config.architectures or [""])[0]
+    kind = getattr(transformers, name, None) or transformers.AutoModel
+    if config.is_encoder_decoder:
+        raise ModelhubError(f"{name or directory} has an encoder and a decoder, which take a model each: not exported here")
+    model = kind.from_pretrained(directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+    if model.main_input_name != "input_ids":
+        raise ModelhubError(f"{type(model).__name__} takes {model.main_input_name}: only models of input_ids are exported here")
+    return model.eval()
+
+
+def _feed(model: Any, caching: bool, batch: int, new: int, past: int, seed: int) -> dict[str, Any]:
+    """Made-up inputs, by the names that the ONNX model has."""
+    import inspect
+
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    past = past if caching else 0
+    feed: dict[str, Any] = {
+        "input_ids": random.integers(0, vocabulary, (batch, new)),
+        "attention_mask": np.ones((batch, past + new), np.int64),
+    }
+    if not caching and "token_type_ids" in inspect.signature(model.forward).parameters:
+        feed["token_type_ids"] = random.integers(0, max(1, getattr(model.config, "type_vocab_size", 1)), (batch, new))
+    if caching:
+        for number, (key, value) in enumerate(_cached(model, random.integers(0, vocabulary, (batch, max(past, 1))))):
+            feed[f"past_key_values.{number}.key"] = key[:, :, :past].copy()
+            feed[f"past_key_values.{number}.value"] = value[:, :, :past].copy()
+    return feed
+
+
+def _cached(model: Any, ids: Any) -> list[tuple[Any, Any]]:
+    """(keys, values) of each layer after ``ids``."""
+    import torch
+
+    with torch.no_grad():
+        made = model(input_ids=torch.from_numpy(ids), use_cache=True)
+    layers = next((value.layers for value in made.values() if hasattr(value, "layers")), None)
+    if not layers or any(getattr(layer, "keys", None) is None or layer.keys.dim() != 4 for layer in layers):
+        raise ModelhubError(f"{type(model).__name__} keeps no plain keys and values: its cache cannot be exported here")
+    return [(layer.keys.numpy(), layer.values.numpy()) for layer in layers]
+
+
+def _arguments(feed: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs for the torch model."""
+    import torch
+    from transformers import DynamicCache
+
+    found: dict[str, Any] = {name: torch.from_numpy(array) for name, array in feed.items() if "past_key_values" not in name}
+    count = sum(name.startswith("past_key_values.") for name in feed) // 2
+    if count:
+        cache = DynamicCache()
+        for number in range(count):
+            key, value = (torch.from_numpy(feed[f"past_key_values.{number}.{part}"]) for part in ("key", "value"))
+            cache.update(key, value, number)
+        found |= {"past_key_values": cache, "use_cache": True}
+    return found
+
+
+def _compute(model: Any, feed: Mapping[str, Any]) -> list[Any]:
+    """What torch makes of a feed, in the order of the ONNX model's outputs."""
+    import torch
+
+    with torch.no_grad():
+        made = model(**_arguments(feed))
+    found = []
+    for value in made.values():
+        if hasattr(value, "layers"):  # a cache; its name has changed between versions
+            found += [part.numpy() for layer in value.layers for part in (layer.keys, layer.values)]
+        elif isinstance(value, torch.Tensor):
+            found.append(value.numpy())
+    return found
+
+
+def _inputs(
+    model: Any, caching: bool, example: Mapping[str, Any], options: Mapping[str, str]
+) -> tuple[Sequence[Mapping[str, Any]], str]:
+    if options.get("calibration"):
+        feeds = list(islice(running.given(options["calibration"], _Declared(example)), compare.MOST))
+        return feeds, f"{len(feeds)} set{'s' if len(feeds) != 1 else ''} of inputs from --calibration"
+    made = [_feed(model, caching, *shape, seed) for seed, shape in enumerate(SHAPES)]
+    return made, f"{len(made)} sets of made-up inputs of other sizes than it was traced with"
+
+
+class _Declared:
+    """The inputs that the model will have, as a session tells them."""
+
+    def __init__(self, example: Mapping[str, Any]) -> None:
+        self._example = example
+
+    def get_inputs(self) -> list[Any]:
+        kinds = {"f": "tensor(float)", "i": "tensor(int64)"}
+        return [SimpleNamespace(name=name, type=kinds[array.dtype.kind]) for name, array in self._example.items()]
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def _export(model: Any, example: Mapping[str, Any], output: str) -> None:
+    import onnx
+
+    try:
+        exporters: Any = import_module("transformers.exporters.exporter_onnx")
+    except ImportError as error:
+        raise UsageError(
+            f"this transformers has no exporter to ONNX: {error}", "pip install --upgrade transformers onnxscript torch"
+        ) from error
+    made = exporters.OnnxExporter().export(model, _arguments(example), config=exporters.OnnxConfig(dynamic=True))
+    traced = os.path.join(tempfile.mkdtemp(), "traced.onnx")
+    exporters.OnnxExporter.save_program(made.program, traced)
+    del made
+    written = onnx.load(traced)
+    _rename(written, list(example))
+    written.producer_name, written.producer_version = "transformers", _version()
+    onnx.helper.set_model_props(written, {"architecture": type(model).__name__, "model_type": model.config.model_type})
+    smaller.save(written, output)
+
+
+def _version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
+
+
+def _outputs(path: str) -> list[dict[str, Any]]:
+    from modelhub import File
+
+    from modelhub_onnx.graph import parse
+
+    with File(path) as file:
+        return parse(file).outputs
+
+
+def _rename(model: onnx.ModelProto, inputs: Sequence[str]) -> None:
+    """The names that runtimes know, for inputs, outputs and open sides; the exporter's are numbers and layers' attributes."""
+    names: dict[str, str] = {}
+    sides: dict[str, str] = {}
+    for value, name in zip(model.graph.input, inputs, strict=True):
+        names[value.name] = name
+        labels = ("batch", "", "past_sequence", "") if name.startswith("past_key_values") else ("batch", "sequence")
+        if name == "attention_mask" and any(other.startswith("past_key_values") for other in inputs):
+            labels = ("batch", "total_sequence")
+        for dim, label in zip(value.type.tensor_type.shape.dim, labels, strict=False):
+            if label and dim.dim_param:
+                sides.setdefault(dim.dim_param, label)
+    for value in model.graph.output:
+        match = re.fullmatch(r"(?:cache|past_key_values)\.layers\.(\d+)\.(key|value)s", value.name)
+        if match:
+            names[value.name] = f"present.{match[1]}.{match[2]}"
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            for list_ in (node.input, node.output):
+                for index, name in enumerate(list_):
+                    list_[index] = names.get(name, name)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            value.name = names.get(value.name, value.name)
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param:
+                    dim.dim_param = re.sub(r"\bs\d+\b", lambda found: sides.get(found[0], found[0]), dim.dim_param)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
