@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """``count`` granules of ``elements`` elements in ``nbytes`` bytes each, of ``value``. ``seekable``: any of them can be read
-    without those before it."""
+    """``count`` granules of ``elements`` elements in ``nbytes`` bytes each, of ``value``, of which each takes ``rows`` rows.
+    ``seekable``: any of them can be read without those before it."""
 
     value: Value
     elements: int
     nbytes: int
     count: int
+    rows: int
     seekable: bool
 
     def step(self, limit: int, unit: int) -> int:
@@ -43,17 +44,17 @@ def grid_of(tensor: Tensor) -> Grid:
     assert value is not None
     dtype = dtypes.get(tensor.dtype)
     total = prod(tensor.shape)
-    if not isinstance(value, Node):
-        return Grid(value, dtype.block, dtype.block_bytes, total // dtype.block, True)
-    value = _peeled(value)
+    if isinstance(value, Node):
+        value = _peeled(value)
     seekable = _seekable(value)
-    if not isinstance(value, Node):
-        return Grid(value, dtype.block, dtype.block_bytes, total // dtype.block, True)
-    count = value.shape[0] if value.shape else 1
-    elements, nbytes = total // count, dtype.nbytes(tensor.shape)
+    kind, shape = ops.spec(value)
+    if kind == "U8" and len(shape) == 1:  # a run of bytes, whatever they mean
+        return Grid(value, dtype.block, dtype.block_bytes, total // dtype.block, dtype.block_bytes, seekable)
+    count = shape[0] if shape else 1
+    nbytes = dtype.nbytes(tensor.shape)
     if nbytes % count:  # packed flat, its rows do not end where bytes do: in one piece
-        return Grid(value, total, nbytes, 1, seekable)
-    return Grid(value, elements, nbytes // count, count, seekable)
+        return Grid(value, total, nbytes, 1, count, seekable)
+    return Grid(value, total // count, nbytes // count, count, 1, seekable)
 
 
 def _peeled(value: Value) -> Value:
@@ -83,9 +84,5 @@ class GridReader:
         """The bytes of granules ``start``..``stop``, contiguous."""
         import numpy as np
 
-        if not isinstance(self.grid.value, Node):
-            start, stop = start * self.grid.nbytes, stop * self.grid.nbytes
-        elif self.grid.count == 1:
-            start, stop = 0, self._source.shape[0] if self._source.shape else 1
-        rows = self._source.read(start, stop)
+        rows = self._source.read(start * self.grid.rows, stop * self.grid.rows)
         return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
