@@ -242,7 +242,7 @@ def _tie(table: Table, target: Format, losses: list[str]) -> Table:
         losses.append(f"{name} shares the bytes of {kept}: stored once, noted in the metadata")
     stored = {**table.metadata.stored, **ties}
     tensors = tuple(tensor for tensor in table.tensors if tensor.name not in ties)
-    return Table(tensors, replace(table.metadata, stored=stored), table.files)
+    return replace(table, tensors=tensors, metadata=replace(table.metadata, stored=stored))
 
 
 def _note_losses(source: Table, losses: list[str]) -> None:
