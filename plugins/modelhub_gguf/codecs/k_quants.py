@@ -1,7 +1,7 @@
 """Encoding Q2_K to Q6_K, IQ4_NL and IQ4_XS: from rows to blocks, byte for byte as ggml does it, with importance or without.
 
-What is done to a block stands in `k_affine`, `k_two`, `k_symmetric` and `iq4`, compiled where there is a compiler (`jit`). Here
-rows are checked, and kernels are chosen.
+What is done to a block stands in `k_two`, `k_three`, `k_affine`, `k_symmetric` and `iq4`, compiled where there is a compiler
+(`jit`). Here rows are checked, and kernels are chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from modelhub_gguf.types import BY_NAME
 
 KERNELS = {
     "Q2_K": "k_two",
-    "Q3_K": "k_symmetric",
+    "Q3_K": "k_three",
     "Q4_K": "k_affine",
     "Q5_K": "k_affine",
     "Q6_K": "k_symmetric",

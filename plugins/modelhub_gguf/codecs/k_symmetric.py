@@ -1,4 +1,4 @@
-"""Encoders of the block types with a scale and no minimum: Q3_K, Q6_K.
+"""The encoder of Q6_K, and what Q3_K (in `k_three`) has in common with it: scales, and no minima.
 
 Each follows its function in ggml's ``ggml-quants.c`` operation by operation: ``quantize_row_q*_K_ref`` without importance
 weights, ``quantize_row_q*_K_impl`` with them.
@@ -24,7 +24,6 @@ from modelhub_gguf.codecs.lanes import (
     nearest_int,
     select,
     splat,
-    square_root,
     store,
     to_float,
     to_half,
@@ -43,18 +42,17 @@ SCALE, BEST, TOTAL = 48, 64, 80
 moved up by ``nmax``), sum of weights."""
 
 
-def _steps(top: int) -> Any:
+def steps(top: int) -> Any:
     """The inverse scales that are tried, times the largest value: ``-(nmax + 0.1 * is)`` in single precision, 0 first."""
     one = np.float32
     return np.array([-(one(top) + one(0.1) * one(i)) for i in (0, *range(-9, 0), *range(1, 10))], np.float32)
 
 
-STEPS_4 = _steps(4)
-STEPS_32 = _steps(32)
+STEPS_32 = steps(32)
 
 
 @jit.inlined
-def _extreme(values: Array, base: int, n: int) -> Vector:
+def extreme_of(values: Array, base: int, n: int) -> Vector:
     """The first of the values that are largest in magnitude."""
     largest = splat(0.0)
     extreme = splat(0.0)
@@ -75,10 +73,10 @@ def _count(scaled: Vector, top: int, wild: bool) -> Vector:
 
 
 @jit.inlined
-def _search(values: Array, base: int, top: int, steps: Array, scratch: Array, part: int, wild: bool) -> None:
+def search(values: Array, base: int, top: int, steps: Array, scratch: Array, part: int, wild: bool) -> None:
     """``make_qx_quants`` of 16 values (finite ones, unless ``wild``) from row ``base`` on, with the weights that stand in
     ``scratch``."""
-    extreme = _extreme(values, base, 16)
+    extreme = extreme_of(values, base, 16)
     for i in range(16):
         store(scratch, WX + i, load(scratch, W + i) * load(values, base + i))
     scale = splat(0.0)
@@ -108,13 +106,13 @@ def _search(values: Array, base: int, top: int, steps: Array, scratch: Array, pa
 
 
 @jit.inlined
-def _integer(inverse: Vector, x: Vector, top: int) -> Vector:
+def integer(inverse: Vector, x: Vector, top: int) -> Vector:
     """A search's integer, from 0 to ``2 * top - 1``."""
     return select(inverse != inverse, whole(0), to_int(_count(inverse * x, top, True)) + top)
 
 
 @jit.inlined
-def _quantize(values: Array, base: int, top: int, d: Vector, integers: Array, row: int) -> None:
+def quantize(values: Array, base: int, top: int, d: Vector, integers: Array, row: int) -> None:
     """16 integers to rows from ``row`` on, which hold the search's: these stay where the scale came out as 0."""
     none = d == 0.0
     for i in range(16):
@@ -124,12 +122,9 @@ def _quantize(values: Array, base: int, top: int, d: Vector, integers: Array, ro
 
 
 @jit.inlined
-def _byte(value: Vector) -> Vector:
+def byte(value: Vector) -> Vector:
     """As C's ``int8_t``."""
     return (value << 24) >> 24
-
-
-# --- Q6_K ---------------------------------------------------------------------------------------------------------
 
 
 @jit.inlined
@@ -142,7 +137,7 @@ def _encode_6(
         for i in range(16):
             x = load(values, 16 * part + i)
             store(scratch, W + i, load(importance, 16 * part + i) if weighted else x * x)
-        _search(values, 16 * part, 32, STEPS_32, scratch, part, False)
+        search(values, 16 * part, 32, STEPS_32, scratch, part, False)
         scale = load(scratch, SCALE + part)
         more = magnitude(scale) > largest
         largest = select(more, magnitude(scale), largest)
@@ -156,7 +151,7 @@ def _encode_6(
         word = whole(0)
         for k in range(4):
             part = 4 * four + k
-            q = _byte(lower(nearest_int(inverse * load(scratch, SCALE + part)), whole(127)))
+            q = byte(lower(nearest_int(inverse * load(scratch, SCALE + part)), whole(127)))
             word = word | ((q & 0xFF) << (8 * k))
             store(scratch, SCALE + part, scale * to_float(q))
         store(words, 48 + four, word)
@@ -167,8 +162,8 @@ def _encode_6(
             factor = load(scratch, SCALE + part)
             if anywhere(factor == 0.0):
                 for i in range(16):
-                    store(integers, 16 * group + i, _integer(best, load(values, 16 * part + i), 32))
-            _quantize(values, 16 * part, 32, factor, integers, 16 * group)
+                    store(integers, 16 * group + i, integer(best, load(values, 16 * part + i), 32))
+            quantize(values, 16 * part, 32, factor, integers, 16 * group)
             if measure:
                 compare(values, 16 * part, 16, factor, splat(0.0), integers, 16 * group, 32, errors)
         for k in range(8):
@@ -213,142 +208,3 @@ def q6_k(data: Array, mode: int, per_row: int, weights: Array, out: Array, measu
 @jit.kernel
 def q6_k_weighted(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
     return run(encode_q6_k_weighted, 256, 210, 52, 104, data, mode, per_row, weights, out, measure, sums)
-
-
-# --- Q3_K ---------------------------------------------------------------------------------------------------------
-
-
-@jit.inlined
-def _refine(values: Array, base: int, scratch: Array, part: int, integers: Array) -> None:
-    """``make_q3_quants`` of 16 values from row ``base`` on: its integers to the same rows of ``integers``."""
-    extreme = _extreme(values, base, 16)
-    nothing = magnitude(extreme) < EPSILON
-    inverse = -4.0 / extreme
-    sum_lx = splat(0.0)
-    sum_l2 = splat(0.0)
-    for i in range(16):
-        x = load(values, base + i)
-        q = lower(higher(near(inverse * x), splat(-4.0)), splat(3.0))
-        w = x * x
-        wx = w * x
-        store(scratch, W + i, w)
-        store(scratch, WX + i, wx)
-        store(scratch, Q + i, q)
-        sum_lx = sum_lx + wx * q
-        sum_l2 = sum_l2 + w * q * q
-    for _ in range(5):
-        changed = nothing & ~nothing
-        for i in range(16):
-            w = load(scratch, W + i)
-            wx = load(scratch, WX + i)
-            q = load(scratch, Q + i)
-            slx = sum_lx - wx * q
-            sl2 = sum_l2 - w * q * q
-            other = to_float(lower(higher(nearest_int(load(values, base + i) * sl2 / slx), whole(-4)), whole(3)))
-            better = (slx > 0.0) & (other != q)
-            slx = slx + wx * other
-            sl2 = sl2 + w * other * other
-            better = better & (sl2 > 0.0) & (slx * slx * sum_l2 > sum_lx * sum_lx * sl2)
-            store(scratch, Q + i, select(better, other, q))
-            sum_lx = select(better, slx, sum_lx)
-            sum_l2 = select(better, sl2, sum_l2)
-            changed = changed | better
-        if not anywhere(changed & ~nothing):
-            break
-    for i in range(16):
-        store(integers, base + i, select(nothing, whole(0), to_int(load(scratch, Q + i)) + 4))
-    store(scratch, SCALE + part, select((sum_l2 > 0.0) & ~nothing, sum_lx / sum_l2, splat(0.0)))
-
-
-@jit.inlined
-def _finish_3(values: Array, d: Vector, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool) -> None:
-    """Packs Q3_K: the scales' integers (0 to 63) stand in scratch from ``Q`` on, the search's integers in ``integers``."""
-    store(words, 27, d)
-    for k in range(3):
-        store(words, 24 + k, whole(0))
-    scale = from_half(d)
-    for part in range(16):
-        q = to_int(load(scratch, Q + part))
-        low = (q & 15) << (8 * (part & 3) + 4 * (part >> 3))
-        row = 24 + ((part >> 2) & 1)
-        store(words, row, load(words, row) | low)
-        store(words, 26, load(words, 26) | ((q >> 4) << (8 * (part & 3) + 2 * (part >> 2))))
-        factor = scale * to_float(q - 32)
-        _quantize(values, 16 * part, 4, factor, integers, 16 * part)
-        if measure:
-            compare(values, 16 * part, 16, factor, splat(0.0), integers, 16 * part, 4, errors)
-    for k in range(8):
-        mask = whole(0)
-        for half in range(2):
-            word = whole(0)
-            for i in range(4):
-                for quarter in range(4):
-                    q = load(integers, 128 * half + 32 * quarter + 4 * k + i)
-                    word = word | ((q & 3) << (8 * i + 2 * quarter))
-                    mask = mask | ((q >> 2) << (8 * i + 4 * half + quarter))
-            store(words, 8 + 8 * half + k, word)
-        store(words, k, mask)
-
-
-@jit.inlined
-def encode_q3_k(
-    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
-) -> None:
-    largest = splat(0.0)
-    extreme = splat(0.0)
-    for part in range(16):
-        _refine(values, 16 * part, scratch, part, integers)
-        scale = load(scratch, SCALE + part)
-        more = magnitude(scale) > largest
-        largest = select(more, magnitude(scale), largest)
-        extreme = select(more, scale, extreme)
-    dead = extreme == 0.0
-    inverse = -32.0 / extreme
-    for part in range(16):
-        q = _byte(nearest_int(inverse * load(scratch, SCALE + part)))
-        q = lower(higher(q, whole(-32)), whole(31)) + 32
-        store(scratch, Q + part, to_float(select(dead, whole(0), q)))
-    d = select(dead, whole(0), to_half(1.0 / inverse))
-    _finish_3(values, d, scratch, integers, words, errors, measure)
-
-
-@jit.inlined
-def encode_q3_k_weighted(
-    values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
-) -> None:
-    total = splat(0.0)
-    for i in range(256):
-        x = load(values, i)
-        total = total + x * x
-    sigma2 = total * 2.0 / 256.0
-    for part in range(16):
-        weight = splat(0.0)
-        for i in range(16):
-            x = load(values, 16 * part + i)
-            w = load(importance, 16 * part + i) * square_root(sigma2 + x * x)
-            store(scratch, W + i, w)
-            weight = weight + w
-        store(scratch, TOTAL + part, weight)
-        _search(values, 16 * part, 4, STEPS_4, scratch, part, False)
-        best = load(scratch, BEST + part)
-        for i in range(16):
-            store(integers, 16 * part + i, _integer(best, load(values, 16 * part + i), 4))
-    for i in range(16):
-        store(scratch, W + i, load(scratch, TOTAL + i))
-        store(scratch, Q + i, load(scratch, SCALE + i))
-    _search(scratch, Q, 32, STEPS_32, scratch, 0, True)
-    d = to_half(load(scratch, SCALE))
-    best = load(scratch, BEST)
-    for i in range(16):
-        store(scratch, Q + i, to_float(_integer(best, load(scratch, Q + i), 32)))
-    _finish_3(values, d, scratch, integers, words, errors, measure)
-
-
-@jit.kernel
-def q3_k(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
-    return run(encode_q3_k, 256, 110, 27, 54, data, mode, per_row, weights, out, measure, sums)
-
-
-@jit.kernel
-def q3_k_weighted(data: Array, mode: int, per_row: int, weights: Array, out: Array, measure: bool, sums: Array) -> int:
-    return run(encode_q3_k_weighted, 256, 110, 27, 54, data, mode, per_row, weights, out, measure, sums)

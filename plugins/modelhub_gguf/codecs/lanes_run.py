@@ -34,7 +34,7 @@ FINITE = 0x7F7FFFFF
 """The largest bit pattern of a finite float32 without its sign."""
 CHUNK = 2048
 """Lanes of numpy arrays: a few rows of them fit a processor's cache."""
-SCRATCH = 224
+SCRATCH = 288
 """Rows of float32 lanes that an encoder may use as it likes; of int32 lanes it has 256."""
 
 
