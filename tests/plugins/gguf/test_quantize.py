@@ -16,8 +16,6 @@ from tests.plugins.gguf.importance_files import Sums, measured, write_gguf
 from tests.plugins.gguf.mixed_models import MODELS, Spec
 
 Modelhub = Callable[..., Any]
-pytestmark = pytest.mark.usefixtures("kept_kernels")
-
 MIXTRAL, ODD = "mixtral of 2 layers", "rows that 256 does not divide, tied"
 
 
