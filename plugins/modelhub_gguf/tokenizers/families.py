@@ -26,6 +26,11 @@ _NAMES: dict[str, tuple[tuple[str, str], ...]] = {
 _TYPES = ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3")
 """Architectures with embeddings for the first and the second of two texts."""
 
+_LLAMAS = ("llama", "smollm3", "granite", "granitemoe")
+"""Architectures whose converter is Llama's."""
+_STARCODER = 49152
+"""Tokens of StarCoder's vocabulary, which small Granite and SmolLM models have: nothing is put before a text."""
+
 
 def adjust(architecture: str, config: Mapping[str, Any], documents: Documents, vocabulary: Vocabulary, found: Special) -> None:
     """Change what was read as the family of ``architecture`` wants it."""
@@ -38,10 +43,14 @@ def adjust(architecture: str, config: Mapping[str, Any], documents: Documents, v
                 found.ids.setdefault(name, places[token])
     if architecture in ("gemma", "gemma2", "gemma3", "gemma3n"):
         vocabulary.extra["tokenizer.ggml.add_space_prefix"] = boolean(False)
-    elif architecture == "llama":
+    elif architecture in _LLAMAS:
         prefix = flag(documents.object("tokenizer_config.json").get("add_prefix_space"))
         if prefix is not None:
             vocabulary.extra["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
+        if len(vocabulary.tokens) == _STARCODER:
+            found.add["bos"] = False
+    elif architecture == "phi2":
+        found.add.setdefault("bos", False)
     elif architecture == "internlm2":
         _internlm2(vocabulary, found)
     elif architecture == "modern-bert":

@@ -30,6 +30,8 @@ _PREFIX, _SPACES, _CHARSMAP = (
     "tokenizer.ggml.remove_extra_whitespaces",
     "tokenizer.ggml.precompiled_charsmap",
 )
+_REPEATED = ("phi3", "internlm2")
+"""Architectures whose tokenizer.json rules over the model, also where it only repeats it."""
 
 
 def from_model(documents: Documents, model: SentencePiece, name: str, architecture: str, size: int) -> Vocabulary:
@@ -46,14 +48,8 @@ def from_model(documents: Documents, model: SentencePiece, name: str, architectu
         token = tokens[number]
         if kind == USER_DEFINED and token is not None:
             tokens[number] = token.replace(SPACE, " ")
-    # What tokenizer.json only repeats of the model keeps its type and score.
-    added = {
-        number: token
-        for number, token in added.items()
-        if token.source != "tokenizer.json"
-        or number >= len(tokens)
-        or tokens[number] not in (token.content, added_kind(token)[0])
-    }
+    if architecture not in _REPEATED:
+        added = {number: token for number, token in added.items() if not _repeats(token, tokens[number : number + 1])}
     place(tokens, types, scores, added, size)
     filled = fill(tokens, types, scores, size=size, name=name, keep=False)
     if model.model_type == BPE:
@@ -65,6 +61,11 @@ def from_model(documents: Documents, model: SentencePiece, name: str, architectu
     if name == "sentencepiece.bpe.model":  # a bos and an eos around a text, which no document of theirs says
         vocabulary.extra.update({f"tokenizer.ggml.add_{end}_token": boolean(True) for end in ("bos", "eos")})
     return vocabulary
+
+
+def _repeats(token: Added, place: list[str | None]) -> bool:
+    """Whether tokenizer.json only repeats what the model has in that ``place``: then its type and score stay."""
+    return token.source == "tokenizer.json" and place in ([token.content], [added_kind(token)[0]])
 
 
 def _unigram(
