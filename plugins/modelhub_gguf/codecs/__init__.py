@@ -15,7 +15,6 @@ from modelhub_gguf.types import BY_NAME
 
 _SIMPLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
 _SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-_SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 _PLAIN = ("NVFP4", "Q1_0", "Q2_0")
 """Encoded, but not by compiled kernels: too rare."""
 
