@@ -32,7 +32,7 @@ F32, F16, BF16 = 0, 1, 2
 MODES = {"F32": F32, "F16": F16, "BF16": BF16}
 FINITE = 0x7F7FFFFF
 """The largest bit pattern of a finite float32 without its sign."""
-CHUNK = 2048
+CHUNK = 4096
 """Lanes of numpy arrays: a few rows of them fit a processor's cache."""
 SCRATCH = 288
 """Rows of float32 lanes that an encoder may use as it likes; of int32 lanes it has 256."""
