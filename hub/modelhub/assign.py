@@ -13,7 +13,7 @@ from modelhub import dtypes, ops
 from modelhub.codecs import codec_of, find
 from modelhub.errors import ConversionError, MissingCapability, UsageError
 from modelhub.table import Table
-from modelhub.types import Assignment, Choice, Format, Recipe, RecipeOptions, Tensor
+from modelhub.types import Assignment, Choice, Format, Node, Recipe, RecipeOptions, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,15 @@ def _cast(tensor: Tensor, choice: Choice) -> Tensor:
             f"tensor {tensor.name}: {choice.dtype} cannot be encoded without importance weights", "--imatrix FILE has them"
         )
     importance = choice.importance if dtypes.get(choice.dtype).rowwise else None
+    value, dtype = tensor.value, tensor.dtype
+    if isinstance(tensor.value, Node) and tensor.value.op == "cast":
+        # A conversion's last cast only gave the tensor a dtype that can be stored: the recipe's takes its place, and values are
+        # rounded once.
+        value, dtype = tensor.value.inputs[0], tensor.value.args["source"]
+        if dtype == choice.dtype:
+            return tensor._replace(dtype=dtype, value=value)
     try:
-        node = ops.cast(tensor.value, tensor.dtype, tensor.shape, choice.dtype, importance)
+        node = ops.cast(value, dtype, tensor.shape, choice.dtype, importance)
     except ValueError as error:
         raise ConversionError(f"tensor {tensor.name}: {error}", "another recipe may fit") from error
     return tensor._replace(dtype=choice.dtype, value=node)

@@ -154,6 +154,7 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
     if isinstance(edge, Conversion):
         given = {key: text for key, text in options.set.items() if text is not None}
         derived = edge.derive([source], {**options.extra, **given})
+        losses += derived.notes
     else:
         derived = _carry(model, source, target)
     fallbacks: Mapping[str, str] = {}

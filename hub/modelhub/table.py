@@ -30,12 +30,14 @@ _LIMIT = 1 << 31
 @dataclass(frozen=True)
 class Table:
     """The tensors of a checkpoint in file order, and what it says of itself. Derived tables are the same record; ``documents``
-    are then files that a `Conversion` made for the writer of a directory (name -> content), in place of the source's own."""
+    are then files that a `Conversion` made for the writer of a directory (name -> content), in place of the source's own, and
+    ``notes`` what the user should know of it, in words."""
 
     tensors: tuple[Tensor, ...]
     metadata: Metadata = field(default_factory=Metadata)
     files: tuple[str, ...] = ()
     documents: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def stored(self) -> tuple[Tensor, ...]:

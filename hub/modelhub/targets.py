@@ -5,10 +5,12 @@ Formats without a writer are targets where a program makes them, and then the pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from modelhub.errors import ConversionError, MissingCapability, UsageError
 from modelhub.plugins import Plugins
+from modelhub.table import Table
 from modelhub.types import Conversion, Format, Program, Recipe
 
 
@@ -80,13 +82,34 @@ def edge_of(source: Sequence[str], target: Format, recipe: Recipe | None, plugin
             f"{target.name}:{recipe.name} is made of {', '.join(sources)}, this is {source[0]}", f"--to {sources[0]} comes first"
         )
     fitting = [edge for edge in edges if edge not in named and edge.source in source]
-    edge = min(fitting, key=lambda edge: isinstance(edge, Program), default=None)
+    edge = min(fitting, key=lambda edge: isinstance(edge, Program), default=None) or _over_another(source, target, plugins)
     if isinstance(edge, Program) and recipe:
         raise UsageError(f"{edge.name} makes {target.name} as it does: it takes no recipe", f"--to {target.name}")
     if edge is None and target.create is None:
         ways = sorted({f"{each.source} to {target.name}{_recipe(each)}" for each in edges})
         raise ConversionError(f"{source[0]} cannot be made into {target.name}", f"what can: {', '.join(ways)}")
     return edge
+
+
+def _over_another(source: Sequence[str], target: Format, plugins: Plugins) -> Conversion | None:
+    """Two derived conversions as one, where nothing leads there directly. A table is derived from a table: still no weights are
+    read, and nothing is written in between."""
+    derived = [edge for edge in plugins.conversions if isinstance(edge, Conversion)]
+    for first in derived:
+        for second in derived:
+            ends = first.source in source and first.target == second.source and second.target == target.name
+            if ends and target.name not in source and first.target not in source:
+                return _chained(first, second)
+    return None
+
+
+def _chained(first: Conversion, second: Conversion) -> Conversion:
+    def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
+        between = first.derive(sources, options)
+        derived = second.derive([between], options)
+        return replace(derived, notes=(*between.notes, *derived.notes))
+
+    return Conversion(name=f"{first.name}, {second.name}", source=first.source, target=second.target, derive=derive)
 
 
 def _recipe(edge: Conversion | Program) -> str:
