@@ -6,6 +6,7 @@ Nothing is taken from them here: who asks judges what a document says. Names are
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,33 +24,33 @@ _TEMPLATES = "additional_chat_templates/"
 
 
 class Documents:
-    """The documents among ``files`` (absolute paths), by their path below the directory of them all ("1_Pooling/config.json").
+    """The documents among ``files`` (absolute paths), by their path below the directory of them all ("1_Pooling/config.json");
+    those that were ``made`` (name -> content) come before them.
 
     A document is read when it is first asked for, and kept. A missing one is None (or empty); one that is not what its name says
     is an `InvalidFile`."""
 
-    def __init__(self, files: Iterable[str]) -> None:
+    def __init__(self, files: Iterable[str], made: Mapping[str, bytes] | None = None) -> None:
         paths = list(files)
         self.directory: str = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
         self._paths = {os.path.relpath(path, self.directory): path for path in paths}
+        self._made = dict(made or {})
         self._json: dict[str, dict[str, Any] | None] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._paths
-
-    def path(self, name: str) -> str:
-        """The absolute path of a document; KeyError where there is none."""
-        return self._paths[name]
+        return name in self._made or name in self._paths
 
     def first(self, names: Sequence[str]) -> str:
         """The first of ``names`` that is there, or ""."""
-        return next((name for name in names if name in self._paths), "")
+        return next((name for name in names if name in self), "")
 
     def json(self, name: str) -> dict[str, Any] | None:
         """The JSON object called ``name``, or None where it is not there. `InvalidFile` where it is not JSON, or no object."""
         if name not in self._json:
             path = self._paths.get(name)
-            if path is None:
+            if name in self._made:
+                self._json[name] = _object(name, self._made[name])
+            elif path is None:
                 self._json[name] = None
             else:
                 with File(path) as file:
@@ -62,6 +63,8 @@ class Documents:
 
     def data(self, name: str, *, limit: int = MAX_MODEL) -> bytes | None:
         """The bytes of the document called ``name``, or None where it is not there."""
+        if name in self._made:
+            return self._made[name]
         path = self._paths.get(name)
         if path is None:
             return None
@@ -98,7 +101,7 @@ class Documents:
         main = self.text("chat_template.jinja")
         if main is not None:
             found["default"] = main
-            for name in sorted(self._paths):
+            for name in sorted({*self._paths, *self._made}):
                 if name.startswith(_TEMPLATES) and name.endswith(".jinja"):
                     found[os.path.basename(name).removesuffix(".jinja")] = self.text(name) or ""
         else:
@@ -106,6 +109,13 @@ class Documents:
             if isinstance(template, str):
                 found["default"] = template
         return found
+
+
+def _object(name: str, data: bytes) -> dict[str, Any]:
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise InvalidFile(f"{name} is not a JSON object")
+    return found
 
 
 def whole(value: Any) -> int | None:

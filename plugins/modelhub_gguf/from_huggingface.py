@@ -35,7 +35,7 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
     `UnsupportedFile` names an architecture, a tensor or a tokenizer that has no place there; `InvalidFile` what contradicts
     itself."""
     table = sources[0]
-    documents = Documents(table.files)
+    documents = Documents(table.files, table.documents)
     raw = documents.json("config.json")
     if raw is None:
         raise ModelhubError(

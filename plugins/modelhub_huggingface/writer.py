@@ -1,8 +1,8 @@
 """Lays out a Hugging Face directory: the weights as safetensors, and the source's configuration, tokenizer and documents beside
 them.
 
-The configuration is the source's own. Only its dtype is changed, and only where a recipe changed the weights':
-``from_pretrained`` loads into the dtype that the configuration names.
+The configuration is the source's own, or the one that a conversion made with the table. Only its dtype is changed, and only
+where a recipe changed the weights': ``from_pretrained`` loads into the dtype that the configuration names.
 """
 
 from __future__ import annotations
@@ -31,16 +31,31 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 def create(table: Table, options: WriteOptions) -> Writer:
     """``model.safetensors`` or shards with an index, ``config.json`` and whatever stood beside it. `ModelhubError` where the
     source has no configuration: one cannot be made up from tensors."""
-    directory = _source_directory(table)
+    directory = "" if CONFIG in table.documents else _source_directory(table)
     yield from write_as("safetensors", table, replace(options, name="model"))
-    for name in _documents(directory, table):
+    for name, content in table.documents.items():
+        changed = _config_of_recipe(json.loads(content), table) if name == CONFIG else None
+        yield StartFile(name)
+        yield content if changed is None else _text(changed)
+    for name in _documents(directory, table) if directory else ():
+        if name in table.documents:
+            continue
         source = os.path.join(directory, name)
-        changed = _config_of_recipe(source, table) if name == CONFIG else None
+        changed = _config_of_recipe(_read(source), table) if name == CONFIG else None
         if changed is None:
             yield CopyFile(name, source)
         else:
             yield StartFile(name)
-            yield json.dumps(changed, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+            yield _text(changed)
+
+
+def _text(config: dict[str, Any]) -> bytes:
+    return json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _read(path: str) -> dict[str, Any]:
+    with File(path) as file:
+        return read_json(file, limit=MAX_CONFIG)
 
 
 def _source_directory(table: Table) -> str:
@@ -62,16 +77,15 @@ def _documents(directory: str, table: Table) -> Iterator[str]:
             yield path[len(prefix) :]
 
 
-def _config_of_recipe(path: str, table: Table) -> dict[str, Any] | None:
+def _config_of_recipe(config: dict[str, Any], table: Table) -> dict[str, Any] | None:
     """The configuration with the dtype that a recipe gave the weights; None where it can stay as it is."""
-    if not any(isinstance(tensor.value, Node) and tensor.value.op == "cast" for tensor in table.logical):
+    casts = any(isinstance(tensor.value, Node) and tensor.value.op == "cast" for tensor in table.logical)
+    if not casts and CONFIG not in table.documents:
         return None
     count: Counter[str] = Counter()
     for tensor in table.logical:
         if tensor.dtype in DTYPES:
             count[tensor.dtype] += prod(tensor.shape)
-    with File(path) as file:
-        config = read_json(file, limit=MAX_CONFIG)
     dtype = DTYPES[count.most_common(1)[0][0]] if count else ""
     if not dtype or not _set_dtype(config, dtype):
         return None

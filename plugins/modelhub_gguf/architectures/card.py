@@ -6,7 +6,9 @@ lines; anything else is skipped, and nothing in it can fail.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 
 MAX_LINES = 2000
 MAX_TEXT = 4096
@@ -39,6 +41,27 @@ def front_matter(card: str) -> dict[str, str | list[str]]:
         elif not line.startswith(" "):
             key = ""
     return found
+
+
+def written(values: Mapping[str, str | Sequence[str]]) -> str:
+    """The front matter that says ``values``, as `front_matter` and any YAML parser read it; what is empty is left out."""
+    lines = ["---"]
+    for key, value in values.items():
+        if isinstance(value, str):
+            if value:
+                lines.append(f"{key}: {_quoted(value)}")
+        elif value:
+            lines += [f"{key}:", *(f"- {_quoted(item)}" for item in value)]
+    return "\n".join([*lines, "---", ""]) if len(lines) > 1 else ""
+
+
+def _quoted(text: str) -> str:
+    plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*( [\w./+-]+)*", text, re.ASCII) and text.lower() not in _WORDS
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+_WORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
+"""Plain texts that YAML takes for something else: Norwegian is ``"no"``."""
 
 
 def _scalar(text: str) -> str:

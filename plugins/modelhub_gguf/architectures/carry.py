@@ -62,8 +62,10 @@ class Carrier:
         self._rules: dict[str, Rule] = {}
         if back:
             self._names: dict[str, str] = {}
+            wholes = set(row.names.values())
             for hf, gguf in row.names.items():
-                self._names.setdefault(gguf, hf)
+                if not any(gguf.removesuffix(suffix) in wholes for suffix in SUFFIXES if gguf.endswith(suffix)):  # an older name
+                    self._names.setdefault(gguf, hf)
             for rule in row.rules:
                 if rule.returns:
                     self._rules.update(dict.fromkeys(rule.gguf, rule))

@@ -23,7 +23,7 @@ from modelhub_gguf.fields import F32, I32, STRING, Field
 
 Card = Mapping[str, "str | list[str]"]
 
-_SAMPLING = (
+SAMPLING = (
     ("sequence", STRING, ("sequence",)),
     ("top_k", I32, ("top_k",)),
     ("top_p", F32, ("top_p",)),
@@ -37,6 +37,7 @@ _SAMPLING = (
     ("mirostat_tau", F32, ("mirostat_tau",)),
     ("mirostat_eta", F32, ("mirostat_eta",)),
 )
+"""Key below ``general.sampling``, type, and what generation_config.json may call it: the last is transformers' own name."""
 _NAMED = ("name", "author", "version", "organization", "finetune", "basename", "description", "size_label")
 _ALIASES = {"author": ("model_creator",), "basename": ("model_type",)}
 _SOURCES = ("url", "doi", "uuid", "repo_url")
@@ -97,7 +98,7 @@ def _sampling(documents: Documents) -> dict[str, Field]:
     except FileProblem:
         return {}  # nothing else needs it, and not all are valid
     found: dict[str, Field] = {}
-    for name, kind, keys in _SAMPLING:
+    for name, kind, keys in SAMPLING:
         value = next((settings[key] for key in keys if settings.get(key) is not None), None)
         if kind == STRING and isinstance(value, str) and value:
             found[f"general.sampling.{name}"] = fields.string(value)

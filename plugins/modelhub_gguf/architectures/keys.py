@@ -6,8 +6,9 @@ Names, types and order are those of llama.cpp's converter (``conversion/base.py`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelhub import InvalidFile, UnsupportedFile
 
@@ -17,22 +18,25 @@ from modelhub_gguf.architectures.records import Architecture, Key
 from modelhub_gguf.documents import items, mapping, text
 from modelhub_gguf.fields import BOOL, F32, STRING, U32, Field
 
+if TYPE_CHECKING:
+    from modelhub_gguf.architectures.given import Given
+
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 """``general.file_type`` of a model that is not quantized, by the dtype of its matrices (``enum llama_ftype``)."""
 _POOLING = {"mean": 1, "cls": 2, "lasttoken": 3}
 _GATING = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}
 
 
-def count(name: str, *sources: str) -> Key:
-    return Key(f"{{arch}}.{name}", U32, sources)
+def count(name: str, *sources: str, back: str = "") -> Key:
+    return Key(f"{{arch}}.{name}", U32, sources, back)
 
 
-def real(name: str, *sources: str) -> Key:
-    return Key(f"{{arch}}.{name}", F32, sources)
+def real(name: str, *sources: str, back: str = "") -> Key:
+    return Key(f"{{arch}}.{name}", F32, sources, back)
 
 
-def computed(name: str, type: int, source: Callable[[Config], Any]) -> Key:
-    return Key(f"{{arch}}.{name}", type, source)
+def computed(name: str, type: int, source: Callable[[Config], Any], back: str = "") -> Key:
+    return Key(f"{{arch}}.{name}", type, source, back)
 
 
 def fields_of(row: Architecture, config: Config) -> dict[str, Field]:
@@ -152,10 +156,10 @@ CONTEXT = ("max_position_embeddings", "n_ctx", "n_positions", "max_length", "max
 _FORWARD = ("prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size", "n_inner", "hidden_dim")
 
 BASE: tuple[Key, ...] = (
-    computed("block_count", U32, lambda config: config.blocks),
+    computed("block_count", U32, lambda config: config.blocks, back="num_hidden_layers"),
     count("context_length", *CONTEXT),
     count("embedding_length", "hidden_size", "n_embd", "dim"),
-    count("feed_forward_length", *_FORWARD),
+    count("feed_forward_length", *_FORWARD, back="intermediate_size"),
     count("attention.head_count", "num_attention_heads", "n_head", "n_heads"),
     count("attention.head_count_kv", "num_key_value_heads", "n_kv_heads"),
     computed("attention.causal", BOOL, lambda config: False if config.find("is_causal") is False else None),
@@ -201,8 +205,6 @@ def _pooling(config: Config) -> int | None:
 
 
 def _modules(documents: Any) -> list[dict[str, Any]]:
-    import json
-
     try:
         found = json.loads(documents.text("modules.json") or "")
     except (ValueError, RecursionError) as error:
@@ -217,6 +219,27 @@ def _classifier_pooling(config: Config) -> int | None:
     if mode not in ("cls", "mean"):
         raise UnsupportedFile(f"config.json: classifier_pooling is {mode!r:.40}; GGUF knows cls and mean")
     return _POOLING[mode]
+
+
+def pooling_documents(given: Given) -> dict[str, bytes]:
+    """The inverse of `_pooling`: the modules of a sentence-transformer that pools as the header says; {} where it does not say,
+    or says a way that has no name there."""
+    names = {number: name for name, number in _POOLING.items()}
+    name = names.get(given.key("pooling_type"))
+    if name is None:
+        return {}
+    kinds = ("Transformer", ""), ("Pooling", "1_Pooling")
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(kinds)
+    ]
+    modes = {f"pooling_mode_{mode}": mode.startswith(name) for mode in ("cls_token", "mean_tokens", "lasttoken")}
+    settings = {"word_embedding_dimension": given.count("embedding_length"), **modes}
+    return {"modules.json": json_of(modules), "1_Pooling/config.json": json_of(settings)}
+
+
+def json_of(value: Any) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
 
 
 POOLING = (

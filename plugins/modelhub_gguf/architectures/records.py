@@ -10,6 +10,7 @@ from modelhub import Tensor
 
 if TYPE_CHECKING:
     from modelhub_gguf.architectures.config import Config
+    from modelhub_gguf.architectures.given import Given
 
 Source: TypeAlias = "tuple[str, ...] | Callable[[Config], Any]"
 """Where a key's value comes from: the first of these names that ``config.json`` has, or a function of the configuration. None:
@@ -18,11 +19,13 @@ the key is not written."""
 
 class Key(NamedTuple):
     """A key of a GGUF header: its name (``{arch}`` stands for the architecture), the id of its value type, and its source. A list
-    of numbers becomes an array, whatever the type says."""
+    of numbers becomes an array, whatever the type says. ``back``: what ``config.json`` calls it on the way back; "" means the
+    first name of its source, and for a computed one that it does not go back by itself."""
 
     name: str
     type: int
     source: Source
+    back: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,19 @@ class Rule:
     returns: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Back:
+    """What the way back needs beyond a row's keys and names. ``settings`` completes the ``config.json`` that the keys gave;
+    `UnsupportedFile` where transformers' model cannot say what the header says. ``kind``: (class, model_type), where a header may
+    mean several. ``spare``: GGUF names of tensors (globs) that are said in the configuration. ``prefix``: what the class puts
+    before the names of its body."""
+
+    settings: Callable[[Given, dict[str, Any]], None]
+    kind: Callable[[Given], tuple[str, str]] | None = None
+    spare: tuple[str, ...] = ()
+    prefix: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """One row.
@@ -74,6 +90,7 @@ class Architecture:
     ``applies``: whether the row is for a ``config.json`` that names one of its classes, where several rows have the class.
     ``stacked``: GGUF name pattern (a glob) -> how many parts its ``{e}`` counts, where these are no experts.
     ``hints``: for the tokenizer ("pre": the pre-tokenizer where the documents cannot say).
+    ``back``: how a header becomes a ``config.json`` again; None: there is no way back.
     """
 
     name: str
@@ -92,3 +109,4 @@ class Architecture:
     applies: Callable[[Mapping[str, Any]], bool] | None = None
     stacked: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
     hints: Mapping[str, str] = field(default_factory=dict)
+    back: Back | None = None

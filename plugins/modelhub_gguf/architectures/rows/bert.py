@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from modelhub import UnsupportedFile
+
 from modelhub_gguf.architectures.config import Config
+from modelhub_gguf.architectures.given import Given
 from modelhub_gguf.architectures.keys import BASE, POOLING, computed
 from modelhub_gguf.architectures.names import decoder
-from modelhub_gguf.architectures.records import Architecture
+from modelhub_gguf.architectures.records import Architecture, Back
 from modelhub_gguf.documents import mapping
 from modelhub_gguf.fields import BOOL, STRING
 
@@ -50,6 +55,18 @@ def labels(config: Config) -> list[str] | None:
     return [found[key] for key in sorted(found, key=int)]
 
 
+def returned(given: Given, config: dict[str, Any]) -> None:
+    heads = [name for name in given.tensors if name.startswith("cls.")]
+    if heads:
+        raise UnsupportedFile(
+            f"tensor {heads[0]} is a classifier's, which rests on a pooler that GGUF does not hold: encoders have a way back"
+        )
+    kinds = given.shape("token_types.weight")
+    if kinds:
+        config["type_vocab_size"] = kinds[0]
+    del config["tie_word_embeddings"]  # an encoder has no output
+
+
 ROWS = (
     Architecture(
         name="bert",
@@ -65,5 +82,6 @@ ROWS = (
         names=old_norms(decoder(BLOCK, ends=ENDS, layer="encoder.layer.{b}.")),
         prefixes=("bert.",),
         ignored=(r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)", r"cls\.(predictions|seq_relationship).*"),
+        back=Back(returned),
     ),
 )

@@ -11,9 +11,10 @@ from typing import Any
 from modelhub import UnsupportedFile
 
 from modelhub_gguf.architectures.config import Config
+from modelhub_gguf.architectures.given import Given, rope
 from modelhub_gguf.architectures.keys import BASE, ODD_ROPE_BASE, computed, count, real
 from modelhub_gguf.architectures.names import ATTENTION, LLAMA, MLP, QK_NORMS, decoder
-from modelhub_gguf.architectures.records import Architecture
+from modelhub_gguf.architectures.records import Architecture, Back
 from modelhub_gguf.architectures.transforms import ADD_ONE
 from modelhub_gguf.fields import F32, U32
 
@@ -32,10 +33,10 @@ _FULL_EVERY = 6
 GEMMA_KEYS = (
     count("context_length", "max_position_embeddings"),
     count("embedding_length", "hidden_size"),
-    computed("block_count", U32, lambda config: config.blocks),
+    computed("block_count", U32, lambda config: config.blocks, back="num_hidden_layers"),
     count("feed_forward_length", "intermediate_size"),
     count("attention.head_count", "num_attention_heads"),
-    computed("attention.head_count_kv", U32, lambda config: config.kv_heads),
+    computed("attention.head_count_kv", U32, lambda config: config.kv_heads, back="num_key_value_heads"),
     ODD_ROPE_BASE,
     real("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     count("attention.key_length", "head_dim"),
@@ -66,6 +67,39 @@ def _complete_3(config: Config) -> None:
         )
 
 
+_LARGEST = {"gemma2": 46, "gemma3": 62}
+"""Layers of the 27B models, which scale queries by the width of a share and not of a head: llama.cpp tells them so
+(``src/models/gemma2.cpp``, ``gemma3.cpp``), for there is no key."""
+
+
+def returned(given: Given, config: dict[str, Any]) -> None:
+    """``config.json`` beyond what the keys say."""
+    rope(given, config)
+    name = given.row.name
+    if "output.weight" in given.tensors:
+        raise UnsupportedFile("there is an output.weight: Gemma's output is its token embedding")
+    config.setdefault("head_dim", 256)
+    config["attention_bias"] = given.together("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+    if name in _LARGEST:
+        shared = config["num_hidden_layers"] == _LARGEST[name]
+        size = config["hidden_size"] // max(config["num_attention_heads"], 1) if shared else config["head_dim"]
+        config["query_pre_attn_scalar"] = size
+    if name == "gemma2":
+        config.setdefault("sliding_window", 4096)
+    if name == "gemma3":
+        config.setdefault("final_logit_softcapping", None)
+        local = given.key("rope.freq_base_swa")
+        config["rope_local_base_freq"] = 10000.0 if local is None else local
+        every = _FULL_EVERY if config.get("sliding_window") else 1
+        config.setdefault("sliding_window", 4096)
+        config["layer_types"] = [
+            "full_attention" if number % every == every - 1 else "sliding_attention"
+            for number in range(config["num_hidden_layers"])
+        ]
+
+
+BACK = Back(returned)
+
 ROWS = (
     Architecture(
         name="gemma",
@@ -76,6 +110,7 @@ ROWS = (
         names=LLAMA,
         transforms=SHIFTED,
         ignored=(NO_OUTPUT,),
+        back=BACK,
     ),
     Architecture(
         name="gemma2",
@@ -96,6 +131,7 @@ ROWS = (
         names=decoder(FOUR_NORMS, ATTENTION, MLP),
         transforms=SHIFTED,
         ignored=(NO_OUTPUT,),
+        back=BACK,
     ),
     Architecture(
         name="gemma3",
@@ -111,12 +147,13 @@ ROWS = (
         config=_complete_3,
         keys=(
             *BASE,
-            computed("final_logit_softcapping", F32, _final_cap),
-            computed("attention.sliding_window", U32, _window),
+            computed("final_logit_softcapping", F32, _final_cap, back="final_logit_softcapping"),
+            computed("attention.sliding_window", U32, _window, back="sliding_window"),
         ),
         names=decoder(FOUR_NORMS, ATTENTION, MLP, QK_NORMS),
         transforms=SHIFTED,
         prefixes=("language_model.", "model.language_model."),
         ignored=(NO_OUTPUT, *VISION),
+        back=BACK,
     ),
 )  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from modelhub_gguf.architectures.config import Config
+from modelhub_gguf.architectures.given import Given
 from modelhub_gguf.architectures.keys import computed, count, real
 from modelhub_gguf.architectures.names import decoder
-from modelhub_gguf.architectures.records import Architecture
+from modelhub_gguf.architectures.records import Architecture, Back
 from modelhub_gguf.architectures.transforms import TRANSPOSE
 from modelhub_gguf.fields import U32
 
@@ -26,6 +29,11 @@ def _forward(config: Config) -> int:
     return 4 * config.width if inner is None else config.whole(inner, "n_inner")
 
 
+def returned(given: Given, config: dict[str, Any]) -> None:
+    if config.get("n_inner") == 4 * config["n_embd"]:
+        config["n_inner"] = None  # as GPT-2's own configurations say it
+
+
 ROWS = (
     Architecture(
         name="gpt2",
@@ -33,10 +41,10 @@ ROWS = (
         model_type="gpt2",
         defaults={"": {"n_positions": 1024, "layer_norm_epsilon": 1e-5}},
         keys=(
-            computed("block_count", U32, lambda config: config.blocks),
-            count("context_length", "n_ctx", "n_positions"),
+            computed("block_count", U32, lambda config: config.blocks, back="n_layer"),
+            count("context_length", "n_ctx", "n_positions", back="n_positions"),
             count("embedding_length", "n_embd"),
-            computed("feed_forward_length", U32, _forward),
+            computed("feed_forward_length", U32, _forward, back="n_inner"),
             count("attention.head_count", "n_head"),
             real("attention.layer_norm_epsilon", "layer_norm_epsilon"),
         ),
@@ -49,5 +57,6 @@ ROWS = (
             "blk.{b}.ffn_up": TRANSPOSE,
             "blk.{b}.ffn_down": TRANSPOSE,
         },
+        back=Back(returned, prefix="transformer."),
     ),
 )

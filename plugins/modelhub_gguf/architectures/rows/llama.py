@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from modelhub import Inline, Tensor
+from modelhub import Inline, Tensor, UnsupportedFile
 
 from modelhub_gguf.architectures.config import Config
+from modelhub_gguf.architectures.given import Given, rope, whole_heads
 from modelhub_gguf.architectures.keys import BASE, computed, count
 from modelhub_gguf.architectures.names import LLAMA, under
-from modelhub_gguf.architectures.records import Architecture
+from modelhub_gguf.architectures.records import Architecture, Back
 from modelhub_gguf.architectures.transforms import KEY_HEADS, QUERY_HEADS
+from modelhub_gguf.documents import Documents
 from modelhub_gguf.fields import U32
 
 MIXTRAL = {
@@ -80,6 +83,56 @@ def complete(config: Config) -> None:
         config.values["head_dim"] = config.head_dim
 
 
+# --- the way back -------------------------------------------------------------------------------------------------
+
+
+def _kind(given: Given) -> tuple[str, str]:
+    """Which of the classes that are one architecture to GGUF. Mistral computes what Llama computes: the name alone tells."""
+    if given.key("expert_count"):
+        return "MixtralForCausalLM", "mixtral"
+    names = given.text("general.basename"), given.text("general.name")
+    if any("mistral" in name.lower() for name in names) and "rope_freqs.weight" not in given.tensors:
+        return "MistralForCausalLM", "mistral"
+    return "LlamaForCausalLM", "llama"
+
+
+def returned(given: Given, config: dict[str, Any]) -> None:
+    """``config.json`` of the three classes, beyond what the keys say."""
+    rope(given, config)
+    whole_heads(given, config)
+    if factors := given.floats("rope_freqs.weight"):
+        config["rope_scaling"] = scaling_of(factors, config)
+    biases = (
+        given.together("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"),
+        given.together("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
+    )
+    if config["model_type"] == "llama":
+        config.update(attention_bias=biases[0], mlp_bias=biases[1])
+        return
+    if any(biases):
+        raise UnsupportedFile(f"there are biases, which transformers' {config['architectures'][0]} has not")
+    config["sliding_window"] = None
+
+
+def scaling_of(factors: Sequence[float], config: dict[str, Any]) -> dict[str, Any]:
+    """Llama 3's settings that give these factors, to the bit (of the context and the two frequencies only the ratios count, so
+    that one is taken as 1, as all of Llama 3 have it). `UnsupportedFile` where none do."""
+    contexts = (1 << power for power in range(3, 21)) if all(0 < factor < math.inf for factor in factors) else ()
+    for context in sorted(contexts, key=lambda context: abs(context - 8192)):
+        for high in (4.0, 2.0, 8.0, 16.0, 32.0):
+            found = {
+                "rope_type": "llama3", "factor": max(factors), "low_freq_factor": 1.0, "high_freq_factor": high,
+                "original_max_position_embeddings": context,
+            }  # fmt: skip
+            settings = Config({**config, "rope_scaling": found}, Documents(()), {})
+            made = next(rope_factors(settings)).value
+            if isinstance(made, Inline) and made.data == struct.pack(f"<{len(factors)}f", *factors):
+                return found
+    raise UnsupportedFile(
+        f"rope_freqs.weight slows the frequencies by up to {max(factors):g}; none of Llama 3's settings gives just these factors"
+    )
+
+
 ROWS = (
     Architecture(
         name="llama",
@@ -99,5 +152,6 @@ ROWS = (
         names={**LLAMA, **under("model.layers.{b}.", "blk.{b}.", MIXTRAL)},
         transforms=INTERLEAVED,
         generated=rope_factors,
+        back=Back(returned, kind=_kind, spare=("rope_freqs.weight",)),
     ),
 )  # fmt: skip

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from modelhub_gguf.architectures.config import Config
+from modelhub_gguf.architectures.given import Given, rope, whole_heads
 from modelhub_gguf.architectures.keys import BASE, POOLING, count
 from modelhub_gguf.architectures.names import ATTENTION, EXPERTS, LLAMA, MLP, NORMS, QK_NORMS, decoder
-from modelhub_gguf.architectures.records import Architecture, Rule
+from modelhub_gguf.architectures.records import Architecture, Back, Rule
 from modelhub_gguf.architectures.transforms import split
 
 SHARED = {
@@ -42,6 +45,23 @@ def experts(count: int, config: Config) -> None:
         config.values["num_experts"] = count
 
 
+def returned(given: Given, config: dict[str, Any]) -> None:
+    """``config.json`` beyond what the keys say, of models that are dense or all mixtures."""
+    rope(given, config)
+    whole_heads(given, config)
+    if given.row.name in ("qwen3", "qwen3moe"):
+        config["attention_bias"] = given.together("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+    if "num_local_experts" in config:
+        config["num_experts"] = config.pop("num_local_experts")
+        config["norm_topk_prob"] = given.row.name == "qwen3moe"  # what llama.cpp computes; there is no key for it
+        shape = given.shape("blk.0.ffn_gate_exps.weight")
+        if len(shape) == 3:
+            config.setdefault("moe_intermediate_size", shape[1])
+            config.setdefault("intermediate_size", shape[1])
+
+
+BACK = Back(returned)
+
 ROWS = (
     Architecture(
         name="qwen2",
@@ -53,6 +73,7 @@ ROWS = (
         config=complete,
         keys=(*BASE, *POOLING),
         names=LLAMA,
+        back=BACK,
     ),
     Architecture(
         name="qwen2moe",
@@ -68,6 +89,7 @@ ROWS = (
         keys=MOE_KEYS,
         names=decoder(NORMS, ATTENTION, MLP, EXPERTS, STACKED, SHARED),
         rules=(FUSED,),
+        back=BACK,
     ),
     Architecture(
         name="qwen3",
@@ -82,6 +104,7 @@ ROWS = (
         config=complete,
         keys=(*BASE, *POOLING),
         names=decoder(NORMS, ATTENTION, MLP, QK_NORMS),
+        back=BACK,
     ),
     Architecture(
         name="qwen3moe",
@@ -97,5 +120,6 @@ ROWS = (
         keys=MOE_KEYS,
         names=decoder(NORMS, ATTENTION, MLP, QK_NORMS, EXPERTS, STACKED),
         rules=(FUSED,),
+        back=BACK,
     ),
 )  # fmt: skip
