@@ -31,6 +31,7 @@ class Watching:
         self.output = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by `close`
         self.errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by `close`
         self.process: subprocess.Popen[bytes] | None = None
+        self._signs = 0
 
     def start(self) -> Watching:
         before = self.log.count("watching")
@@ -80,6 +81,20 @@ class Watching:
     def states(self) -> dict[str, str]:
         """Path in its root -> state."""
         return {row["path"]: row["state"] for row in self.ls()}
+
+    def caught_up(self, drive: Path) -> None:
+        """Wait until everything that has happened on ``drive`` (a root) so far was looked at: what happens after it was."""
+        self._signs += 1
+        sign = drive / f"sign{self._signs}" / "of-life"  # a file that no format knows
+        sign.parent.mkdir()
+        sign.write_text("here")
+
+        def known() -> bool:
+            with Catalog.open(str(self.home / "catalog.db")) as catalog:
+                root = next(root for root in catalog.roots() if root.path == str(drive))
+                return catalog.tally(root, os.fsencode(sign.parent.name))[4] == 1
+
+        self.until(known)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None

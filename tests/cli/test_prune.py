@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from tests.conftest import Modelhub
 from tests.hub.drives import safetensors
-from tests.watching import SETTLE, mount, unmount, watching
+from tests.watching import mount, unmount, watching
 
 KINDS = {"scratch", "missing", "orphans", "duplicates"}
 
@@ -192,12 +191,11 @@ def test_a_daemon_takes_a_link_for_no_change(drive: Path, tmp_path: Path) -> Non
     with watching(tmp_path / "other-home", drive) as daemon:
         daemon.until(lambda: len(daemon.ls()) == 4 and set(daemon.states().values()) == {"ready"})
         before = {row["path"]: (row["id"], row["version"], row["dtypes"]) for row in daemon.ls()}
-        time.sleep(4 * SETTLE)
+        daemon.caught_up(drive)
         told = len(daemon.events)
         done = daemon.run("prune", "duplicates", "--all", "--link", "hard", "--apply", "--json")
         assert done["duplicates"]["gained"] > 0
-        (drive / "touched").write_text("a sign that it has looked since")
-        time.sleep(6 * SETTLE)
+        daemon.caught_up(drive)
         daemon.run("scan")
         assert {row["path"]: (row["id"], row["version"], row["dtypes"]) for row in daemon.ls()} == before
         assert [event for event in daemon.events[told:] if event["event"] in ("indexed", "changed", "missing")] == []

@@ -13,7 +13,7 @@ import pytest
 
 from tests.hub.drives import safetensors
 from tests.storm import checkpoint
-from tests.watching import SETTLE, Watching, mount, unmount, watching
+from tests.watching import Watching, mount, unmount, watching
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_sighup_reads_the_rules_again_and_keeps_the_old_ones_if_they_are_wrong(d
         (source,) = [row for row in daemon.ls() if row["path"] == "a.pt"]
         assert made["derived_from"] == source["id"]
         assert "converted" in [event["event"] for event in daemon.events]
-        time.sleep(3 * SETTLE)  # its own output is nothing to work on
+        daemon.caught_up(drive)  # its own output is nothing to work on
         assert len(daemon.ls()) == 2
         assert daemon.run("jobs", "--json")[0]["state"] == "done"
         assert len(daemon.run("jobs", "--json")) == 1
@@ -160,7 +160,7 @@ def test_rule_19_our_own_conversions_are_not_taken_for_news(drive: Path, tmp_pat
         daemon.run("convert", drive / "a.safetensors", "--to", "pytorch")
         daemon.until(lambda: daemon.states().get("a.pt") == "ready")
         (made,) = [row for row in daemon.ls() if row["path"] == "a.pt"]
-        time.sleep(3 * SETTLE)
+        daemon.caught_up(drive)
         assert [row["id"] for row in daemon.ls() if row["path"] == "a.pt"] == [made["id"]]
         assert not any(".modelhub-" in str(event.get("path")) for event in daemon.events)
 

@@ -152,6 +152,23 @@ def test_rule_12_what_takes_the_place_of_a_moved_model_is_another(
     assert there(catalog) == {moved.id: "two/a.safetensors", new.id: "one/a.safetensors"}
 
 
+def test_rule_6_what_people_wrote_of_a_missing_model_stays(catalog: Catalog, drive: Path, look: Look) -> None:
+    path = safetensors(drive / "one" / "a.safetensors", {"w": (3,)})
+    safetensors(drive / "one" / "b.safetensors", {"w": (4,)})
+    look()
+    model = at(catalog, path)
+    annotate(catalog, model)
+    path.unlink()
+    for _ in range(3):
+        look()
+        (missing,) = catalog.models(where=["state=missing"])
+        assert (missing.id, is_annotated(catalog, missing)) == (model.id, True)
+    safetensors(path, {"w": (3,)})
+    look()
+    back = at(catalog, path)
+    assert (back.id, is_annotated(catalog, back)) == (model.id, True)
+
+
 def test_rule_13_a_replaced_file_is_a_new_version(catalog: Catalog, drive: Path, look: Look) -> None:
     path = safetensors(drive / "one" / "a.safetensors", {"w": (5,)})
     look()
