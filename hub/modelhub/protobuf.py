@@ -78,6 +78,11 @@ class Wire:
             raise IncompleteFile(f"{self.name}: {end - start} bytes at offset {start} expected, it ends at {self.size}")
         return self._file.read(start, end - start)
 
+    def window(self, start: int) -> tuple[bytes, int]:
+        """What is read already, and the place of ``start`` in it (which may lie outside): for those who look at short messages by
+        themselves."""
+        return self._buffer, start - self._base
+
     def text(self, start: int, end: int, limit: int = MAX_TEXT) -> str:
         """The UTF-8 text at ``start``..``end``; `InvalidFile` where it is none, or longer than ``limit`` bytes."""
         if end - start > limit:

@@ -9,7 +9,7 @@ from typing import Any
 
 from modelhub import Metadata, Tensor, dtypes
 
-from modelhub_onnx.graph import Model, Use
+from modelhub_onnx.model import Model, Use
 
 MAX_SHOWN = 300
 OPERATORS_SHOWN = 24
@@ -84,7 +84,8 @@ def quantization(model: Model) -> tuple[dict[str, Any], str]:
     little of the whole."""
     if not model.uses:
         return {}, ""
-    by_name = {tensor.name: tensor for tensor in model.tensors}
+    every = model.all_tensors()
+    by_name = {tensor.name: tensor for tensor in every}
     weights = {tensor.name: (use, tensor) for use, tensor in _weights(model.uses, by_name)}
     operators = {use.operator for use in model.uses}
     found: dict[str, Any] = {"scheme": _scheme(operators), "made": _made(model, weights)}
@@ -103,7 +104,7 @@ def quantization(model: Model) -> tuple[dict[str, Any], str]:
     activations = _activations(model.uses, by_name, weights)
     if activations:
         found["activations"] = activations
-    floats = sum(prod(tensor.shape) for tensor in model.tensors if _is_float(tensor) and tensor.name not in weights)
+    floats = sum(prod(tensor.shape) for tensor in every if _is_float(tensor) and tensor.name not in weights)
     return found, found["weights"] if count and sum(count.values()) >= floats else ""
 
 

@@ -8,14 +8,14 @@ functions and of training graphs; constants and other attributes of nodes. Names
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from math import prod
 
 from modelhub import File, InvalidFile, Tensor, dtypes, protobuf
 from modelhub.protobuf import BYTES, VARINT, Wire
 
-from modelhub_onnx import elements, tensors
+from modelhub_onnx import elements, skim, tensors
 from modelhub_onnx.external import Externals
+from modelhub_onnx.model import Model, Use
 from modelhub_onnx.values import value_info
 
 MAX_TEXTS = 10_000
@@ -33,38 +33,11 @@ TRACKED = frozenset(
 """Operators whose inputs say how the model is quantized."""
 
 
-class Use(NamedTuple):
-    """A node of an operator that is tracked: its inputs, and its whole numbers among the attributes."""
-
-    operator: str
-    inputs: tuple[str, ...]
-    numbers: dict[str, int]
-
-
-@dataclass(slots=True)
-class Model:
-    """What a model says. ``tensors`` with their values; ``operators``: (domain, name) -> nodes; ``opsets``: domain -> version;
-    ``functions``: (domain, name) of the model's own operators; ``constants``: how many small ones are not listed; ``biggest``
-    external places are in ``externals``."""
-
-    externals: Externals
-    ir_version: int = 0
-    texts: dict[str, str] = field(default_factory=dict)
-    model_version: int = 0
-    opsets: dict[str, int] = field(default_factory=dict)
-    properties: dict[str, str] = field(default_factory=dict)
-    tensors: list[Tensor] = field(default_factory=list)
-    operators: Counter[tuple[str, str]] = field(default_factory=Counter)
-    functions: set[tuple[str, str]] = field(default_factory=set)
-    inputs: list[dict[str, Any]] = field(default_factory=list)
-    outputs: list[dict[str, Any]] = field(default_factory=list)
-    uses: list[Use] = field(default_factory=list)
-    constants: int = 0
-    subgraphs: int = 0
-    training: int = 0
-    has_graph: bool = False
-
-
+_SIZES = {
+    number: (element.dtype, dtypes.get(element.dtype).block_bytes)
+    for number, element in elements.ELEMENTS.items()
+    if dtypes.get(element.dtype).block == 1
+}
 _TEXTS = {2: "producer", 3: "producer_version", 4: "domain", 6: "documentation"}
 
 
@@ -195,13 +168,21 @@ class _Walk:
 
     def graph(self, start: int, end: int, scope: str, *, main: bool = False) -> None:
         values: list[tuple[int, int, int]] = []
+        window, plain, operators = self.wire.window, self._plain, self._operators
         for number, kind, a, b in self.wire.fields(start, end):
             if kind != BYTES:
                 raise InvalidFile(f"{self.wire.name}: field {number} is no field of a graph")
             if number == 1:
-                self.node(a, b, scope)
+                buffer, at = window(a)
+                known = skim.node(buffer, at, at + b - a, plain) if at >= 0 else None
+                if known is None or known[0] in TRACKED:
+                    self.node(a, b, scope)
+                else:
+                    operators[known[1], known[0]] += 1
+                    self.model.constants += known[2]
             elif number == 5:
-                self.initializer(a, b, scope)
+                if not (main and self.plain_initializer(a, b)):
+                    self.initializer(a, b, scope)
             elif number == 15:
                 self.sparse(a, b, scope, "")
             elif main and number in (11, 12):
@@ -210,11 +191,12 @@ class _Walk:
                 values.append((number, a, b))
             elif main and number in (2, 10):
                 self.model.texts["graph" if number == 2 else "graph_documentation"] = self.wire.text(a, b)
+        initializers = {*self._initializers, *self.model.names} if values else set()
         for number, a, b in values:
             value = value_info(self.wire, a, b)
             if number == 12:
                 self.model.outputs.append(value)
-            elif value["name"] not in self._initializers:  # the first versions listed initializers as inputs
+            elif value["name"] not in initializers:  # the first versions listed initializers as inputs
                 self.model.inputs.append(value)
         self.model.subgraphs += not main
 
@@ -293,6 +275,24 @@ class _Walk:
         return name, value
 
     # --- tensors ----------------------------------------------------------------------------------------------------
+
+    def plain_initializer(self, start: int, end: int) -> bool:
+        """An initializer that is raw data, as nearly all are: put into the columns. False for any other."""
+        buffer, at = self.wire.window(start)
+        known = skim.tensor(buffer, at, end - start) if at >= 0 else None
+        if known is None:
+            return False
+        dims, data_type, name, place, nbytes = known
+        size = _SIZES.get(data_type)
+        if size is None or prod(dims) * size[1] != nbytes or not name.isascii() or len(name) > tensors.MAX_NAME or not nbytes:
+            return False
+        model = self.model
+        model.names.append(name.decode())
+        model.dtypes.append(size[0])
+        model.shapes.append(dims)
+        model.offsets.append(start - at + place)
+        model.nbytes.append(nbytes)
+        return True
 
     def initializer(self, start: int, end: int, scope: str) -> None:
         raw = tensors.parse(self.wire, start, end)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from modelhub import Checkpoint, Detection, File, FileProblem, InvalidFile, Metadata, Rejected, Tensor
+from modelhub import Checkpoint, Columns, Detection, File, FileProblem, InvalidFile, Metadata, Rejected, Tensor
 
 from modelhub_onnx import describe
-from modelhub_onnx.graph import Model, looks_like_one, parse
+from modelhub_onnx.graph import looks_like_one, parse
+from modelhub_onnx.model import Model
 
 SUFFIX = ".onnx"
 OTHER_SUFFIXES = (".pb",)
@@ -67,11 +68,13 @@ def load(checkpoint: Checkpoint) -> Model:
     return model or parse(file)
 
 
-def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata]:
+def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata]:
     """Tensors in the order of the file, then what the model says of itself."""
     model = load(checkpoint)
     strange = sorted(set(model.externals.files) - set(checkpoint.files))
     if strange:
         raise InvalidFile(f"external data in {os.path.basename(strange[0])}, which was not there when the model was looked at")
+    if model.names:
+        yield model.columns
     yield from model.tensors
     yield describe.metadata(model)

@@ -1,0 +1,56 @@
+"""What is kept of a model: its tensors and where they lie, its operators, and what it says of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from modelhub import Columns, Tensor
+
+from modelhub_onnx.external import Externals
+
+
+class Use(NamedTuple):
+    """A node of an operator that is tracked: its inputs, and its whole numbers among the attributes."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    numbers: dict[str, int]
+
+
+@dataclass(slots=True)
+class Model:
+    """What a model says. ``names`` to ``nbytes``: the initializers that are raw data of the graph itself, column by column;
+    ``tensors``: all others; ``operators``: (domain, name) -> nodes; ``opsets``: domain -> version;
+    ``functions``: (domain, name) of the model's own operators; ``constants``: how many small ones are not listed; ``biggest``
+    external places are in ``externals``."""
+
+    externals: Externals
+    ir_version: int = 0
+    texts: dict[str, str] = field(default_factory=dict)
+    model_version: int = 0
+    opsets: dict[str, int] = field(default_factory=dict)
+    properties: dict[str, str] = field(default_factory=dict)
+    tensors: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    dtypes: list[str] = field(default_factory=list)
+    shapes: list[list[int]] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+    operators: Counter[tuple[str, str]] = field(default_factory=Counter)
+    functions: set[tuple[str, str]] = field(default_factory=set)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
+    constants: int = 0
+    subgraphs: int = 0
+    training: int = 0
+    has_graph: bool = False
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.externals.model.path, self.names, self.dtypes, self.shapes, self.offsets, self.nbytes)
+
+    def all_tensors(self) -> list[Tensor]:
+        return [*self.columns.tensors(), *self.tensors]
