@@ -96,6 +96,47 @@ QUERY_HEADS = interleave_heads(lambda config: config.heads)
 KEY_HEADS = interleave_heads(lambda config: config.kv_heads)
 
 
+def _ungrouped(tensor: Tensor, config: Config, heads: Heads, kv_heads: Heads) -> list[Tensor]:
+    """The queries, the keys and the values of rows in which each key stands with its value behind the queries that share it."""
+    count, groups = heads(config), kv_heads(config)
+    if not groups or not count or count % groups or tensor.shape[0] % (count + 2 * groups):
+        raise ValueError(f"{tensor.shape[0]} rows are not {count} heads and {groups} keys and values")
+    each, size, rest = count // groups, tensor.shape[0] // (count + 2 * groups), tensor.shape[1:]
+    whole = ops.reshape(node_of(tensor), tensor.dtype, (groups, each + 2, size, *rest))
+    return [
+        with_node(tensor, ops.reshape(ops.slice_(whole, start, stop, 1), tensor.dtype, (groups * (stop - start) * size, *rest)))
+        for start, stop in ((0, each), (each, each + 1), (each + 1, each + 2))
+    ]
+
+
+def _grouped(parts: Sequence[Tensor], config: Config, kv_heads: Heads) -> Tensor:
+    """The inverse of `_ungrouped`."""
+    groups = kv_heads(config)
+    if len({part.dtype for part in parts}) > 1:
+        parts = [as_dtype(part, "F32") for part in parts]
+    if not groups or parts[1].shape[0] % groups or parts[0].shape[0] % parts[1].shape[0] or parts[1].shape != parts[2].shape:
+        raise ValueError(f"{', '.join(str(list(part.shape)) for part in parts)} are not queries, and {groups} keys and values")
+    size, rest, dtype = parts[1].shape[0] // groups, parts[0].shape[1:], parts[0].dtype
+    shaped = [ops.reshape(node_of(part), dtype, (groups, part.shape[0] // groups // size, size, *rest)) for part in parts]
+    rows = sum(part.shape[0] for part in parts)
+    return with_node(parts[0], ops.reshape(ops.concat(shaped, 1), dtype, (rows, *rest)))
+
+
+def grouped_rows(heads: Heads, kv_heads: Heads) -> Transform:
+    """Rows in which the queries that share a key stand before it and its value, group by group (Falcon): all queries, all keys,
+    all values in GGUF."""
+
+    def forward(tensor: Tensor, config: Config) -> Tensor:
+        return _joined(_ungrouped(tensor, config, heads, kv_heads), 0)
+
+    def backward(tensor: Tensor, config: Config) -> Tensor:
+        count, keys = heads(config), kv_heads(config)
+        size = tensor.shape[0] // max(count + 2 * keys, 1)
+        return _grouped(_cut(tensor, [count * size, keys * size, keys * size], 0), config, kv_heads)
+
+    return Transform("rows apart", forward, backward)
+
+
 def skip_rows(count: Callable[[Config], int]) -> Transform:
     """The first rows left out (RoBERTa's positions start behind the padding). There is no way back: they are zeros there."""
 

@@ -8,7 +8,9 @@ from importlib import import_module
 
 from modelhub_gguf.architectures.records import Architecture
 
-MODULES = ("llama", "qwen", "gpt2", "bert", "gemma", "phi", "gptneox", "stablelm", "starcoder", "smollm", "granite", "glm")
+MODULES = (
+    "llama", "qwen", "gpt2", "bert", "gemma", "phi", "gptneox", "stablelm", "starcoder", "smollm", "granite", "glm", "falcon",
+)  # fmt: skip
 """Each has ``ROWS``, a tuple of `Architecture`."""
 
 
