@@ -6,11 +6,13 @@ is known which content came from where by renames alone. Nothing of modelhub is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import random
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -176,6 +178,33 @@ def storm(root: Path, before: dict[str, str], creates: int, *, processes: int = 
     return whole
 
 
+def renames(root: str, number: int, seconds: float) -> None:
+    """Move the files of process ``number`` (``pNUMBER-...``) about, and now and then whole directories, as fast as it goes."""
+    dice = random.Random(number)
+    places = [os.path.join(place, name) for place, _, names in os.walk(root) for name in names if name.startswith(f"p{number}-")]
+    end, serial = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        serial += 1
+        index = dice.randrange(len(places))
+        if dice.random() < 0.97:
+            folder = os.path.join(root, f"d{dice.randrange(40):02}")
+            target = os.path.join(folder, f"p{number}-{serial}.safetensors")
+            try:
+                os.makedirs(folder, exist_ok=True)
+                os.rename(places[index], target)
+                places[index] = target
+            except FileNotFoundError:  # its directory, or the one it was to go to, has another name meanwhile
+                name = os.path.basename(places[index])
+                for folder in os.listdir(root):
+                    if os.path.exists(os.path.join(root, folder, name)):
+                        places[index] = os.path.join(root, folder, name)
+        else:
+            with contextlib.suppress(OSError):
+                os.rename(os.path.dirname(places[index]), os.path.join(root, f"moved{number}-{dice.randrange(10)}"))
+        if dice.random() < 0.3:
+            time.sleep(dice.random() / 200)
+
+
 def truth(root: Path) -> dict[str, tuple[int, str]]:
     """Path relative to ``root`` -> (size, uid), of every checkpoint there, by a walk of its own."""
     return dict(_truth(str(root)))
@@ -211,3 +240,7 @@ def lost(rows: list[dict[str, object]], root: Path, before: dict[str, str], ids:
     uid_ids = {uid: ids[path] for path, uid in before.items()}
     moved = {os.path.relpath(full, root): uid for full, uid in log.kept.items()}
     return [f"{path} ({uid})" for path, uid in sorted(moved.items()) if here.get(path) != uid_ids[uid]]
+
+
+if __name__ == "__main__":
+    renames(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

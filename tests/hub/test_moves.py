@@ -25,6 +25,7 @@ from modelhub.settle import Settling
 from modelhub.workers import ParsePool, Result, Task
 
 from tests.hub.drives import safetensors
+from tests.storm import checkpoint, truth
 
 Look = Callable[..., Rescan]
 
@@ -502,4 +503,38 @@ def test_a_storm_by_several_processes_while_it_is_scanned(
     assert len(first) > 30
     lost = {path: name for path, name in truth.items() if name in first and now[path] != first[name]}
     assert lost == {}
+    assert catalog.check() == []
+
+
+def test_a_storm_of_renames_while_it_is_scanned(
+    catalog: Catalog, pool: ParsePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but moves, hundreds a second, of files and of directories: every model keeps its id, whatever a scan saw of it.
+    ``MODELHUB_RENAMES`` makes it longer (seconds)."""
+    monkeypatch.setattr(rescanning, "SECOND_LOOK", 0.0)
+    root = tmp_path / "drive"
+    for number in range(300):
+        path = root / f"d{number % 40:02}" / f"p{number % 3}-{number}x.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(checkpoint(f"u{number}"))
+    scan(catalog, [str(root)], pool=pool, plugins="x")
+    made = {uid: where for where, (_, uid) in truth(root).items()}
+    where = {model.path: model.id for model in catalog.models(where=["state=ready"])}
+    ids = {uid: where[path] for uid, path in made.items()}
+    dice, settling = random.Random(3), Settling(0.1, longest=0.6, trust_clock=True)
+    words = [sys.executable, "-m", "tests.storm", str(root)]
+    seconds = os.environ.get("MODELHUB_RENAMES", "3")
+    storm = [subprocess.Popen([*words, str(number), seconds], cwd=Path(__file__).parents[2]) for number in range(3)]
+    while any(process.poll() is None for process in storm):
+        some = dice.sample(sorted(os.listdir(root)), dice.randrange(1, 12))
+        parts = [Part(os.fsencode(name), False) for name in some] if dice.random() < 0.75 else [Part(b"")]
+        rescan(catalog, str(root), parts, pool=pool, settling=settling, plugins="x")
+    assert [process.returncode for process in storm] == [0] * 3
+    found = rescan(catalog, str(root), [Part(b"")], pool=pool, settling=settling, plugins="x")
+    while found.unsettled:
+        time.sleep(max(found.unsettled.values()))
+        found = rescan(catalog, str(root), [Part(b"")], pool=pool, settling=settling, plugins="x")
+    now = {model.path: model.id for model in catalog.models(where=["state=ready"])}
+    assert {uid: now.get(path) for path, (_, uid) in truth(root).items()} == ids
+    assert len(now) == 300
     assert catalog.check() == []
