@@ -1,0 +1,71 @@
+"""Hugging Face directories exported to ONNX: they compute what transformers computes, under the names that runtimes know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from modelhub.files import Checkpoint
+from modelhub_onnx import export
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from tests.conftest import Modelhub
+
+
+def test_a_decoder_with_its_cache(tmp_path: Path, modelhub: Modelhub) -> None:
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, vocab_size=50
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "tiny")
+    report = modelhub("convert", tmp_path / "tiny", "--to", "onnx", "--atol", "1e-4", "--json").json
+    assert [row["name"] for row in report["compared"]] == ["logits", "present.0.key", "present.0.value"]
+    assert report["compared"][0]["max_error"] < 1e-5
+    shown = modelhub("show", report["output"], "--json").json["metadata"]
+    assert shown["inputs"] == {
+        "input_ids": "int64[batch, sequence]",
+        "attention_mask": "int64[batch, total_sequence]",
+        "past_key_values.0.key": "float32[batch, 1, past_sequence, 8]",
+        "past_key_values.0.value": "float32[batch, 1, past_sequence, 8]",
+    }
+    assert list(shown["outputs"]) == ["logits", "present.0.key", "present.0.value"]
+    # Token by token, from an empty cache, is the same as all at once.
+    ids = np.array([[3, 1, 4, 1, 5, 9]])
+    session = onnxruntime.InferenceSession(report["output"])
+    key = value = np.zeros((1, 1, 0, 8), np.float32)
+    steps = []
+    for number, token in enumerate(ids[0]):
+        feed = {"input_ids": np.array([[token]]), "attention_mask": np.ones((1, number + 1), np.int64)}
+        cache = {"past_key_values.0.key": key, "past_key_values.0.value": value}
+        logits, key, value = session.run(None, feed | cache)
+        steps.append(logits[0, -1])
+    with torch.no_grad():
+        whole = model(torch.from_numpy(ids)).logits[0].numpy()
+    np.testing.assert_allclose(np.stack(steps), whole, atol=1e-5)
+    # And onnxruntime's tools and checks take it.
+    assert modelhub("verify", report["output"], "--level", "runnable", "--json").json[0]["ok"]
+    small = modelhub("quantize", report["output"], "int8", "--json").json
+    assert small["compared"][0]["cosine"] > 0.99
+
+
+def test_an_encoder(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    path = str(tmp_path / "bert")
+    checkpoint = Checkpoint(path, [f"{path}/model.safetensors", f"{path}/config.json"])
+    result = export.run(checkpoint, str(tmp_path / "bert.onnx"), {"atol": "1e-4"})
+    assert [row["name"] for row in result.compared] == ["last_hidden_state", "pooler_output"]
+    assert max(row["max_error"] for row in result.compared) < 1e-5
+    assert [one.name for one in onnxruntime.InferenceSession(str(tmp_path / "bert.onnx")).get_inputs()] == [
+        "input_ids", "attention_mask", "token_type_ids",
+    ]  # fmt: skip
+
+
+def test_what_takes_two_models_is_refused(tmp_path: Path, modelhub: Modelhub) -> None:
+    config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    done = modelhub("convert", tmp_path / "t5", "--to", "onnx", status=3)
+    assert "has an encoder and a decoder" in done.stderr
+    assert "onnx:int8 is made of onnx" in modelhub("convert", tmp_path / "t5", "--to", "onnx:int8", status=2).stderr

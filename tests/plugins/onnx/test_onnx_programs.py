@@ -1,0 +1,164 @@
+"""Smaller models by onnxruntime's tools, and exports: each is run beside its source, and what differs too much is thrown away."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from tests.conftest import Modelhub
+from tests.plugins.onnx_files import model_of, perceptron, save
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save(perceptron(2, 64), tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    place = tmp_path / "samples"
+    place.mkdir()
+    random = np.random.default_rng(1)
+    for number in range(5):
+        np.savez(place / f"{number}.npz", x=random.standard_normal((3, 64)).astype(np.float32))
+    return place
+
+
+def outputs(path: Path, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path))
+    return session.run(None, {"x": x})[0]
+
+
+EXPECTED = {  # label, share of the source's bytes at the most, cosine at the least, scheme
+    "fp16": ("F16", 0.6, 0.999999, None),
+    "int8": ("INT8", 0.45, 0.9995, "dynamic"),
+    "int8-static": ("INT8", 0.55, 0.999, "QDQ"),
+    "int4": ("INT4", 0.32, 0.98, "MatMulNBits"),
+    "int8-weights": ("INT8", 0.45, 0.9995, "MatMulNBits"),
+}
+
+
+@pytest.mark.parametrize("recipe", EXPECTED)
+def test_a_smaller_model_computes_nearly_the_same(source: Path, calibration: Path, modelhub: Modelhub, recipe: str) -> None:
+    label, share, cosine, scheme = EXPECTED[recipe]
+    extra = ("--calibration", calibration) if recipe == "int8-static" else ()
+    report = modelhub("convert", source, "--to", f"onnx:{recipe}", *extra, "--json").json
+    output = Path(report["output"])
+    assert output.name == f"model.{recipe}.onnx"
+    assert sorted(os.listdir(source.parent)) == sorted(["model.onnx", output.name, "samples"])
+    assert report["size"] == output.stat().st_size < share * source.stat().st_size
+    (row,) = report["compared"]
+    assert (row["name"], row["values"]) == ("y", (3 * 5 if recipe == "int8-static" else 4 * 1) * 64)
+    assert row["cosine"] > cosine
+    x = np.random.default_rng(7).standard_normal((9, 64)).astype(np.float32)
+    a, b = outputs(source, x), outputs(output, x)
+    assert np.dot(a.ravel(), b.ravel()) / np.linalg.norm(a) / np.linalg.norm(b) > cosine - 0.002
+    shown = modelhub("show", output, "--json").json
+    assert shown["precision"] == label
+    said = shown["metadata"].get("quantization")
+    assert (said and said["scheme"]) == scheme
+    if said:
+        assert (said["made"], said["weights"], said["quantized_parameters"]) == ("post-training", label, 2 * 64 * 64)
+
+
+def test_an_output_that_is_too_far_off_ends_with_status_1(source: Path, modelhub: Modelhub) -> None:
+    done = modelhub("convert", source, "--to", "onnx:int4", "--atol", "1e-4", "--rtol", "0", "--json", status=1)
+    assert done.json["error"]["code"] == "outputs_differ"
+    assert "output 'y':" in done.json["error"]["message"]
+    assert os.listdir(source.parent) == ["model.onnx"]
+    modelhub("convert", source, "--to", "onnx:int4", "--atol", "3")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "status", "said"),
+    [
+        ("int8-static", (), 2, "needs inputs to calibrate with"),
+        ("int8", ("--calibration", "empty"), 2, "holds no .npz"),
+        ("int8", ("--calibration", "names.npz"), 2, "has z, the model takes x"),
+        ("int8", ("--calibration", "words.npz"), 2, "the model takes tensor(float)"),
+        ("int8", ("--calibration", "pickled.npz"), 2, "cannot be read"),
+        ("fp16", ("--set", "a=b"), 2, "no options of recipes"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    source: Path, modelhub: Modelhub, recipe: str, words: tuple[str, ...], status: int, said: str
+) -> None:
+    place = source.parent
+    (place / "empty").mkdir()
+    np.savez(place / "names.npz", z=np.zeros((1, 64), np.float32))
+    np.savez(place / "words.npz", x=np.array(["a"]))
+    np.savez(place / "pickled.npz", x=np.array([{}], object))
+    before = sorted(os.listdir(place))
+    done = modelhub("convert", source, "--to", f"onnx:{recipe}", *words, cwd=place, status=status)
+    assert said in done.stderr
+    assert sorted(os.listdir(place)) == before
+
+
+def test_a_model_with_nothing_to_quantize_is_not_copied(tmp_path: Path, modelhub: Modelhub) -> None:
+    bias = numpy_helper.from_array(np.ones(4, np.float32), "b")
+    model = model_of([helper.make_node("Add", ["x", "b"], ["y"])], [bias], {"x": [4]}, {"y": [4]})
+    path = save(model, tmp_path / "m.onnx")
+    assert "nothing in this model could be quantized" in modelhub("convert", path, "--to", "onnx:int8", status=3).stderr
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+def test_weights_too_large_for_half_precision_are_counted(tmp_path: Path, modelhub: Modelhub) -> None:
+    weight = np.full((4, 4), 0.5, np.float32)
+    weight[0, 0] = 1e6
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = model_of(nodes, [numpy_helper.from_array(weight, "w")], {"x": [1, 4]}, {"y": [1, 4]})
+    report = modelhub("convert", save(model, tmp_path / "m.onnx"), "--to", "onnx:fp16", "--json").json
+    assert "1 weight is too large for half precision and clipped, the first in w" in report["notes"][0]
+
+
+def test_the_plan_says_what_it_takes(source: Path, modelhub: Modelhub) -> None:
+    plan = modelhub("convert", source, "--to", "onnx:int8", "--dry-run", "--json").json
+    assert plan["program"] == "onnxruntime-int8"
+    assert plan["memory"] > 500 << 20
+    assert "may take" in modelhub("convert", source, "--to", "onnx:int8", "--dry-run").stdout
+    assert os.listdir(source.parent) == ["model.onnx"]
+
+
+def test_nothing_is_left_beside_a_source_with_external_data(tmp_path: Path, modelhub: Modelhub) -> None:
+    place = tmp_path / "in"
+    place.mkdir()
+    onnx.save(perceptron(2, 64), place / "m.onnx", save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+    os.chmod(place, 0o555)
+    report = modelhub("convert", place / "m.onnx", "--to", "onnx:int8", "-o", tmp_path / "out.onnx", "--json").json
+    os.chmod(place, 0o755)
+    assert sorted(os.listdir(place)) == ["m.onnx", "m.onnx.data"]
+    assert report["compared"][0]["cosine"] > 0.9995
+
+
+def test_real_models_are_halved_and_quantized(sample_drive: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    """A model of audio whose weights stand in branches, and one of bytes: both as they come from PyPI."""
+    vad = modelhub(
+        "convert", sample_drive / "silero-vad/data/silero_vad.onnx", "--to", "onnx:fp16", "-o", tmp_path / "a.onnx", "--json"
+    ).json
+    assert min(row["cosine"] for row in vad["compared"]) > 0.999
+    magika = next(sample_drive.glob("magika/models/*/model.onnx"))
+    small = modelhub("convert", magika, "--to", "onnx:int8", "-o", tmp_path / "b.onnx", "--atol", "0.05", "--json").json
+    assert small["size"] < magika.stat().st_size
+    assert small["compared"][0]["max_error"] <= 0.05
+
+
+@pytest.mark.parametrize("path", ["silero-vad/data/silero_vad.onnx", "magika/models/standard_v3_3/model.onnx"])
+def test_real_models_are_sound_and_run(sample_drive: Path, modelhub: Modelhub, path: str) -> None:
+    (report,) = modelhub("verify", sample_drive / path, "--level", "all", "--json").json
+    assert report["ok"]
+    assert any("onnxruntime runs it on" in finding["message"] for finding in report["findings"])
+
+
+def test_a_model_that_onnx_refuses_fails_its_verification(tmp_path: Path, modelhub: Modelhub) -> None:
+    """Known to the format, and no sense to it: an operator that is not in the standard, a value that nothing makes."""
+    path = save(model_of([helper.make_node("Reluu", ["x"], ["y"])], inputs={"x": [4]}, outputs={"y": [4]}), tmp_path / "m.onnx")
+    (report,) = modelhub("verify", path, "--json", status=1).json
+    assert any("onnx refuses it" in finding["message"] for finding in report["findings"])
+    (report,) = modelhub("verify", path, "--level", "runnable", "--json", status=1).json
+    assert any("does not load it" in finding["message"] for finding in report["findings"])
