@@ -21,12 +21,10 @@ def targets(plugins: Plugins) -> list[Format]:
 
 
 def recipes_of(target: Format, plugins: Plugins) -> dict[str, Recipe]:
-    """The recipes of a target, its programs' included. A recipe for no format in particular needs a writer."""
-    return {
-        recipe.name: recipe
-        for recipe in plugins.recipes
-        if target.name in recipe.formats or (not recipe.formats and target.create)
-    }
+    """The recipes of a target, its programs' included: those for any format, where there is a writer, and those of its own, which
+    come before others of their name."""
+    general = {recipe.name: recipe for recipe in plugins.recipes if not recipe.formats and target.create}
+    return general | {recipe.name: recipe for recipe in plugins.recipes if target.name in recipe.formats}
 
 
 def parse_target(to: str, plugins: Plugins) -> tuple[Format, Recipe | None]:

@@ -53,7 +53,7 @@ class Probing:
                 raise ConversionError(f"tensor {tensor.name} cannot be encoded as {dtype}: {error}") from error
             back = decoder.decode(blocks.reshape(-1), values.size).reshape(values.shape)
             if one is None:
-                sums.take(values, back)
+                sums.take(values, back, encoder.maximum)
             else:
                 _take_weighted(sums, values, back, one)
         return sums
