@@ -32,95 +32,106 @@ def away(value: Any) -> Any:
 @jit.inlined
 def pack_fifths(tile: Any, at: int) -> None:
     """The fifth bits of 32 quants, as 4 bytes at ``at``."""
-    for b in range(tile.out.shape[0]):
+    out, quants = tile.out, tile.quants
+    for b in range(out.shape[0]):
         word = np.uint32(0)
-        for j in range(tile.quants.shape[1]):
-            word |= np.uint32(tile.quants[b, j] >> 4) << np.uint32(j)
+        for j in range(quants.shape[1]):
+            word |= np.uint32(quants[b, j] >> 4) << np.uint32(j)
         for j in range(4):
-            tile.out[b, at + j] = np.uint8((word >> np.uint32(8 * j)) & np.uint32(255))
+            out[b, at + j] = np.uint8((word >> np.uint32(8 * j)) & np.uint32(255))
 
 
 @jit.inlined
 def _q8_0(tile: Any) -> None:
-    n = tile.out.shape[0]
+    x, out, y, scale_rows = tile.values, tile.out, tile.result, tile.scales
+    half_rows, overs = tile.halves, tile.over
+    n = out.shape[0]
     most = tile.most.view(np.float32)
-    scales, halves = tile.scales.reshape(64), tile.halves.reshape(64)
+    scales, halves = scale_rows.reshape(64), half_rows.reshape(64)
     for b in range(n):
         scales[b] = most[b] / np.float32(127)
-        tile.over[b] = finite_inverse(scales[b])
-    halve(tile.scales, tile.halves)
+        overs[b] = finite_inverse(scales[b])
+    halve(scale_rows, half_rows)
     for b in range(n):
-        put_half(tile.out[b], 0, halves[b])
+        put_half(out[b], 0, halves[b])
     for b in range(n):
-        over = tile.over[b]
+        over = overs[b]
         scale = scales[b]
-        for j in range(tile.values.shape[1]):
-            q = away(tile.values[b, j] * over)
-            tile.out[b, 2 + j] = np.uint8(q)
-            tile.result[b, j] = np.float32(q) * scale
+        for j in range(x.shape[1]):
+            q = away(x[b, j] * over)
+            out[b, 2 + j] = np.uint8(q)
+            y[b, j] = np.float32(q) * scale
 
 
 @jit.inlined
 def _around_zero(tile: Any, levels: int) -> None:
     """Q4_0 (8 levels on either side) and Q5_0 (16)."""
-    n = tile.out.shape[0]
-    scales, halves, shift = tile.scales.reshape(64), tile.halves.reshape(64), tile.extra.reshape(64)
+    bits, x, most_bits, out = tile.bits, tile.values, tile.most, tile.out
+    y, scale_rows, half_rows, overs = tile.result, tile.scales, tile.halves, tile.over
+    quants = tile.quants
+    n = out.shape[0]
+    scales, halves, shift = scale_rows.reshape(64), half_rows.reshape(64), tile.extra.reshape(64)
     for b in range(n):
-        most = tile.most[b]
+        most = most_bits[b]
         first = np.int32(31)
-        for j in range(tile.bits.shape[1]):
-            first = min(first, np.int32(j) if tile.bits[b, j] & np.uint32(0x7FFFFFFF) == most else np.int32(31))
-        scales[b] = (tile.values[b, first] + np.float32(0)) / np.float32(-levels)
+        for j in range(bits.shape[1]):
+            first = min(first, np.int32(j) if bits[b, j] & np.uint32(0x7FFFFFFF) == most else np.int32(31))
+        scales[b] = (x[b, first] + np.float32(0)) / np.float32(-levels)
     for b in range(n):
         over = finite_inverse(scales[b])
-        tile.over[b] = over
+        overs[b] = over
         shift[b] = np.float32(0) if over == 0 and scales[b] != 0 else np.float32(levels) + np.float32(0.5)
-    halve(tile.scales, tile.halves)
+    halve(scale_rows, half_rows)
     at = 2 if levels == 8 else 6
-    middle = tile.values.shape[1] // 2
+    middle = x.shape[1] // 2
     for b in range(n):
-        put_half(tile.out[b], 0, halves[b])
+        put_half(out[b], 0, halves[b])
     for b in range(n):
-        over = tile.over[b]
+        over = overs[b]
         base = shift[b]
         scale = scales[b]
         for j in range(middle):
-            low = min(np.int32(tile.values[b, j] * over + base), np.int32(2 * levels - 1))
-            high = min(np.int32(tile.values[b, middle + j] * over + base), np.int32(2 * levels - 1))
-            tile.out[b, at + j] = np.uint8((low & 15) | (high & 15) << 4)
-            tile.quants[b, j] = np.uint8(low)
-            tile.quants[b, middle + j] = np.uint8(high)
-            tile.result[b, j] = np.float32(low - levels) * scale
-            tile.result[b, middle + j] = np.float32(high - levels) * scale
+            low = min(np.int32(x[b, j] * over + base), np.int32(2 * levels - 1))
+            high = min(np.int32(x[b, middle + j] * over + base), np.int32(2 * levels - 1))
+            out[b, at + j] = np.uint8((low & 15) | (high & 15) << 4)
+            quants[b, j] = np.uint8(low)
+            quants[b, middle + j] = np.uint8(high)
+            y[b, j] = np.float32(low - levels) * scale
+            y[b, middle + j] = np.float32(high - levels) * scale
     if levels == 16:
         pack_fifths(tile, 2)
 
 
 @jit.inlined
 def _ends(tile: Any, least: Any, greatest: Any) -> None:
-    """The least and greatest element of every block, by their bits: as unsigned numbers the negative ones come after the others
-    and run backwards. Among zeros the first counts, as it does where floats are compared."""
+    """The least and greatest element of every block, by their bits. The largest of them as signed numbers is the greatest, the
+    largest as unsigned numbers the least; unless all have one sign, which is seldom: then the smallest is needed. Among zeros the
+    first counts, as it does where floats are compared."""
+    bits, x = tile.bits, tile.values
     low_bits, high_bits = least.view(np.uint32), greatest.view(np.uint32)
-    signed = tile.bits.view(np.int32)
-    for b in range(tile.out.shape[0]):
-        smallest = np.uint32(0xFFFFFFFF)
+    signed = bits.view(np.int32)
+    for b in range(bits.shape[0]):
+        most = np.int32(-0x80000000)
         largest = np.uint32(0)
         for j in range(signed.shape[1]):
-            smallest = min(smallest, tile.bits[b, j])
-            largest = max(largest, tile.bits[b, j])
-        low_bits[b] = largest if largest > np.uint32(0x7FFFFFFF) else smallest
-        high_bits[b] = smallest
-    for b in range(tile.out.shape[0]):
-        positive = np.int32(-1)
-        for j in range(signed.shape[1]):
-            positive = max(positive, signed[b, j])
-        if positive >= np.int32(0):
-            high_bits[b] = np.uint32(positive)
-    for b in range(tile.out.shape[0]):
+            most = max(most, signed[b, j])
+            largest = max(largest, bits[b, j])
+        low_bits[b] = largest
+        high_bits[b] = np.uint32(most)
+    for b in range(bits.shape[0]):
+        positive, negative = high_bits[b] < np.uint32(0x80000000), low_bits[b] >= np.uint32(0x80000000)
+        if not (positive and negative):
+            smallest = bits[b, 0]
+            for j in range(1, bits.shape[1]):
+                smallest = min(smallest, bits[b, j])
+            if positive:
+                low_bits[b] = smallest
+            else:
+                high_bits[b] = smallest
         if least[b] == np.float32(0):
-            for j in range(31, -1, -1):
-                if tile.values[b, j] == np.float32(0):
-                    least[b] = tile.values[b, j]
+            for j in range(bits.shape[1] - 1, -1, -1):
+                if x[b, j] == np.float32(0):
+                    least[b] = x[b, j]
             if greatest[b] == np.float32(0):
                 greatest[b] = least[b]
 
@@ -135,40 +146,38 @@ def _step(value: Any, least: Any, over: Any, levels: int) -> Any:
 @jit.inlined
 def _above_least(tile: Any, levels: int) -> None:
     """Q4_1 (15 levels above the least) and Q5_1 (31)."""
-    n = tile.out.shape[0]
-    scales, halves, shown, least = (
-        tile.scales.reshape(64),
-        tile.halves.reshape(64),
-        tile.extra.reshape(64),
-        tile.most.view(np.float32),
-    )
+    x, out, y, scale_rows = tile.values, tile.out, tile.result, tile.scales
+    half_rows, overs, extra_rows, quants = tile.halves, tile.over, tile.extra, tile.quants
+    n = out.shape[0]
+    scales, halves, shown = scale_rows.reshape(64), half_rows.reshape(64), extra_rows.reshape(64)
+    least = tile.most.view(np.float32)
     _ends(tile, least, scales)
     for b in range(n):
         scales[b] = (scales[b] - least[b]) / np.float32(levels)
-        tile.over[b] = finite_inverse(scales[b])
+        overs[b] = finite_inverse(scales[b])
         shown[b] = least[b]
-    halve(tile.scales, tile.halves)
+    halve(scale_rows, half_rows)
     for b in range(n):
-        put_half(tile.out[b], 0, halves[b])
-    halve(tile.extra, tile.halves)
+        put_half(out[b], 0, halves[b])
+    halve(extra_rows, half_rows)
     for b in range(n):
-        put_half(tile.out[b], 2, halves[b])
+        put_half(out[b], 2, halves[b])
     at = 4 if levels == 15 else 8
-    middle = tile.values.shape[1] // 2
+    middle = x.shape[1] // 2
     for b in range(n):
-        over = tile.over[b]
+        over = overs[b]
         base = least[b]
         scale = scales[b]
         seen = shown[b]
         for j in range(middle):
-            low = _step(tile.values[b, j], base, over, levels)
-            high = _step(tile.values[b, middle + j], base, over, levels)
-            tile.out[b, at + j] = np.uint8((low & 15) | (high & 15) << 4)
-            tile.result[b, j] = np.float32(low) * scale + seen
-            tile.result[b, middle + j] = np.float32(high) * scale + seen
+            low = _step(x[b, j], base, over, levels)
+            high = _step(x[b, middle + j], base, over, levels)
+            out[b, at + j] = np.uint8((low & 15) | (high & 15) << 4)
+            y[b, j] = np.float32(low) * scale + seen
+            y[b, middle + j] = np.float32(high) * scale + seen
             if levels == 31:
-                tile.quants[b, j] = np.uint8(low)
-                tile.quants[b, middle + j] = np.uint8(high)
+                quants[b, j] = np.uint8(low)
+                quants[b, middle + j] = np.uint8(high)
     if levels == 31:
         pack_fifths(tile, 4)
 

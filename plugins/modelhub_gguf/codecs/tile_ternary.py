@@ -14,33 +14,36 @@ from modelhub_gguf.codecs.tiles import halve, put_half, run
 @jit.inlined
 def _trits(tile: Any, at: int) -> None:
     """The scale, put at byte ``at``; quants 0, 1, 2; results."""
-    n = tile.out.shape[0]
+    x, out, y, scale_rows = tile.values, tile.out, tile.result, tile.scales
+    half_rows, overs, quants = tile.halves, tile.over, tile.quants
+    n = out.shape[0]
     most = tile.most.view(np.float32)
-    scales, halves = tile.scales.reshape(64), tile.halves.reshape(64)
+    scales, halves = scale_rows.reshape(64), half_rows.reshape(64)
     for b in range(n):
         scales[b] = most[b]
-        tile.over[b] = finite_inverse(most[b])
-    halve(tile.scales, tile.halves)
+        overs[b] = finite_inverse(most[b])
+    halve(scale_rows, half_rows)
     for b in range(n):
-        put_half(tile.out[b], at, halves[b])
-        over = tile.over[b]
+        put_half(out[b], at, halves[b])
+        over = overs[b]
         scale = scales[b]
-        for j in range(tile.values.shape[1]):
-            q = away(tile.values[b, j] * over)
-            tile.quants[b, j] = np.uint8(q + 1)
-            tile.result[b, j] = np.float32(q) * scale
+        for j in range(x.shape[1]):
+            q = away(x[b, j] * over)
+            quants[b, j] = np.uint8(q + 1)
+            y[b, j] = np.float32(q) * scale
 
 
 @jit.inlined
 def _tq2_0(tile: Any) -> None:
+    out, quants = tile.out, tile.quants
     _trits(tile, 64)
-    for b in range(tile.out.shape[0]):
+    for b in range(out.shape[0]):
         for group in range(2):
             for j in range(32):
                 word = np.uint8(0)
                 for layer in range(4):
-                    word |= tile.quants[b, group * 128 + layer * 32 + j] << (2 * layer)
-                tile.out[b, group * 32 + j] = word
+                    word |= quants[b, group * 128 + layer * 32 + j] << (2 * layer)
+                out[b, group * 32 + j] = word
 
 
 @jit.inlined
@@ -51,15 +54,16 @@ def _fraction(number: Any) -> Any:
 
 @jit.inlined
 def _tq1_0(tile: Any) -> None:
+    out, quants = tile.out, tile.quants
     _trits(tile, 52)
-    for b in range(tile.out.shape[0]):
-        q = tile.quants[b]
+    for b in range(out.shape[0]):
+        q = quants[b]
         for j in range(32):
-            tile.out[b, j] = _fraction((((q[j] * 3 + q[32 + j]) * 3 + q[64 + j]) * 3 + q[96 + j]) * 3 + q[128 + j])
+            out[b, j] = _fraction((((q[j] * 3 + q[32 + j]) * 3 + q[64 + j]) * 3 + q[96 + j]) * 3 + q[128 + j])
         for j in range(160, 176):
-            tile.out[b, j - 128] = _fraction((((q[j] * 3 + q[16 + j]) * 3 + q[32 + j]) * 3 + q[48 + j]) * 3 + q[64 + j])
+            out[b, j - 128] = _fraction((((q[j] * 3 + q[16 + j]) * 3 + q[32 + j]) * 3 + q[48 + j]) * 3 + q[64 + j])
         for j in range(240, 244):
-            tile.out[b, j - 192] = _fraction((((q[j] * 3 + q[4 + j]) * 3 + q[8 + j]) * 3 + q[12 + j]) * 3)
+            out[b, j - 192] = _fraction((((q[j] * 3 + q[4 + j]) * 3 + q[8 + j]) * 3 + q[12 + j]) * 3)
 
 
 def _carries() -> Any:
@@ -97,30 +101,32 @@ def _exponent(most: Any) -> Any:
 
 @jit.inlined
 def _mxfp4(tile: Any) -> None:
-    n = tile.out.shape[0]
+    x, most_bits, out, y = tile.values, tile.most, tile.out, tile.result
+    quants = tile.quants
+    n = out.shape[0]
     scales = tile.scales.reshape(64)
     patterns = scales.view(np.uint32)
-    middle = tile.values.shape[1] // 2
+    middle = x.shape[1] // 2
     for b in range(n):
-        exponent = _exponent(tile.most[b])
-        tile.out[b, 0] = np.uint8(exponent)
+        exponent = _exponent(most_bits[b])
+        out[b, 0] = np.uint8(exponent)
         patterns[b] = np.uint32(exponent - 1) << np.uint32(23) if exponent > 1 else np.uint32(0x200000) << np.uint32(exponent)
     for b in range(n):
         scale = scales[b]
         m1, m2, m3, m4 = np.float32(0.5) * scale, np.float32(1.5) * scale, np.float32(2.5) * scale, np.float32(3.5) * scale
         m5, m6, m7 = np.float32(5) * scale, np.float32(7) * scale, np.float32(10) * scale
         for j in range(2 * middle):
-            x = tile.values[b, j]
-            size = abs(x)
+            value = x[b, j]
+            size = abs(value)
             code = np.int32(size > m1) + np.int32(size > m2) + np.int32(size > m3) + np.int32(size > m4)
             upper = np.int32(size > m5) + np.int32(size > m6)
             top = np.int32(size > m7)
-            value = np.float32(code + 2 * upper + 4 * top) * scale
+            shown = np.float32(code + 2 * upper + 4 * top) * scale
             code = code + upper + top
-            tile.quants[b, j] = np.uint8(code | (np.int32(8) if x < 0 and code > 0 else np.int32(0)))
-            tile.result[b, j] = -value if x < 0 else value
+            quants[b, j] = np.uint8(code | (np.int32(8) if value < 0 and code > 0 else np.int32(0)))
+            y[b, j] = -shown if value < 0 else shown
         for j in range(middle):
-            tile.out[b, 1 + j] = tile.quants[b, j] | tile.quants[b, middle + j] << 4
+            out[b, 1 + j] = quants[b, j] | quants[b, middle + j] << 4
 
 
 @jit.kernel
