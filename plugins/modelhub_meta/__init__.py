@@ -1,0 +1,32 @@
+"""Meta's own checkpoints for modelhub: a directory with ``params.json`` and ``consolidated.NN.pth``, a part for each GPU that the
+model was trained for. Mistral's first models came so too.
+
+The parts are read by the plugin of PyTorch's files; this one knows how they make one model, and its way to Hugging Face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modelhub import Check, Conversion, Format, hookimpl
+
+from modelhub_meta import checks
+from modelhub_meta.layout import detect_directory
+from modelhub_meta.reader import read
+
+
+@hookimpl
+def modelhub_formats() -> Iterator[Format]:
+    yield Format(name="meta", title="Meta checkpoint", detect_directory=detect_directory, read=read)
+
+
+@hookimpl
+def modelhub_checks() -> Iterator[Check]:
+    yield Check(name=checks.COPIES, level="values", formats=("meta",), run=checks.copies)
+
+
+@hookimpl
+def modelhub_conversions() -> Iterator[Conversion]:
+    from modelhub_meta import to_huggingface
+
+    yield to_huggingface.CONVERSION
