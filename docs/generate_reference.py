@@ -23,7 +23,7 @@ RECORDS = {
     "What a reader yields": ("Tensor", "Columns", "Extent", "Inline", "Node", "Metadata", "Finding"),
     "What detection answers": ("Detection", "Rejected"),
     "What a writer yields": ("Put", "Placed", "Patch", "Tail", "StartFile", "CopyFile", "WriteOptions"),
-    "What hooks yield": ("Format", "Codec", "Op", "Recipe", "Conversion", "Program", "Check", "Event"),
+    "What hooks yield": ("Format", "Codec", "Op", "Recipe", "Conversion", "Program", "Combination", "Check", "Event"),
     "What plugins are given": ("File", "Listing", "Checkpoint", "Table", "DType", "ZipMember", "ShardGroup"),
     "What goes wrong": ("ModelhubError", "FileProblem", "InvalidFile", "IncompleteFile", "UnsupportedFile", "MissingCapability"),
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from modelhub.types import Check, Codec, Conversion, Event, Format, Op, Program, Recipe
+from modelhub.types import Check, Codec, Combination, Conversion, Event, Format, Op, Program, Recipe
 
 hookspec = pluggy.HookspecMarker("modelhub")
 hookimpl = pluggy.HookimplMarker("modelhub")
@@ -100,8 +100,9 @@ def modelhub_recipes() -> Iterable[Recipe]:
 
 
 @hookspec
-def modelhub_conversions() -> Iterable[Conversion | Program]:
-    """Conversions that are more than a copy of tensors: a table derived from tables, or a program to run.
+def modelhub_conversions() -> Iterable[Conversion | Program | Combination]:
+    """Conversions that are more than a copy of tensors: a table derived from tables, or a program to run; and how what only
+    changes other checkpoints (an adapter) is put on them.
 
     Example::
 

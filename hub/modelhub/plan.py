@@ -15,6 +15,7 @@ from typing import Any
 
 from modelhub import ops
 from modelhub.assign import assign, recipe_options
+from modelhub.combine import MINUS, Part, combined
 from modelhub.distribution import install_hint
 from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError
 from modelhub.model import Model, printable
@@ -33,7 +34,7 @@ class ConvertOptions:
     """What the user asked for besides source, target and place. ``threads``: None for one a core. ``max_shard_size`` in bytes,
     0: one file. ``strict``: no dtype but the recipe's own. ``importance``, ``overrides``, ``target_bits`` and ``target_size`` are
     for the recipe (`modelhub.types.RecipeOptions`). ``set``: keys of the metadata to set, or (None) to remove. ``in_place``: the
-    output takes the place of its source."""
+    output takes the place of its source. ``combine``: what is put on the source first (`modelhub.combine.Part`)."""
 
     force: bool = False
     threads: int | None = None
@@ -47,6 +48,7 @@ class ConvertOptions:
     target_size: int = 0
     set: Mapping[str, str | None] = field(default_factory=dict)
     in_place: bool = False
+    combine: Sequence[Sequence[Any]] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def shaping(self) -> dict[str, Any]:
@@ -57,6 +59,8 @@ class ConvertOptions:
                 found[name] = getattr(self, name)
         if self.overrides:
             found["overrides"] = [list(pair) for pair in self.overrides]
+        if self.combine:
+            found["combine"] = [[kind, printable(path), scale] for kind, path, scale in self.combine]
         if self.set:
             found["set"] = dict(self.set)
         return {**found, **self.extra}
@@ -66,7 +70,8 @@ class ConvertOptions:
 class Plan:
     """A conversion, decided. ``table``: the output's tensors (dtypes as stored there), each with the expression that yields it.
     ``size``: bytes the output's tensors will take; ``free``: bytes free where it goes. ``losses``: what the output cannot say,
-    in words. ``fallbacks``: tensors that get another dtype than the recipe is named for -> why."""
+    in words. ``fallbacks``: tensors that get another dtype than the recipe is named for -> why. ``parts``: the models that are
+    put on the source (`modelhub.combine`)."""
 
     source: Model
     format: Format
@@ -80,6 +85,7 @@ class Plan:
     options: ConvertOptions
     program: Program | None = None
     fallbacks: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[Model, ...] = ()
 
     @property
     def memory(self) -> int | None:
@@ -122,6 +128,7 @@ class Plan:
             "size": self.size,
             "free": self.free,
             "bits_per_weight": self.bits_per_weight,
+            **({"combined": [list(part) for part in self.options.shaping()["combine"]]} if self.parts else {}),
             "losses": list(self.losses),
             "fallbacks": dict(self.fallbacks),
             **({"program": self.program.name, "memory": self.memory} if self.program else {}),
@@ -136,20 +143,28 @@ def _origin(tensor: Tensor) -> Any:
     return None if tensor.value is None else ops.to_json(tensor.value)
 
 
-def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions, plugins: Plugins) -> Plan:
-    """Decide a conversion. Raises UsageError for a target that does not exist, ConversionError for one that cannot be reached."""
+def make_plan(
+    model: Model, to: str, output: str | None, options: ConvertOptions, plugins: Plugins, parts: Sequence[Model] = ()
+) -> Plan:
+    """Decide a conversion. ``parts``: the models that ``options.combine`` names, in its order. Raises UsageError for a target
+    that does not exist, ConversionError for one that cannot be reached."""
     target, recipe = parse_target(to, plugins)
     if model.state in ("invalid", "unsupported", "incomplete", "missing", "offline", "quarantined"):
         hint = "`modelhub verify` says more" if model.state == "invalid" else ""
         why = f": {model.reason}" if model.reason else ""
         raise ConversionError(f"{model.name} cannot be converted: it is {model.state}{why}", hint)
-    source = model.table()
+    put = list(zip((Part(*part) for part in options.combine), parts, strict=True))
+    source = combined(model, put, plugins) if put else model.table()
     if not source.tensors:
         raise ConversionError(f"{model.name} has no tensors to convert", "`modelhub show` lists what was read of it")
-    losses: list[str] = []
+    losses = list(source.notes)
     edge = edge_of((model.format, model.container), target, recipe, plugins)
     route = (model.format, target.name)
     program = edge if isinstance(edge, Program) else None
+    if program and put:
+        raise UsageError(
+            f"{program.name} runs on files, and what is merged has none yet", "--to huggingface first, then convert that"
+        )
     _check_options(program, target, options)
     if isinstance(edge, Conversion):
         given = {key: text for key, text in options.set.items() if text is not None}
@@ -172,17 +187,17 @@ def make_plan(model: Model, to: str, output: str | None, options: ConvertOptions
         fallbacks = assigned.fallbacks
         derived = _edit(_tie(assigned.table, target, losses), target, options.set)
     _note_losses(source, losses)
-    path = model.file_paths[0] if options.in_place else _place(model, target, recipe, output)
+    path = model.file_paths[0] if options.in_place else _place(model, target, recipe, output, put[0][0].kind if put else "")
     size = sum(tensor_nbytes(tensor) for tensor in _unique(derived, target))
     check_suffix(path, target, plugins)
     if options.in_place:
         _check_in_place(model, target, recipe, output, options.set)
     else:
-        _check_place(path, model, target, options)
+        _check_place(path, (model, *parts), target, options)
     if program is None:
         _ask_writer(derived, target, path, options)
     free = free_space(os.path.dirname(path))
-    return Plan(model, target, recipe, path, derived, route, size, free, tuple(losses), options, program, fallbacks)
+    return Plan(model, target, recipe, path, derived, route, size, free, tuple(losses), options, program, fallbacks, tuple(parts))
 
 
 def _check_options(program: Program | None, target: Format, options: ConvertOptions) -> None:
@@ -213,7 +228,7 @@ def _carry(model: Model, source: Table, target: Format) -> Table:
     metadata = Metadata(
         values=source.metadata.values, stored=source.metadata.stored, container=source.metadata.container if same else ""
     )
-    return Table(source.logical, metadata, source.files)
+    return Table(source.logical, metadata, source.files, source.documents)
 
 
 def _edit(table: Table, target: Format, changes: Mapping[str, str | None]) -> Table:
@@ -266,10 +281,16 @@ def _unique(table: Table, target: Format) -> list[Tensor]:
 # --- the place ----------------------------------------------------------------------------------------------------
 
 
-def _place(model: Model, target: Format, recipe: Recipe | None, output: str | None) -> str:
-    """Where the output goes: ``-o``, a default name in the directory that ``-o`` is, or a default name beside the source."""
+def _place(model: Model, target: Format, recipe: Recipe | None, output: str | None, put: str) -> str:
+    """Where the output goes: ``-o``, a default name in the directory that ``-o`` is, or a default name beside the source.
+    ``put``: the kind of what is put on the source, "" where nothing is."""
     source = model.absolute_path.rstrip("/")
-    name = default_name(model.name, source, target, recipe, directory=os.path.isdir(source), beside=output is None)
+    directory = os.path.isdir(source)
+    if put:
+        stem = f"{default_stem(model.name, source, directory=directory)}-{'delta' if put == MINUS else 'merged'}"
+        name = default_name(stem, source, target, recipe, directory=directory, beside=False)
+    else:
+        name = default_name(model.name, source, target, recipe, directory=directory, beside=output is None)
     if output is None:
         return os.path.join(os.path.dirname(os.path.abspath(source)), name)
     if target.extension and (output.endswith("/") or os.path.isdir(output)):
@@ -313,10 +334,10 @@ def check_suffix(path: str, target: Format, plugins: Plugins) -> None:
     raise UsageError(f"{name} {says}, and {target.name} is asked for", f"call it {os.path.splitext(name)[0]}{target.extension}")
 
 
-def _check_place(path: str, model: Model, target: Format, options: ConvertOptions) -> None:
-    """Refuse an output that is its own source, that is there already, or whose directory cannot be written."""
+def _check_place(path: str, models: Sequence[Model], target: Format, options: ConvertOptions) -> None:
+    """Refuse an output that is a source of its own, that is there already, or whose directory cannot be written."""
     real = os.path.realpath(path)
-    sources = {os.path.realpath(file) for file in model.file_paths} | {os.path.realpath(model.absolute_path)}
+    sources = {os.path.realpath(file) for model in models for file in (*model.file_paths, model.absolute_path)}
     if real in sources or any(real.startswith(file + "/") or file.startswith(real + "/") for file in sources):
         raise ConversionError(f"{path} is the source itself, or holds it", "-o PATH names another place")
     if any(os.path.exists(path) and os.path.samefile(path, file) for file in sources if os.path.exists(file)):

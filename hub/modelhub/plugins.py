@@ -24,7 +24,7 @@ import pluggy
 
 from modelhub import codecs, hookspecs, ops
 from modelhub.records import check_record
-from modelhub.types import Check, Codec, Conversion, Event, Format, Op, Program, Recipe
+from modelhub.types import Check, Codec, Combination, Conversion, Event, Format, Op, Program, Recipe
 
 GROUP = "modelhub"
 CORE = "modelhub"
@@ -39,7 +39,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "modelhub_ops": (Op,),
     "modelhub_formats": (Format,),
     "modelhub_recipes": (Recipe,),
-    "modelhub_conversions": (Conversion, Program),
+    "modelhub_conversions": (Conversion, Program, Combination),
     "modelhub_checks": (Check,),
 }
 """The hooks that declare records, in the order in which they are asked, and what each may yield."""
@@ -69,6 +69,7 @@ class Plugins:
     ops: dict[str, Op] = field(default_factory=dict)
     recipes: list[Recipe] = field(default_factory=list)
     conversions: list[Conversion | Program] = field(default_factory=list)
+    combinations: list[Combination] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     reports: list[PluginReport] = field(default_factory=list)
     origin: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -363,6 +364,8 @@ def _accept(plugins: Plugins, plugin: str, record: Any) -> str:
                 same = (item.name == record.recipe and record.target in item.formats for item in plugins.recipes)
                 if not any(same):  # people type it like any other recipe
                     plugins.recipes.append(Recipe(name=record.recipe, title=record.title, formats=(record.target,)))
+        case Combination():
+            plugins.combinations.append(record)
         case Check():
             plugins.checks.append(record)
     plugins.origin.update({(kind, name): plugin for name in names})

@@ -24,8 +24,8 @@ def record(catalog: Catalog, report: ConvertReport, plugins: Plugins) -> Model |
     plan = report.plan
     if plan.source.id is None and not any(_inside(report.output, root.path) for root in catalog.roots()):
         return None
-    source = plan.source if plan.source.id is None else catalog.refresh(plan.source)
-    return record_output(catalog, report.output, [source], how(plan, report.written, plugins), plugins)
+    sources = [each if each.id is None else catalog.refresh(each) for each in (plan.source, *plan.parts)]
+    return record_output(catalog, report.output, sources, how(plan, report.written, plugins), plugins)
 
 
 def record_output(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelhub import dtypes
-from modelhub.types import Check, Codec, Conversion, Format, Op, Program, Recipe
+from modelhub.types import Check, Codec, Combination, Conversion, Format, Op, Program, Recipe
 
 API = 1
 """The newest ``api`` of a record that this modelhub understands."""
@@ -20,6 +20,7 @@ _CALLABLES: dict[type, tuple[tuple[str, bool], ...]] = {
     Op: (("rows", True), ("infer", True), ("needs", False), ("memory", False)),
     Recipe: (("choose", False), ("assign", False), ("measure", False)),
     Conversion: (("derive", True),),
+    Combination: (("derive", True),),
     Program: (("run", True), ("memory_estimate", False)),
     Check: (("run", True),),
 }
@@ -62,6 +63,8 @@ def _details(record: object) -> str:
             if record.level not in _LEVELS:
                 return f"with level={record.level!r}, expected one of {', '.join(_LEVELS)}"
             return _strings("formats", record.formats) or _strings("requires", record.requires)
+        case Combination():
+            return "" if _text(record.source) else "whose source is not a format's name"
         case Program() if record.recipe and _plain_name(record.recipe):
             return f"with the recipe {record.recipe!r}, {_plain_name(record.recipe).removeprefix('with ')}"
         case Conversion() | Program():

@@ -397,6 +397,18 @@ class Program:
     options: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combination:
+    """How what only changes a checkpoint (an adapter of the format ``source``) is put on it. ``derive(base, parts)``: the base's
+    table as the parts, (table, scale), make it one after another, with the base's names and dtypes. It reads no weights.
+    ValueError says what does not fit: ``derive`` is also called to find that out."""
+
+    name: str
+    source: str
+    derive: Callable[[Table, Sequence[tuple[Table, float]]], Table]
+    api: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramResult:
     """What a program has to say of its output. ``compared``: where both were run on the same inputs, for each of the model's

@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "verify": "Check models: structure, safety, digests, values.",
         "convert": "Write a model in another format or precision.",
         "quantize": "Write a model with a recipe's precision.",
+        "merge": "Put adapters or a delta on a model, or take a delta of two.",
         "jobs": "List jobs, look at one, cancel or retry some.",
         "rules": "List the rules, test what they would do, apply them now.",
     },

@@ -4,6 +4,7 @@ asks and tells."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from modelhub.cli.outputs import TargetParameter, convert_options, output_option
 if TYPE_CHECKING:
     from modelhub.convert import ConvertReport
     from modelhub.errors import ModelhubError
+    from modelhub.model import Model
     from modelhub.plan import ConvertOptions, Plan
 
 
@@ -53,12 +55,14 @@ def run(
     dry_run: bool,
     background: bool,
     as_json: bool,
+    parts: Sequence[Model] = (),
 ) -> int:
-    """Plan, tell the plan, carry it out (or have it carried out), tell what was done."""
+    """Plan, tell the plan, carry it out (or have it carried out), tell what was done. ``parts``: what
+    ``options.combine`` names."""
     from modelhub.cli.convert_report import print_plan, print_report, print_route
     from modelhub.plan import make_plan
 
-    plan = make_plan(session.model(reference), to, output, options, session.plugins)
+    plan = make_plan(session.model(reference), to, output, options, session.plugins, parts)
     if dry_run:
         if as_json:
             text.print_json(plan.to_json())

@@ -31,6 +31,9 @@ def print_route(plan: Plan) -> None:
     what = " ".join(part for part in (source.format, source.precision) if part)
     recipe = f" with {plan.recipe.name}" if plan.recipe else ""
     text.line(f"{source.absolute_path} ({what}, {text.size(source.size)})")
+    for part, (kind, _, scale) in zip(plan.parts, plan.options.combine, strict=True):
+        much = f", times {scale:g}" if scale != 1 else ""
+        text.line(f"{'-' if kind == 'minus' else '+'}  {part.absolute_path} ({part.format}, {text.size(part.size)}{much})")
     text.line(f"-> {plan.output} ({plan.format.name}{recipe})")
     for loss in plan.losses:
         sys.stdout.write("   " + text.style("note", text.YELLOW) + text.escape(f": {loss}") + "\n")

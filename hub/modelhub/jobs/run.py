@@ -113,6 +113,13 @@ def _verify(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: Pa
     return Outcome(result, message, "verified" if report.ok else "failed", model)
 
 
+def parts_of(catalog: Catalog, options: ConvertOptions, pool: ParsePool) -> list[Model]:
+    """The models that are put on the source, by the paths that ``options.combine`` names."""
+    from modelhub.resolve import resolve
+
+    return [resolve(catalog, path, pool=pool) for _, path, _ in options.combine]
+
+
 # --- conversion ---------------------------------------------------------------------------------------------------
 
 
@@ -120,7 +127,7 @@ def _convert(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: P
     from modelhub.plan import ConvertOptions, make_plan
 
     if job.made:
-        again = _resume(catalog, job, plugins)
+        again = _resume(catalog, job, plugins, pool)
         if again is not None:
             return again
     source = _source(catalog, job, pool)
@@ -140,7 +147,7 @@ def _convert(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: P
     old = _ours(catalog, job, output, source, plugins) if job.spec.get("own") and output else None
     if old is not None:
         options = replace(options, force=True)
-    plan = make_plan(source, job.spec["to"], output, options, plugins)
+    plan = make_plan(source, job.spec["to"], output, options, plugins, parts_of(catalog, options, pool))
     report, made = carry(catalog, job, plan, plugins, heart, digests=digests)
     if old is not None:
         _clear(old, report)
@@ -193,7 +200,7 @@ def carry(
         raise Stopped("lost")
     heart.begin("write", plan.size)
     report = carry_out(plan, plugins, tell, before_publish)
-    return report, _record(catalog, made, plan.source, plugins)
+    return report, _record(catalog, made, [plan.source, *plan.parts], plugins)
 
 
 def result_of(report: ConvertReport) -> dict[str, Any]:
@@ -245,7 +252,7 @@ def _stat(path: str) -> tuple[int, int, int]:
     return info.st_size, info.st_mtime_ns, info.st_ino
 
 
-def _resume(catalog: Catalog, job: Job, plugins: Plugins) -> Outcome | None:
+def _resume(catalog: Catalog, job: Job, plugins: Plugins, pool: ParsePool) -> Outcome | None:
     """An earlier try may have got as far as giving the output its name, or may have begun to: then that is finished, and
     recorded. None where it did not, or did so for what its source was before."""
     from modelhub.scratch import sweep
@@ -258,8 +265,8 @@ def _resume(catalog: Catalog, job: Job, plugins: Plugins) -> Outcome | None:
             return None
     except FileNotFoundError:
         return None
-    source = _source_then(catalog, job)
-    model = _record(catalog, job.made, source, plugins)
+    sources = [_source_then(catalog, job), *_parts_then(catalog, job, pool)]
+    model = _record(catalog, job.made, sources, plugins)
     if job.made["version"] != job.version:  # of what its source was when it was begun; now it is to be made of what it is
         return None
     size = sum(file["size"] for file in files)
@@ -283,12 +290,22 @@ def _source_then(catalog: Catalog, job: Job) -> Model:
     )  # fmt: skip
 
 
-def _record(catalog: Catalog, made: Mapping[str, Any], source: Model, plugins: Plugins) -> Model:
+def _parts_then(catalog: Catalog, job: Job, pool: ParsePool) -> list[Model]:
+    """What was put on the source, as far as it is still there."""
+    from modelhub.plan import ConvertOptions
+
+    try:
+        return parts_of(catalog, ConvertOptions(**job.spec.get("options", {})), pool)
+    except ModelhubError:
+        return []
+
+
+def _record(catalog: Catalog, made: Mapping[str, Any], sources: Sequence[Model], plugins: Plugins) -> Model:
     from modelhub import provenance
     from modelhub.catalog.content import Provenance
 
     digests = {file["path"]: bytes.fromhex(file["sha256"]) for file in made["files"] if "sha256" in file}
-    return provenance.record_output(catalog, made["path"], [source], Provenance(**made["how"]), plugins, digests)
+    return provenance.record_output(catalog, made["path"], sources, Provenance(**made["how"]), plugins, digests)
 
 
 # --- never twice --------------------------------------------------------------------------------------------------
