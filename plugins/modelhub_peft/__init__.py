@@ -1,0 +1,41 @@
+"""PEFT adapters for modelhub: directories of adapters are told, shown and merged into their base; LoRA files of diffusion models
+(kohya, diffusers) are told and shown.
+
+The weights are read by the plugins of the containers; torch and peft are not needed for anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modelhub import Combination, Format, Op, hookimpl
+
+from modelhub_peft import layout, lora_file, scaling
+
+
+@hookimpl
+def modelhub_formats() -> Iterator[Format]:
+    yield Format(
+        name="peft",
+        title="PEFT adapter",
+        detect_directory=layout.detect_directory,
+        read=layout.read,
+    )
+    yield Format(
+        name="lora",
+        title="LoRA file (kohya, diffusers)",
+        suffixes=(lora_file.SUFFIX,),
+        detect=lora_file.detect,
+        read=lora_file.read,
+    )
+
+
+@hookimpl
+def modelhub_ops() -> Iterator[Op]:
+    yield from scaling.OPS
+
+
+@hookimpl
+def modelhub_conversions() -> Iterator[Combination]:
+    from modelhub_peft import merge
+
+    yield merge.COMBINATION

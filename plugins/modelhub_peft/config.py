@@ -1,0 +1,150 @@
+"""What ``adapter_config.json`` says of an adapter, as the field names it. Nothing in it is trusted to have its type.
+
+Keys are those of peft (``tuners/lora/config.py``, ``tuners/ia3/config.py``, ``config.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CONFIG = "adapter_config.json"
+MAX_CONFIG = 16 << 20
+MAX_TEXT = 300
+MAX_ITEMS = 1000
+MAX_PATTERN = 1000
+RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin a training (``init_lora_weights``) that change the base as well: such an adapter is none of the base as it is."""
+UNMERGED = ("layer_replication", "trainable_token_indices", "alora_invocation_tokens", "target_parameters", "use_qalora")
+"""Settings of adapters that are more than a change of the base's matrices, or that lie otherwise in memory than in files."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """``kind`` is ``peft_type`` in upper case (LORA, IA3); ``rank`` and ``alpha`` hold where no pattern says otherwise."""
+
+    raw: Mapping[str, Any]
+    kind: str
+    rank: int
+    alpha: float
+    rslora: bool
+    dora: bool
+    fan_in_fan_out: bool
+    base_model: str
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+    def scale_of(self, module: str, rank: int) -> float:
+        """What the product of a module's matrices of ``rank`` is multiplied with: alpha / rank, or alpha / sqrt(rank)."""
+        alpha = next((value for key, value in self.alphas.items() if _matches(key, module)), self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _matches(key: str, module: str) -> bool:
+    """peft's rule (``utils/other.py``, ``get_pattern_key``): the pattern is the module's name or its end, after a dot."""
+    return re.fullmatch(rf"(.*\.)?({key})", module) is not None
+
+
+def _is_tame(key: str) -> bool:
+    """Whether a pattern is one that cannot run away: what repeats in it is a few times any character, or any digit."""
+    rest = key.replace(".*", "").replace(r"\d+", "").replace("[0-9]+", "")
+    try:
+        re.compile(key)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return len(key) - len(rest) <= 12 and not any(sign in rest for sign in "*+{?")
+
+
+def parse(raw: Mapping[str, Any]) -> AdapterConfig:
+    """ValueError where the configuration names no kind of adapter, or a number in it is none."""
+    kind = raw.get("peft_type")
+    if not isinstance(kind, str) or not kind or len(kind) > 40:
+        raise ValueError("it names no peft_type")
+    rank, alpha = raw.get("r", 8), raw.get("lora_alpha", 8)
+    if type(rank) is not int or not 0 <= rank < 1 << 20:
+        raise ValueError(f"r is {rank!r:.40}, which is no rank")
+    if not _is_number(alpha):
+        raise ValueError(f"lora_alpha is {alpha!r:.40}, which is no number")
+    patterns = raw.get("alpha_pattern")
+    alphas = {
+        key: float(value)
+        for key, value in (patterns.items() if isinstance(patterns, dict) else ())
+        if len(key) <= MAX_PATTERN and _is_number(value)
+    }
+    return AdapterConfig(
+        raw=raw,
+        kind=kind.upper(),
+        rank=rank,
+        alpha=float(alpha),
+        rslora=raw.get("use_rslora") is True,
+        dora=raw.get("use_dora") is True,
+        fan_in_fan_out=raw.get("fan_in_fan_out") is True,
+        base_model=_text(raw.get("base_model_name_or_path")),
+        alphas=alphas,
+    )
+
+
+def unmergeable(config: AdapterConfig) -> str:
+    """Why an adapter cannot be merged into a base, as far as its configuration says; "" where it can."""
+    if config.kind not in ("LORA", "IA3"):
+        return f"it is a {config.kind} adapter: LoRA (rsLoRA, DoRA) and IA3 can be merged"
+    start = config.raw.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(RESIDUAL):
+        return f"its training began with {start:.40}, which changes the base too: save it anew with peft, converted to plain LoRA"
+    used = [name for name in UNMERGED if config.raw.get(name)]
+    odd = next((key for key in config.alphas if not _is_tame(key)), None)
+    if odd is not None:
+        return f"alpha_pattern has {odd:.60}, which is too odd a pattern to be matched safely"
+    return f"it uses {used[0]}, which cannot be merged here: merge_and_unload of peft may" if used else ""
+
+
+def describe(config: AdapterConfig) -> dict[str, Any]:
+    """What ``show`` prints: method, rank, alpha, targets, base."""
+    raw = config.raw
+    values: dict[str, Any] = {"adapter": "peft", "method": method(config)}
+    if config.kind in ("LORA", "ADALORA"):
+        values |= {"rank": config.rank, "alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha}
+    if config.base_model:
+        values["base_model"] = config.base_model
+    for key in ("target_modules", "modules_to_save", "target_parameters", "feedforward_modules", "exclude_modules"):
+        if found := _texts(raw.get(key)):
+            values[key] = found
+    for key in ("rank_pattern", "alpha_pattern"):
+        given = raw.get(key)
+        if isinstance(given, dict) and given:
+            values[key] = {name: value for name, value in list(given.items())[:MAX_ITEMS] if _is_number(value)}
+    for key, name in (
+        ("task_type", "task_type"),
+        ("peft_version", "peft_version"),
+        ("bias", "bias"),
+        ("revision", "base_revision"),
+    ):
+        if (said := _text(raw.get(key))) and said != "none":
+            values[name] = said
+    if config.fan_in_fan_out:
+        values["fan_in_fan_out"] = True
+    return values
+
+
+def method(config: AdapterConfig) -> str:
+    """What people call it: lora, rslora, dora, ia3, ..."""
+    if config.kind == "LORA":
+        return "-".join(["rslora"] * config.rslora + ["dora"] * config.dora) or "lora"
+    return config.kind.lower()
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < 1e12
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""
+
+
+def _texts(value: Any) -> str | list[str]:
+    """A pattern, or the list of names (sorted: peft keeps a set)."""
+    if isinstance(value, list):
+        return sorted(item for item in value[:MAX_ITEMS] if _text(item))
+    return _text(value)

@@ -1,0 +1,75 @@
+"""Which tensor of a base a module of an adapter stands for: names with or without what wraps a model, ties, new heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modelhub import Table, Tensor
+
+OUTPUTS = ("lm_head", "embed_out", "output")
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "embedding")
+"""What models call their output and their token embeddings."""
+
+
+class Names:
+    """The tensors of a base, looked up by the names that modules have in the model that an adapter was trained on."""
+
+    def __init__(self, base: Table) -> None:
+        self.tensors = base.by_name
+        self._groups: dict[str, list[str]] = {}
+        for name, kept in base.ties.items():
+            self._groups.setdefault(kept, [kept]).append(name)
+        self._kept = {name: kept for kept, group in self._groups.items() for name in group}
+        self._ends: dict[str, list[str]] = {}
+        for name in self.tensors:
+            self._ends.setdefault(".".join(name.split(".")[-2:]), []).append(name)
+
+    def of(self, module: str, leaf: str, shape: tuple[int, ...] | None = None) -> str:
+        """The name of a module's weight or bias. An output that the base does not hold is its embedding, if that is of ``shape``.
+        ValueError where there is none."""
+        found = self.find(module, leaf)
+        if found is None and leaf == "weight" and module.rsplit(".", 1)[-1] in OUTPUTS:
+            found = self.embedding(shape)
+        if found is None:
+            raise ValueError(f"the base has no tensor {module}.{leaf}")
+        return found
+
+    def find(self, module: str, leaf: str) -> str | None:
+        """The tensor of that name; else the one whose name is its end, or ends in it: a model may have been saved inside another
+        or without its head."""
+        name = f"{module}.{leaf}"
+        if name in self.tensors:
+            return name
+        near = self._ends.get(".".join(name.split(".")[-2:]), [])
+        ends = [one for one in near if (name.endswith(f".{one}") and one.count(".") > 0) or one.endswith(f".{name}")]
+        return ends[0] if len(ends) == 1 else None
+
+    def tied(self, name: str) -> list[str]:
+        """All names of the bytes that ``name`` has."""
+        return self._groups.get(self._kept.get(name, name), [name])
+
+    def embedding(self, shape: tuple[int, ...] | None = None) -> str | None:
+        """The only matrix of token embeddings, if it has ``shape``."""
+        found = [
+            name
+            for name in self.tensors
+            if name.endswith(".weight") and name.split(".")[-2:-1] and name.split(".")[-2] in EMBEDDINGS
+        ]
+        return found[0] if len(found) == 1 and shape in (None, self.tensors[found[0]].shape) else None
+
+    def replacement(self, tensor: Tensor, config: Mapping[str, Any]) -> str:
+        """The name of a tensor that takes the place of the base's, or that is added to them. ValueError for one that is neither:
+        it is not the base's, and no module that the adapter says it saves has it."""
+        module, _, leaf = tensor.name.rpartition(".")
+        found = self.find(module, leaf)
+        if found is not None:
+            mine = self.tensors[found].shape
+            if mine[1:] != tensor.shape[1:] or len(mine) != len(tensor.shape):
+                raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)}, in the base {list(mine)}")
+            return found
+        saved = config.get("modules_to_save")
+        listed = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
+        if any(f".{name}." in f".{tensor.name}" for name in listed) or module.rsplit(".", 1)[-1] in OUTPUTS:
+            return tensor.name
+        raise ValueError(f"{tensor.name} is not in the base, and modules_to_save does not name it")
