@@ -3,12 +3,13 @@
     python benchmarks/onnx_indexing.py [FILES] [RUNS]
 
 ``modelhub scan`` into an empty catalog against a loop of ``onnx.load(load_external_data=False)`` that reads names and shapes.
-Once with models that are nearly all header (dozens of nodes and tensors, 40 KB), once with some weights in them (1 MB), as the
-smallest that people ship have. Files are in the page cache for both sides.
+Once with models that are nearly all header (dozens of nodes and tensors, 40 KB), once with some weights in them (1 MB), once with
+what packages ship (1 to 3 MB, linked from the sample drive where that is there). Files are in the page cache for both sides.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def model(path: Path, seed: int, layers: int, width: int) -> None:
     path.write_bytes(helper.make_model(graph, producer_name="pytorch", producer_version="2.9").SerializeToString())
 
 
+def measure(drive: Path, home: Path, what: str, runs: int) -> None:
+    scan = Side("modelhub scan", [MODELHUB, "scan", str(drive), "--json"], remove(home))
+    loop = Side("onnx.load, names and shapes", [sys.executable, "-c", LOOP, str(drive)])
+    compare(f"First index of ONNX models, {what}", [scan, loop], runs=runs, env=environment(home))
+
+
 def main() -> None:
     files = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     runs = int(sys.argv[2]) if len(sys.argv) > 2 else 5
@@ -67,10 +74,16 @@ def main() -> None:
             drive.mkdir()
             for number in range(files):
                 model(drive / f"model-{number:05}.onnx", number, layers=24, width=width)
-            scan = Side(f"modelhub scan, {files:,} models of {what}", [MODELHUB, "scan", str(drive), "--json"], remove(home))
-            loop = Side("onnx.load, names and shapes", [sys.executable, "-c", LOOP, str(drive)])
-            compare(f"First index of ONNX models, {what} each", [scan, loop], runs=runs, env=environment(home))
+
+            measure(drive, home, f"{files:,} models of {what}", runs)
             remove(drive)()
+        real = sorted((Path(__file__).parent.parent / "sample" / "drive").rglob("*.onnx"))
+        drive = place / "real"
+        drive.mkdir()
+        for number in range(files if real else 0):
+            os.link(real[number % len(real)], drive / f"model-{number:05}.onnx")
+        if real:
+            measure(drive, home, f"{files:,} links to {len(real)} models from PyPI", runs)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_OTHERS = frozenset((0x0A, 0x12, 0x1A, 0x32))
-"""Keys of a node's fields that are passed over: input, output, name, doc_string."""
+_OTHERS = frozenset((0x0A, 0x12, 0x1A, 0x32, 0x42, 0x4A))
+"""Keys of a node's fields that are passed over: input, output, name, doc_string, overload, metadata_props."""
 
 
 def node(buffer: bytes, at: int, end: int, plain: Mapping[bytes, int]) -> tuple[bytes, bytes, int] | None:
