@@ -13,9 +13,11 @@ import numpy as np
 
 from modelhub_gguf.codecs import jit
 from modelhub_gguf.codecs.lanes import (
+    EPSILON,
     Array,
     Mask,
     Vector,
+    extreme_of,
     from_half,
     higher,
     load,
@@ -26,15 +28,13 @@ from modelhub_gguf.codecs.lanes import (
     splat,
     square_root,
     store,
+    sum_of_squares,
     to_float,
     to_half,
     to_int,
     whole,
 )
 from modelhub_gguf.codecs.lanes_run import compare, run
-
-EPSILON = 1e-15
-"""``GROUP_MAX_EPS``: a group with nothing larger is all zeros."""
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 """``kvalues_iq4nl``"""
@@ -88,13 +88,7 @@ def _entry(table: Any, eight: Mask, four: Mask, two: Mask, one: Mask) -> Vector:
 @jit.inlined
 def _search(values: Array, base: int, scratch: Array, part: int) -> None:
     """The scale of 32 elements from row ``base`` on, whose weights stand in ``scratch``."""
-    largest = splat(0.0)
-    extreme = splat(0.0)
-    for i in range(32):
-        x = load(values, base + i)
-        more = magnitude(x) > largest
-        largest = select(more, magnitude(x), largest)
-        extreme = select(more, x, extreme)
+    extreme = extreme_of(values, base, 32)
     inverse = 1.0 / (-extreme / VALUES[0])
     nearest = (VALUES[0] + splat(7)) / extreme  # of all that are tried the one that leaves values closest to zero
     sum_qx = splat(0.0)
@@ -128,7 +122,7 @@ def _search(values: Array, base: int, scratch: Array, part: int) -> None:
         better = (sum_q2 > 0.0) & (sum_qx * sum_qx > best * sum_q2)
         scale = select(better, sum_qx / sum_q2, scale)
         best = select(better, scale * sum_qx, best)
-    store(scratch, SCALE + part, select(largest < EPSILON, splat(0.0), scale))
+    store(scratch, SCALE + part, select(magnitude(extreme) < EPSILON, splat(0.0), scale))
 
 
 @jit.inlined
@@ -159,15 +153,6 @@ def _weigh(values: Array, importance: Array, base: int, sigma2: Vector, scratch:
 
 
 @jit.inlined
-def _sigma2(values: Array, size: int) -> Vector:
-    total = splat(0.0)
-    for i in range(size):
-        x = load(values, i)
-        total = total + x * x
-    return total * (2.0 / size)
-
-
-@jit.inlined
 def _inverse(value: Vector) -> Vector:
     return select(value == 0.0, splat(0.0), 1.0 / value)
 
@@ -176,7 +161,7 @@ def _inverse(value: Vector) -> Vector:
 def _encode_nl(
     values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, weighted: bool
 ) -> None:
-    _weigh(values, importance, 0, _sigma2(values, 32), scratch, weighted)
+    _weigh(values, importance, 0, sum_of_squares(values, 32) * (2.0 / 32), scratch, weighted)
     _search(values, 0, scratch, 0)
     scale = load(scratch, SCALE)
     d = to_half(scale)
@@ -188,17 +173,11 @@ def _encode_nl(
 def _encode_xs(
     values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, weighted: bool
 ) -> None:
-    sigma2 = _sigma2(values, 256)
-    largest = splat(0.0)
-    extreme = splat(0.0)
+    sigma2 = sum_of_squares(values, 256) * (2.0 / 256)
     for part in range(8):
         _weigh(values, importance, 32 * part, sigma2, scratch, weighted)
         _search(values, 32 * part, scratch, part)
-        scale = load(scratch, SCALE + part)
-        more = magnitude(scale) > largest
-        largest = select(more, magnitude(scale), largest)
-        extreme = select(more, scale, extreme)
-    exact = -extreme / 32.0
+    exact = -extreme_of(scratch, SCALE, 8) / 32.0
     half = to_half(exact)
     d = from_half(half)
     inverse = _inverse(exact)

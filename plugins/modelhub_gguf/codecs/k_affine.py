@@ -13,6 +13,7 @@ import numpy as np
 
 from modelhub_gguf.codecs import jit
 from modelhub_gguf.codecs.lanes import (
+    EPSILON,
     Array,
     Vector,
     anywhere,
@@ -27,14 +28,12 @@ from modelhub_gguf.codecs.lanes import (
     splat,
     square_root,
     store,
+    sum_of_squares,
     to_float,
     to_half,
     whole,
 )
 from modelhub_gguf.codecs.lanes_run import compare, run
-
-EPSILON = 1e-15
-"""``GROUP_MAX_EPS``: a group with nothing larger is all zeros."""
 
 CALM = 4e6
 """Below it `nearest_int` is plain rounding."""
@@ -188,15 +187,6 @@ def weigh(values: Array, importance: Array, base: int, n: int, sigma2: Vector, s
 
 
 @jit.inlined
-def sum_of_squares(values: Array) -> Vector:
-    total = splat(0.0)
-    for i in range(256):
-        x = load(values, i)
-        total = total + x * x
-    return total
-
-
-@jit.inlined
 def levels(scratch: Array, source: int, n: int, top: int, integers: Array, row: int) -> Vector:
     """``make_qp_quants``: a scale for the ``n`` scales (or minima) from row ``source`` of scratch on, whose weights are sums of
     weights; the integers (as bytes) to ``integers`` from ``row`` on."""
@@ -286,7 +276,7 @@ def _encode_45_weighted(
     values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, top: int,
     steps: Array,
 ) -> None:  # fmt: skip
-    sigma2 = sum_of_squares(values) * 2.0 / 256.0
+    sigma2 = sum_of_squares(values, 256) * 2.0 / 256.0
     for part in range(8):
         weigh(values, importance, 32 * part, 32, sigma2, scratch, part)
         search(values, 32 * part, 32, top, steps, False, scratch, part)

@@ -12,9 +12,11 @@ import numpy as np
 
 from modelhub_gguf.codecs import jit
 from modelhub_gguf.codecs.lanes import (
+    EPSILON,
     Array,
     Vector,
     anywhere,
+    extreme_of,
     from_half,
     higher,
     load,
@@ -32,9 +34,6 @@ from modelhub_gguf.codecs.lanes import (
 )
 from modelhub_gguf.codecs.lanes_run import compare, run
 
-EPSILON = 1e-15
-"""``GROUP_MAX_EPS``: a group with nothing larger is all zeros."""
-
 W, WX, Q = 0, 16, 32
 """Rows of scratch: weights, weights times values, integers of the candidate in hand."""
 SCALE, BEST, TOTAL = 48, 64, 80
@@ -49,19 +48,6 @@ def steps(top: int) -> Any:
 
 
 STEPS_32 = steps(32)
-
-
-@jit.inlined
-def extreme_of(values: Array, base: int, n: int) -> Vector:
-    """The first of the values that are largest in magnitude."""
-    largest = splat(0.0)
-    extreme = splat(0.0)
-    for i in range(n):
-        x = load(values, base + i)
-        more = magnitude(x) > largest
-        largest = select(more, magnitude(x), largest)
-        extreme = select(more, x, extreme)
-    return extreme
 
 
 @jit.inlined
@@ -131,18 +117,13 @@ def byte(value: Vector) -> Vector:
 def _encode_6(
     values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool, weighted: bool
 ) -> None:
-    largest = splat(0.0)
-    extreme = splat(0.0)
     for part in range(16):
         for i in range(16):
             x = load(values, 16 * part + i)
             store(scratch, W + i, load(importance, 16 * part + i) if weighted else x * x)
         search(values, 16 * part, 32, STEPS_32, scratch, part, False)
-        scale = load(scratch, SCALE + part)
-        more = magnitude(scale) > largest
-        largest = select(more, magnitude(scale), largest)
-        extreme = select(more, scale, extreme)
-    dead = largest < EPSILON
+    extreme = extreme_of(scratch, SCALE, 16)
+    dead = magnitude(extreme) < EPSILON
     inverse = -128.0 / extreme
     d = select(dead, whole(0), to_half(1.0 / inverse))
     scale = from_half(d)

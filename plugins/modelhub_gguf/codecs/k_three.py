@@ -9,25 +9,25 @@ import numpy as np
 from modelhub_gguf.codecs import jit
 from modelhub_gguf.codecs.k_symmetric import (
     BEST,
-    EPSILON,
     SCALE,
     STEPS_32,
     TOTAL,
     Q,
     W,
     byte,
-    extreme_of,
     integer,
     quantize,
     search,
     steps,
 )
 from modelhub_gguf.codecs.lanes import (
+    EPSILON,
     LANES,
     Array,
     Mask,
     Vector,
     anywhere,
+    extreme_of,
     from_half,
     higher,
     load,
@@ -39,6 +39,7 @@ from modelhub_gguf.codecs.lanes import (
     splat,
     square_root,
     store,
+    sum_of_squares,
     to_float,
     to_half,
     to_int,
@@ -223,8 +224,6 @@ def encode_q3_k(
     for part in range(0, 16, 4):
         _first_round(values, part, scratch, integers)
     _more_rounds(values, scratch, integers)
-    largest = splat(0.0)
-    extreme = splat(0.0)
     for part in range(16):
         nothing = magnitude(load(scratch, EXTREME + part)) < EPSILON
         for i in range(16):
@@ -232,9 +231,7 @@ def encode_q3_k(
         sum_l2 = load(scratch, SUM_L2 + part)
         scale = select((sum_l2 > 0.0) & ~nothing, load(scratch, SUM_LX + part) / sum_l2, splat(0.0))
         store(scratch, SCALE + part, scale)
-        more = magnitude(scale) > largest
-        largest = select(more, magnitude(scale), largest)
-        extreme = select(more, scale, extreme)
+    extreme = extreme_of(scratch, SCALE, 16)
     dead = extreme == 0.0
     inverse = -32.0 / extreme
     for part in range(16):
@@ -249,11 +246,7 @@ def encode_q3_k(
 def encode_q3_k_weighted(
     values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
 ) -> None:
-    total = splat(0.0)
-    for i in range(256):
-        x = load(values, i)
-        total = total + x * x
-    sigma2 = total * 2.0 / 256.0
+    sigma2 = sum_of_squares(values, 256) * 2.0 / 256.0
     for part in range(16):
         weight = splat(0.0)
         for i in range(16):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from modelhub_gguf.codecs import jit
-from modelhub_gguf.codecs.k_affine import LOW, SCALE, W, levels, quantize, search, steps, sum_of_squares, weigh
+from modelhub_gguf.codecs.k_affine import LOW, SCALE, W, levels, quantize, search, steps, weigh
 from modelhub_gguf.codecs.lanes import (
     Array,
     Vector,
@@ -17,6 +17,7 @@ from modelhub_gguf.codecs.lanes import (
     select,
     splat,
     store,
+    sum_of_squares,
     to_float,
     to_half,
     whole,
@@ -87,7 +88,7 @@ def encode_q2_k(
 def encode_q2_k_weighted(
     values: Array, importance: Array, scratch: Array, integers: Array, words: Array, errors: Array, measure: bool
 ) -> None:
-    sigma2 = sum_of_squares(values) / 256.0
+    sigma2 = sum_of_squares(values, 256) / 256.0
     for part in range(16):
         weigh(values, importance, 16 * part, 16, sigma2, scratch, part)
         search(values, 16 * part, 16, 3, FINE_2, False, scratch, part)

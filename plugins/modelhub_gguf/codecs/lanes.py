@@ -17,6 +17,9 @@ from modelhub_gguf.codecs import jit
 LANES = 16
 """Lanes of a compiled vector: one register of AVX-512, two of AVX2, four of SSE or Neon."""
 
+EPSILON = 1e-15
+"""ggml's ``GROUP_MAX_EPS``: numbers none of which is larger are all zeros."""
+
 Vector = Any
 """Lanes of float32 or int32."""
 Mask = Any
@@ -150,3 +153,26 @@ def from_half(value: Vector) -> Vector:
     scaled = floats(body << 13) * 5.192296858534828e33  # 2^112, which makes normal numbers of subnormal halves
     pattern = select(body >= 0x7C00, (body << 13) | 0x7F800000, bits(scaled))
     return floats(pattern | ((value & 0x8000) << 16))
+
+
+@jit.inlined
+def extreme_of(array: Array, first: int, count: int) -> Vector:
+    """Of ``count`` rows of float32 from ``first`` on, the first of those that are largest in magnitude."""
+    largest = splat(0.0)
+    extreme = splat(0.0)
+    for i in range(count):
+        x = load(array, first + i)
+        more = magnitude(x) > largest
+        largest = select(more, magnitude(x), largest)
+        extreme = select(more, x, extreme)
+    return extreme
+
+
+@jit.inlined
+def sum_of_squares(array: Array, count: int) -> Vector:
+    """Of the first ``count`` rows, added up one by one."""
+    total = splat(0.0)
+    for i in range(count):
+        x = load(array, i)
+        total = total + x * x
+    return total
