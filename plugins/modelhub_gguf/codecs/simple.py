@@ -107,11 +107,6 @@ def exact_sums(values: Floats, results: Floats) -> Sequence[float]:
 
 
 def prepare(dtype: str) -> None:
-    """Compiles what `encode` and `transcode` need (or gets it from the cache)."""
-    if _kernel(dtype) is None:
-        return
-    block = BY_NAME[dtype].block
-    row = np.zeros(block, np.float32)
-    transcode(dtype, row.view(np.uint8), "F32", block, None)
-    if dtype in WEIGHTED:
-        transcode(dtype, row.view(np.uint8), "F32", block, np.ones(block, np.float32))
+    """Compiles what `encode` and `transcode` need (or gets it from the cache). What searches with importance, which few ask for,
+    is compiled when it is first used."""
+    _kernel(dtype)
