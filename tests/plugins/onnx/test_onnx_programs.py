@@ -9,6 +9,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from modelhub import plugins
+from modelhub.detect import inspect_path
+from modelhub.files import Checkpoint
+from modelhub_onnx import smaller
 from onnx import helper, numpy_helper
 
 from tests.conftest import Modelhub
@@ -162,3 +166,21 @@ def test_a_model_that_onnx_refuses_fails_its_verification(tmp_path: Path, modelh
     assert any("onnx refuses it" in finding["message"] for finding in report["findings"])
     (report,) = modelhub("verify", path, "--level", "runnable", "--json", status=1).json
     assert any("does not load it" in finding["message"] for finding in report["findings"])
+
+
+@pytest.mark.parametrize("recipe", EXPECTED)
+def test_models_too_large_for_one_message_get_external_data(
+    source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """The way of models past 2 GiB, walked by a small one."""
+    monkeypatch.setattr(smaller, "INLINE_LIMIT", 1000)
+    place = tmp_path / "out"
+    place.mkdir()
+    program = next(one for one in smaller.programs() if one.recipe == recipe)
+    extra = {"calibration": str(calibration)} if recipe == "int8-static" else {}
+    result = program.run(Checkpoint(str(source), [str(source)]), str(place / "m.onnx"), extra)
+    assert sorted(os.listdir(place)) == ["m.onnx", "m.onnx.data"]
+    assert result
+    assert result.compared[0]["cosine"] > EXPECTED[recipe][2]
+    found = inspect_path(str(place / "m.onnx"), plugins.get().formats)
+    assert (found.state, len(found.files), found.precision) == ("ready", 2, EXPECTED[recipe][0])
