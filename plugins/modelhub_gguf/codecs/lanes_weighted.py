@@ -13,9 +13,12 @@ import numpy as np
 from modelhub_gguf.codecs import jit, k_affine
 from modelhub_gguf.codecs.k_affine import FINE_4, FINE_5
 from modelhub_gguf.codecs.k_affine import search as search_affine
+from modelhub_gguf.codecs.k_symmetric import steps
 from modelhub_gguf.codecs.lanes import (
+    EPSILON,
     Array,
     Vector,
+    extreme_of,
     from_half,
     higher,
     load,
@@ -34,9 +37,6 @@ from modelhub_gguf.codecs.lanes_run import F32, compare, run
 from modelhub_gguf.codecs.rows import Bytes, Floats
 from modelhub_gguf.codecs.signatures import compiled
 from modelhub_gguf.types import BY_NAME
-
-EPSILON = 1e-15
-"""``GROUP_MAX_EPS``: a block with nothing larger is all zeros."""
 
 WX = 0
 """Rows of scratch: weights times values."""
@@ -67,14 +67,8 @@ def _weigh(values: Array, importance: Array, weights: Array) -> None:
             weights[row, i] = importance[i] * np.sqrt(mean + values[row, i] * values[row, i])
 
 
-def _steps(top: int) -> Any:
-    """The inverse scales that are tried, times the extreme: ``-(nmax + 0.1 * is)`` in single precision, 0 first."""
-    one = np.float32
-    return np.array([-(one(top) + one(0.1) * one(i)) for i in (0, *range(-9, 0), *range(1, 10))], np.float32)
-
-
-STEPS_8 = _steps(8)
-STEPS_16 = _steps(16)
+STEPS_8 = steps(8)
+STEPS_16 = steps(16)
 
 
 @jit.inlined
@@ -87,22 +81,17 @@ def _around_zero(
     errors: Array,
     measure: bool,
     top: int,
-    steps: Array,
+    tried: Array,
 ) -> None:
     """``make_qx_quants`` of 32 values: Q4_0 (``top`` 8) and Q5_0 (16)."""
-    largest = splat(0.0)
-    extreme = splat(0.0)
+    extreme = extreme_of(values, 0, 32)
     for i in range(32):
-        x = load(values, i)
-        store(scratch, WX + i, load(weights, i) * x)
-        more = magnitude(x) > largest
-        largest = select(more, magnitude(x), largest)
-        extreme = select(more, x, extreme)
+        store(scratch, WX + i, load(weights, i) * load(values, i))
     scale = splat(0.0)
     best = splat(0.0)
     best_inverse = splat(0.0)
-    for step in range(steps.size):
-        inverse = steps[step] / extreme
+    for step in range(tried.size):
+        inverse = tried[step] / extreme
         sum_lx = splat(0.0)
         sum_l2 = splat(0.0)
         for i in range(32):
@@ -119,7 +108,7 @@ def _around_zero(
             scale = select(better, this_scale, scale)
             best = select(better, this_scale * sum_lx, best)
             best_inverse = select(better, inverse, best_inverse)
-    nothing = largest < EPSILON
+    nothing = magnitude(extreme) < EPSILON
     half = to_half(select(nothing, splat(0.0), scale))
     for i in range(32):
         q = to_int(lower(higher(near(best_inverse * load(values, i)), splat(-top)), splat(top - 1)))
