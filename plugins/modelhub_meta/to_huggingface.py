@@ -18,6 +18,7 @@ from typing import Any
 
 from modelhub import Conversion, File, InvalidFile, Metadata, ModelhubError, Table, Tensor, UnsupportedFile, ops
 
+from modelhub_meta import tiktoken
 from modelhub_meta.layout import CHECKLIST, PARAMS, TOKENIZER, Params, read_params
 
 NAMES = {
@@ -28,9 +29,14 @@ NAMES = {
 ENDS = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
 TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)\.weight", re.ASCII)
-_LLAMA3 = 128256
+_LLAMA3 = tiktoken.RANKS + tiktoken.SPECIAL
 """Tokens of all of Llama 3."""
 _MAX_TOKENIZER, _MAX_TEXT = 64 << 20, 4 << 20
+_PIECES = {
+    "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True,
+    "add_eos_token": False,
+}  # fmt: skip
+"""What ``AutoTokenizer`` needs to know besides a SentencePiece model."""
 
 
 def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
@@ -48,8 +54,12 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
             "take the model from where it is offered as a Hugging Face directory",
         )
     tensors = [_renamed(tensor, params) for tensor in table.logical if tensor.name != "rope.freqs"]
-    documents = {"config.json": _json(_config(params, tensors)), **_beside(table.files, os.path.dirname(path))}
-    notes = () if TOKENIZER in documents else (f"there is no {TOKENIZER}, here or above: the directory has no tokenizer",)
+    documents = {"config.json": _json(_config(params, tensors)), **_beside(table.files, os.path.dirname(path), params)}
+    notes = (
+        ()
+        if "tokenizer_config.json" in documents
+        else (f"there is no {TOKENIZER}, here or above: the directory has no tokenizer",)
+    )
     metadata = Metadata(values=table.metadata.values)
     return Table(tuple(tensors), metadata, table.files, documents, notes)
 
@@ -108,8 +118,8 @@ def _config(params: Params, tensors: Sequence[Tensor]) -> dict[str, Any]:
         "rms_norm_eps": params.norm_eps,
         "rope_theta": params.number("rope_theta", 10000.0),
         "tie_word_embeddings": "lm_head.weight" not in shapes,
-        "bos_token_id": 128000 if vocabulary == _LLAMA3 else 1,
-        "eos_token_id": 128001 if vocabulary == _LLAMA3 else 2,
+        "bos_token_id": tiktoken.RANKS if vocabulary == _LLAMA3 else 1,
+        "eos_token_id": tiktoken.RANKS + 1 if vocabulary == _LLAMA3 else 2,
         "torch_dtype": _dtype(tensors),
     }
     if mistral:
@@ -162,7 +172,7 @@ def _dtype(tensors: Sequence[Tensor]) -> str:
 # --- documents ----------------------------------------------------------------------------------------------------
 
 
-def _beside(files: Sequence[str], directory: str) -> dict[str, bytes]:
+def _beside(files: Sequence[str], directory: str, params: Params) -> dict[str, bytes]:
     """The tokenizer, which Meta ships one directory above the weights, and the texts beside them."""
     found: dict[str, bytes] = {}
     for path in files:
@@ -171,8 +181,12 @@ def _beside(files: Sequence[str], directory: str) -> dict[str, bytes]:
             found[name] = _content(path, _MAX_TEXT)
     for path in (os.path.join(directory, TOKENIZER), os.path.join(os.path.dirname(directory), TOKENIZER)):
         if os.path.isfile(path):
-            found[TOKENIZER] = _content(path, _MAX_TOKENIZER)
-            found["tokenizer_config.json"] = _json(_tokenizer(found[TOKENIZER]))
+            model = _content(path, _MAX_TOKENIZER)
+            if tiktoken.is_ranks(model):
+                made = tiktoken.documents(model, since_3_1=params.raw.get("use_scaled_rope") is True)
+                found.update({name: _json(value) for name, value in made.items()})
+            else:
+                found.update({TOKENIZER: model, "tokenizer_config.json": _json(_PIECES)})
             break
     return found
 
@@ -182,15 +196,6 @@ def _content(path: str, limit: int) -> bytes:
         if file.size > limit:
             raise InvalidFile(f"{file.name} is {file.size} bytes long; no such document needs more than {limit}")
         return file.read(0, file.size)
-
-
-def _tokenizer(model: bytes) -> dict[str, Any]:
-    """What ``AutoTokenizer`` needs to know besides the vocabulary."""
-    if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", model[:2048]):  # tiktoken's ranks
-        ends = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
-        return {"tokenizer_class": "PreTrainedTokenizerFast", **ends}
-    ends = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return {"tokenizer_class": "LlamaTokenizer", **ends, "add_bos_token": True, "add_eos_token": False, "legacy": True}
 
 
 def _json(value: Any) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,55 @@ def test_llama_3s_settings_follow_from_its_own(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (config["max_position_embeddings"], config["rope_theta"]) == (131072, 500000.0)
     assert (output / "LICENSE").read_text() == "mine"
+
+
+def ranks() -> dict[bytes, int]:
+    """As many tokens as Llama 3 has: bytes, a few words with what leads to them, then all pairs and some threes of bytes."""
+    found = dict.fromkeys(bytes([byte]) for byte in range(256))
+    for word in (b" hello", b"hello", b" world", b"!!", b"123", "né".encode()):
+        found.update(dict.fromkeys(word[start : start + 2] for start in range(len(word) - 1)))
+        found.update(dict.fromkeys(word[:end] for end in range(2, len(word) + 1)))
+    found.update(dict.fromkeys(bytes([one, two]) for one in range(256) for two in range(256)))
+    for number in range(1 << 16):
+        found.setdefault(bytes([97 + number % 26, number >> 8, number & 255]))
+    return {token: number for number, token in enumerate(list(found)[:128000])}
+
+
+def merged(word: bytes, table: Mapping[bytes, int]) -> list[int]:
+    """What tiktoken does: the neighbours of the lowest rank become one, until none are a token."""
+    parts = [bytes([byte]) for byte in word]
+    while word not in table or parts != [word]:
+        pairs = [(table[a + b], at) for at, (a, b) in enumerate(pairwise(parts)) if a + b in table]
+        if not pairs:
+            break
+        at = min(pairs)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return [table[part] for part in parts]
+
+
+def test_llama_3s_tokenizer_comes_with_it(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
+    table = ranks()
+    assert len(table) == 128000
+    source = save(tmp_path / "8B", 1, whole(128256), rope_theta=500000.0, use_scaled_rope=True)
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in table.items())
+    (source / "tokenizer.model").write_text("".join(lines))
+    output = convert(source, "huggingface", tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    words = ("hello", " world", "!!", "12", "345", "né", "zz日")
+    wanted = [part for word in words[:2] for part in merged(word.encode(), table)]
+    assert tokenizer("hello world")["input_ids"] == [128000, *wanted]
+    for word in words:
+        assert tokenizer(word, add_special_tokens=False)["input_ids"] == merged(word.encode(), table), word
+    assert tokenizer("<|eot_id|><|python_tag|>", add_special_tokens=False)["input_ids"] == [128009, 128010]
+    assert tokenizer.decode(tokenizer("hello né 日!!", add_special_tokens=False)["input_ids"]) == "hello né 日!!"
+    assert json.loads((output / "generation_config.json").read_text())["eos_token_id"] == [128001, 128008, 128009]
+    fields = GGUFReader(convert(source, "gguf", tmp_path / "8B.gguf")).fields
+    assert fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
+    assert len(fields["tokenizer.ggml.tokens"].data) == 128256
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == 128000
 
 
 # --- what is wrong ------------------------------------------------------------------------------------------------
