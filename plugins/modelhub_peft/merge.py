@@ -77,9 +77,12 @@ def adapter_of(table: Table) -> Adapter:
 def derive(base: Table, parts: Sequence[tuple[Table, float]]) -> Table:
     """The base's table with adapters on it, one after another."""
     merging = _Merging(base)
-    for table, scale in parts:
-        merging.put(adapter_of(table), scale)
-    return output.finished(base, merging.values, merging.replaced)
+    adapters = [(adapter_of(table), scale) for table, scale in parts]
+    for adapter, _ in adapters:  # first: what others change is what was put there
+        merging.replace(adapter)
+    for adapter, scale in adapters:
+        merging.change(adapter, scale)
+    return output.finished(base, merging.values, merging.replaced, merging.trained)
 
 
 COMBINATION = Combination(name="peft", source="peft", derive=derive)
@@ -93,14 +96,21 @@ class _Merging:
         self.values: dict[str, Node] = {}
         """F32, by the names of the tensors that were changed."""
         self.replaced: dict[str, Tensor] = {}
+        self.trained: set[str] = set()
+        """Those of the replaced ones that are modules of their own from now on, whatever they were tied to."""
 
-    def put(self, adapter: Adapter, scale: float) -> None:
+    def replace(self, adapter: Adapter) -> None:
+        for tensor in adapter.replacements:
+            name, trained = self.names.replacement(tensor, adapter.config.raw)
+            if trained:
+                self.trained.add(name)
+            for each in (name,) if trained else self.names.tied(name):
+                if trained or each not in self.trained:
+                    self.replaced[each] = tensor._replace(name=each)
+
+    def change(self, adapter: Adapter, scale: float) -> None:
         if adapter.config.kind == "IA3" and scale != 1:
             raise ValueError("IA3 has no strength that could be scaled")
-        for tensor in adapter.replacements:
-            name = self.names.replacement(tensor, adapter.config.raw)
-            self.replaced[name] = tensor._replace(name=name)
-            self.values.pop(name, None)
         for change in adapter.changes:
             try:
                 self._change(change, adapter.config, scale)

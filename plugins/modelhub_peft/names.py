@@ -58,18 +58,24 @@ class Names:
         ]
         return found[0] if len(found) == 1 and shape in (None, self.tensors[found[0]].shape) else None
 
-    def replacement(self, tensor: Tensor, config: Mapping[str, Any]) -> str:
-        """The name of a tensor that takes the place of the base's, or that is added to them. ValueError for one that is neither:
-        it is not the base's, and no module that the adapter says it saves has it."""
+    def replacement(self, tensor: Tensor, config: Mapping[str, Any]) -> tuple[str, bool]:
+        """The name of a tensor that takes the place of the base's, or that is added to them, and whether it was trained as a
+        module of its own (peft also saves embeddings that were only resized, or not even that). ValueError for one that has no place: it
+        is not the base's, and no module that the adapter says it saves has it."""
         module, _, leaf = tensor.name.rpartition(".")
+        saved = config.get("modules_to_save")
+        listed = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
+        trained = any(f".{name}." in f".{tensor.name}" for name in listed)
+        if trained and config.get("ensure_weight_tying") is True and module.rsplit(".", 1)[-1] in (*OUTPUTS, *EMBEDDINGS):
+            trained = False  # ties were kept in training
         found = self.find(module, leaf)
+        if found is None and not trained and module.rsplit(".", 1)[-1] in OUTPUTS:
+            found = self.embedding()
         if found is not None:
             mine = self.tensors[found].shape
             if mine[1:] != tensor.shape[1:] or len(mine) != len(tensor.shape):
                 raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)}, in the base {list(mine)}")
-            return found
-        saved = config.get("modules_to_save")
-        listed = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
-        if any(f".{name}." in f".{tensor.name}" for name in listed) or module.rsplit(".", 1)[-1] in OUTPUTS:
-            return tensor.name
+            return found, trained
+        if trained:
+            return tensor.name, trained
         raise ValueError(f"{tensor.name} is not in the base, and modules_to_save does not name it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ CONFIG = "config.json"
 HEAD = "lm_head.weight"
 
 
-def finished(base: Table, values: Mapping[str, Node], replaced: Mapping[str, Tensor]) -> Table:
-    """``values`` (F32) and ``replaced`` in place of the base's tensors, the rest as it is; new ones at the end."""
+def finished(base: Table, values: Mapping[str, Node], replaced: Mapping[str, Tensor], trained: Collection[str]) -> Table:
+    """``values`` (F32) and ``replaced`` in place of the base's tensors, the rest as it is; new ones at the end. ``trained``:
+    those of ``replaced`` that are tied to nothing from now on."""
     tensors = []
     for tensor in base.logical:
         own = replaced.get(tensor.name)
@@ -32,7 +33,7 @@ def finished(base: Table, values: Mapping[str, Node], replaced: Mapping[str, Ten
         if name not in base.by_name and tensor.value is not None:
             value = values.get(name) or ops.typed(tensor.value, tensor.dtype, tensor.shape)
             tensors.append(_rounded(tensor._replace(dtype=common or tensor.dtype), value))
-    extra, changes = _untied(base, replaced)
+    extra, changes = _untied(base, trained)
     tensors += extra
     for name, tensor in replaced.items():
         mine = base.by_name.get(name)
@@ -47,15 +48,15 @@ def _rounded(tensor: Tensor, value: Node) -> Tensor:
     return tensor._replace(value=value)
 
 
-def _untied(base: Table, replaced: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
+def _untied(base: Table, trained: Collection[str]) -> tuple[list[Tensor], dict[str, Any]]:
     """Where only one of two tied matrices was trained, they are two from now on: the output that the base did not hold, and what
     the configuration says of it."""
     names = Names(base)
     embedding = names.embedding()
     if embedding is None or not _is_tied(base, embedding):
         return [], {}
-    outputs = [name for name in replaced if name.split(".")[-2:-1] and name.split(".")[-2] in OUTPUTS]
-    if not outputs and embedding not in replaced:
+    outputs = [name for name in trained if name.split(".")[-2:-1] and name.split(".")[-2] in OUTPUTS]
+    if not outputs and embedding not in trained:
         return [], {}
     extra = []
     if not outputs and len(names.tied(embedding)) == 1:
