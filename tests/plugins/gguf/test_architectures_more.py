@@ -3,17 +3,30 @@ computes, from files that modelhub wrote; and the way back gives the checkpoint'
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from modelhub import FileProblem
+from modelhub_gguf.reader import read_headers
 
-from tests.plugins.gguf.logits import convert, same_logits, tiny
+from tests.plugins.gguf.logits import convert, same_embeddings, same_logits, tiny
+from tests.plugins.gguf.test_architectures import ENCODER
 from tests.plugins.gguf.test_architectures_decoders import DECODER, ROPE, WINDOW, settled, undone
+from tests.plugins.gguf.vocabularies import train_pieces
 
 FALCON = {key: DECODER[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
 COHERE = {**DECODER, "logit_scale": 0.5, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0}
+DEEPSEEK = {
+    **DECODER, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "n_shared_experts": 2, "routed_scaling_factor": 1.5, "kv_lora_rank": 24, "q_lora_rank": 40, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8, "v_head_dim": 20,
+}  # fmt: skip
+DEEPSEEK_ROPE = {
+    "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32,
+    "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707,
+}  # fmt: skip
 
 DECODERS: list[tuple[str, str, dict[str, Any]]] = [
     ("falcon 7B", "FalconForCausalLM", {**FALCON, "rope_parameters": ROPE}),
@@ -32,6 +45,8 @@ DECODERS: list[tuple[str, str, dict[str, Any]]] = [
         "Cohere2ForCausalLM",
         {**COHERE, "num_hidden_layers": 5, "head_dim": 16, "sliding_window": WINDOW, "rope_parameters": ROPE},
     ),
+    ("deepseek2", "DeepseekV2ForCausalLM", {**DEEPSEEK, "first_k_dense_replace": 1, "rope_parameters": ROPE}),
+    ("deepseek2, long", "DeepseekV2ForCausalLM", {**DEEPSEEK, "rope_parameters": DEEPSEEK_ROPE}),
 ]
 
 
@@ -42,19 +57,54 @@ def test_a_decoder_gives_the_logits_of_transformers(tmp_path: Path, name: str, k
     undone(tmp_path / "model")
 
 
-def test_command_r_plus_has_norms_of_queries_and_keys(tmp_path: Path) -> None:
-    """llama.cpp knows it by its 64 layers. Those but the first two add nothing here: through so many random ones the last bit of a
-    float would grow to be the whole difference."""
+def only_two_layers_count(model: Any, directory: Path) -> None:
+    """The others add nothing: through many random ones the last bit of a float grows to be the whole difference."""
     import torch
 
-    config = {**COHERE, "num_hidden_layers": 64, "intermediate_size": 32, "use_qk_norm": True}
-    model = tiny(tmp_path / "model", "CohereForCausalLM", config)
     with torch.no_grad():
         for layer in model.model.layers[2:]:
             layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-    model.save_pretrained(tmp_path / "model")
+            for name, weight in layer.mlp.named_parameters():
+                if "down_proj" in name:
+                    weight.zero_()
+    model.save_pretrained(directory)
+
+
+def test_command_r_plus_has_norms_of_queries_and_keys(tmp_path: Path) -> None:
+    """llama.cpp knows it by its 64 layers."""
+    config = {**COHERE, "num_hidden_layers": 64, "intermediate_size": 32, "use_qk_norm": True}
+    model = tiny(tmp_path / "model", "CohereForCausalLM", config)
+    only_two_layers_count(model, tmp_path / "model")
     same_logits(model, convert(tmp_path / "model", tmp_path / "model.gguf"))
+
+
+def test_deepseek_v2_lite_makes_queries_in_one_step(tmp_path: Path) -> None:
+    """llama.cpp knows it by its 26 or 27 layers."""
+    config = {**DEEPSEEK, "num_hidden_layers": 26, "q_lora_rank": None, "first_k_dense_replace": 1, "rope_parameters": ROPE}
+    model = tiny(tmp_path / "model", "DeepseekV2ForCausalLM", config)
+    only_two_layers_count(model, tmp_path / "model")
+    same_logits(model, convert(tmp_path / "model", tmp_path / "model.gguf"))
+    undone(tmp_path / "model")
+
+
+def test_roberta_counts_positions_from_behind_the_padding(tmp_path: Path) -> None:
+    model = tiny(tmp_path / "model", "RobertaModel", {**ENCODER, "max_position_embeddings": 40})
+    output = convert(tmp_path / "model", tmp_path / "model.gguf")
+    same_embeddings(model, output)
+    keys = read_headers([str(output)])[0]
+    assert keys["bert.context_length"].value == 38
+
+
+def test_xlm_roberta_with_its_unigram_tokenizer(tmp_path: Path) -> None:
+    pieces = train_pieces("unigram", normalization_rule_name="nmt_nfkc", unk_id=0, bos_id=1, eos_id=2)
+    model = tiny(tmp_path / "model", "XLMRobertaModel", {**ENCODER, "vocab_size": 902, "type_vocab_size": 1}, tokenizer="")
+    (tmp_path / "model" / "sentencepiece.bpe.model").write_bytes(pieces)
+    names = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+    settings = {"tokenizer_class": "XLMRobertaTokenizer", **{f"{name}_token": token for name, token in names.items()}}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    output = convert(tmp_path / "model", tmp_path / "model.gguf")
+    same_embeddings(model, output)
+    assert read_headers([str(output)])[0]["tokenizer.ggml.model"].value == "t5"
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -68,6 +118,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("CohereForCausalLM", {"tie_word_embeddings": False}, "the output is the token embedding"),
     ("Cohere2ForCausalLM", {"attention_bias": True}, "attention_bias is true"),
     ("Cohere2ForCausalLM", {"layer_types": ["full_attention"] * 4}, "every 4th layer sees the whole context"),
+    ("DeepseekV2ForCausalLM", {"q_lora_rank": None}, "q_lora_rank is None and there are 4 layers"),
+    ("DeepseekV2ForCausalLM", {"num_hidden_layers": 27}, "q_lora_rank is 1536 and there are 27 layers"),
+    ("DeepseekV2ForCausalLM", {"attention_bias": True}, "attention_bias is true"),
+    ("DeepseekV2ForCausalLM", {"rope_scaling": {**DEEPSEEK_ROPE, "mscale": 1.0}}, "mscale is 1.0 and mscale_all_dim 0.707"),
+    ("XLMRobertaModel", {"lora_adaptations": ["retrieval"]}, "lora_adaptations are set"),
+    ("RobertaModel", {"max_position_embeddings": 2}, "of which 2 are not for tokens"),
 ]
 
 

@@ -9,7 +9,8 @@ from importlib import import_module
 from modelhub_gguf.architectures.records import Architecture
 
 MODULES = (
-    "llama", "qwen", "gpt2", "bert", "gemma", "phi", "gptneox", "stablelm", "starcoder", "smollm", "granite", "glm", "falcon", "olmo", "cohere",
+    "llama", "qwen", "gpt2", "bert", "gemma", "phi", "gptneox", "stablelm", "starcoder", "smollm", "granite", "glm",
+    "falcon", "olmo", "cohere", "deepseek", "roberta",
 )  # fmt: skip
 """Each has ``ROWS``, a tuple of `Architecture`."""
 
