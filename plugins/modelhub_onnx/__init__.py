@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Check, Format, Program, hookimpl
+from modelhub import Check, Format, Op, Program, hookimpl
 
-from modelhub_onnx import checks, export, smaller
+from modelhub_onnx import checks, export, logical, smaller
 from modelhub_onnx.elements import DTYPES
 from modelhub_onnx.reader import DATA_SUFFIXES, ORT_SUFFIX, OTHER_SUFFIXES, SUFFIX, detect, read
 
@@ -36,3 +36,8 @@ def modelhub_checks() -> Iterator[Check]:
 def modelhub_conversions() -> Iterator[Program]:
     yield from smaller.programs()
     yield export.program()
+
+
+@hookimpl
+def modelhub_ops() -> Iterator[Op]:
+    yield from logical.OPS

@@ -74,7 +74,12 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata]:
     strange = sorted(set(model.externals.files) - set(checkpoint.files))
     if strange:
         raise InvalidFile(f"external data in {os.path.basename(strange[0])}, which was not there when the model was looked at")
-    if model.names:
-        yield model.columns
-    yield from model.tensors
+    if model.uses:
+        from modelhub_onnx import logical
+
+        yield from logical.tensors(model, checkpoint)
+    else:
+        if model.names:
+            yield model.columns
+        yield from model.tensors
     yield describe.metadata(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import pytest
 from modelhub import plugins
 from modelhub.detect import inspect_listing
+from modelhub.engine import read_tensor
 from modelhub.files import list_directory
 from modelhub.found import Found
 from onnx import helper, numpy_helper
@@ -82,10 +84,11 @@ def test_custom_operators_are_reported(tmp_path: Path, modelhub: Modelhub) -> No
     assert modelhub("show", path, "--json").json["metadata"]["custom_domains"] == ["com.microsoft", "org.sorcery"]
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_damaged_branches_functions_and_external_entries(tmp_path: Path, seed: int) -> None:
-    """Bytes broken anywhere in a model that has one of everything: a reason or a table, soon, and never an exception."""
-    data = bytearray(_everything())
+@pytest.mark.parametrize("seed", range(120))
+def test_damaged_models_of_every_make(tmp_path: Path, seed: int) -> None:
+    """Bytes broken anywhere in a model that has one of everything, or is quantized: a reason or a table, soon, and never an
+    exception."""
+    data = bytearray((_everything, _blocks, _integers)[seed % 3]())
     random = np.random.default_rng(seed)
     for _ in range(int(random.integers(1, 9))):
         data[int(random.integers(len(data)))] = int(random.choice([0, 1, 0x7F, 0x80, 0xFF, int(random.integers(256))]))
@@ -111,3 +114,42 @@ def _everything() -> bytes:
     sparse.dims.append(100)
     onnx.helper.set_model_props(model, {"author": "tests"})
     return model.SerializeToString()
+
+
+def _blocks() -> bytes:
+    """A product with a matrix of 64 x 8 in blocks of 32, four bits each, with zero points."""
+    tensors = [
+        numpy_helper.from_array(np.arange(256, dtype=np.uint8).reshape(8, 2, 16), "w_Q4"),
+        numpy_helper.from_array(np.ones(16, np.float32), "w_scales"),
+        numpy_helper.from_array(np.full(8, 0x88, np.uint8), "w_zero_points"),
+    ]
+    names = ["x", *(tensor.name for tensor in tensors)]
+    node = helper.make_node("MatMulNBits", names, ["y"], domain="com.microsoft", K=64, N=8, bits=4, block_size=32)
+    return model_of([node], tensors, {"x": [1, 64]}, {"y": [1, 8]}, domains={"com.microsoft": 1}).SerializeToString()
+
+
+def _integers() -> bytes:
+    """Two matrices of integers, one with a scale for all and a zero point in typed data, one with a scale a column."""
+    tensors = [
+        numpy_helper.from_array(np.ones((8, 4), np.int8), "a"),
+        numpy_helper.from_array(np.float32(0.5), "a_scale"),
+        helper.make_tensor("a_zero", onnx.TensorProto.INT8, [], [-3]),
+        numpy_helper.from_array(np.ones((8, 4), np.uint8), "b_quantized"),
+        numpy_helper.from_array(np.ones(4, np.float32), "b_scale"),
+        numpy_helper.from_array(np.full(4, 7, np.uint8), "b_zero_point"),
+    ]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["a", "a_scale", "a_zero"], ["c"]),
+        helper.make_node("DequantizeLinear", ["b_quantized", "b_scale", "b_zero_point"], ["d"], axis=-1),
+    ]
+    return model_of(nodes, tensors, outputs={"c": [8, 4], "d": [8, 4]}).SerializeToString()
+
+
+@pytest.mark.parametrize(("make", "wanted"), [(_blocks, {"w"}), (_integers, {"a", "b"})])
+def test_the_sound_ones_are_read_as_wholes(tmp_path: Path, make: Callable[[], bytes], wanted: set[str]) -> None:
+    (tmp_path / "model.onnx").write_bytes(make())
+    table = look(tmp_path).load_table()
+    assert set(table.by_name) == wanted
+    if "a" in wanted:
+        assert np.all(read_tensor(table.by_name["a"]).view("<f4") == 2.0)
+        assert np.all(read_tensor(table.by_name["b"]).view("<f4") == -6.0)

@@ -14,6 +14,7 @@ from modelhub.detect import inspect_path
 from modelhub.files import Checkpoint
 from modelhub_onnx import smaller
 from onnx import helper, numpy_helper
+from safetensors.numpy import load_file
 
 from tests.conftest import Modelhub
 from tests.plugins.onnx_files import model_of, perceptron, save
@@ -184,3 +185,26 @@ def test_models_too_large_for_one_message_get_external_data(
     assert result.compared[0]["cosine"] > EXPECTED[recipe][2]
     found = inspect_path(str(place / "m.onnx"), plugins.get().formats)
     assert (found.state, len(found.files), found.precision) == ("ready", 2, EXPECTED[recipe][0])
+
+
+@pytest.mark.parametrize("recipe", [name for name in EXPECTED if name != "fp16"])
+def test_quantized_weights_are_read_by_their_own_scales(source: Path, calibration: Path, modelhub: Modelhub, recipe: str) -> None:
+    """What onnxruntime computes with a quantized matrix is what the tensor that we read of it gives."""
+    extra = ("--calibration", calibration) if recipe == "int8-static" else ()
+    output = Path(modelhub("convert", source, "--to", f"onnx:{recipe}", *extra, "--json").json["output"])
+    shown = modelhub("show", output, "--json").json
+    assert shown["parameters"] >= 2 * (64 * 64 + 64)
+    report = modelhub("convert", output, "--to", "safetensors", "--json").json
+    made = load_file(report["output"])
+    before = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(source).graph.initializer}
+    for name in ("layers.0.weight", "layers.1.weight"):
+        assert made[name].shape == (64, 64)
+        error = np.abs(made[name] - before[name]).max()
+        step = {"int4": 0.06, "int8": 0.005, "int8-static": 0.005, "int8-weights": 0.003}[recipe]
+        assert 0 < error < step, f"{name} is {error} off"
+    if recipe in ("int4", "int8-weights"):
+        plain = onnx.load(source)
+        for tensor in plain.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(made[tensor.name], tensor.name))
+        x = np.random.default_rng(3).standard_normal((5, 64)).astype(np.float32)
+        np.testing.assert_allclose(outputs(save(plain, source.parent / "plain.onnx"), x), outputs(output, x), atol=1e-4)
