@@ -57,6 +57,8 @@ def _affine(
         return
     if weight.dtype not in _INTEGERS or scale.dtype != "F32":
         return
+    if zero is None and len(names) > 2 and names[2]:  # computed, or where it cannot be seen
+        return
     if zero is not None and (zero.value is None or zero.dtype not in _INTEGERS or prod(zero.shape) != prod(scale.shape)):
         return
     axis += len(weight.shape) if axis < 0 else 0
@@ -98,14 +100,18 @@ def _number(tensor: Tensor, checkpoint: Checkpoint) -> float | int | None:
 
 def _blocks(by_name: Mapping[str, Tensor], use: Use) -> Iterator[tuple[Tensor, list[str]]]:
     """The weight of a ``MatMulNBits``: (K, N), as the product's right side was before."""
-    weight, scale, *zeros = [by_name.get(name) for name in use.inputs[1:4]]
+    if not 3 <= len(use.inputs) <= 4:  # a fifth input regroups the columns
+        return
+    weight, scale, *zeros = [by_name.get(name) for name in use.inputs[1:]]
     rows, columns, block = use.numbers.get("N", 0), use.numbers.get("K", 0), use.numbers.get("block_size", 0)
     bits = use.numbers.get("bits", 4)
     if weight is None or scale is None or weight.value is None or scale.value is None:
         return
-    if bits not in (4, 8) or len(use.inputs) > 4 or min(rows, columns, block) < 1:  # a fifth input regroups the columns
+    if bits not in (4, 8) or min(rows, columns, block) < 1:
         return
     zero = zeros[0] if zeros else None
+    if zero is None and use.inputs[3:] not in ((), ("",)):  # computed, or where it cannot be seen
+        return
     count = -(-columns // block)
     fits = weight.dtype == "U8" and prod(weight.shape) == rows * count * block * bits // 8 and scale.dtype in ("F32", "F16")
     if not fits or prod(scale.shape) != rows * count:

@@ -153,3 +153,11 @@ def test_the_sound_ones_are_read_as_wholes(tmp_path: Path, make: Callable[[], by
     if "a" in wanted:
         assert np.all(read_tensor(table.by_name["a"]).view("<f4") == 2.0)
         assert np.all(read_tensor(table.by_name["b"]).view("<f4") == -6.0)
+
+
+def test_a_zero_point_that_is_computed_is_not_taken_for_none(tmp_path: Path) -> None:
+    model = onnx.ModelProto.FromString(_integers())
+    model.graph.initializer.pop(2)
+    model.graph.node.insert(0, helper.make_node("Identity", ["somewhere"], ["a_zero"]))
+    save(model, tmp_path / "model.onnx")
+    assert look(tmp_path).load_table().by_name["a"].dtype == "I8"
