@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # What encoders compile is kept from one run of the tests to the next, and shared by the processes that they start.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(PROJECT / ".pytest_cache" / "kernels"))
+
+
+# Where a shell starts the tests in the background they are deaf to Ctrl-C, and so would be all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
