@@ -69,25 +69,21 @@ def _spread(data: Array, mode: int, size: int, offsets: Array, stage: Array, val
     """Element ``i`` of each lane's block (which starts at ``offsets[lane]``) to row ``i`` of ``values``; the largest bit patterns
     met."""
     peak = whole(0)
-    if mode == F32:
-        for first in range(0, size, LANES):
-            gather(data, offsets, first * 4, stage, 0)
+    for first in range(0, size if mode == F32 else size // 2, LANES):
+        gather(data, offsets, first * 4, stage, 0)
+        if mode == F32:
             for i in range(LANES):
                 word = load(stage, i)
                 peak = higher(peak, word & 0x7FFFFFFF)
                 store(values, first + i, floats(word))
-    elif mode == BF16:
-        for first in range(0, size // 2, LANES):
-            gather(data, offsets, first * 4, stage, 0)
+        elif mode == BF16:
             for i in range(LANES):
                 word = load(stage, i)
                 low, high = word << 16, word & -0x10000
                 peak = higher(peak, higher(low & 0x7FFFFFFF, high & 0x7FFFFFFF))
                 store(values, (first + i) * 2, floats(low))
                 store(values, (first + i) * 2 + 1, floats(high))
-    else:
-        for first in range(0, size // 2, LANES):
-            gather(data, offsets, first * 4, stage, 0)
+        else:
             for i in range(LANES):
                 word = load(stage, i)
                 even, odd = from_half(word & 0xFFFF), from_half((word >> 16) & 0xFFFF)
