@@ -236,3 +236,12 @@ def join(parts: int, sizes: Sizes | None = None, axis: int = 0) -> Regroup:
         return _cut(tensors[0], measure(tensors[0].shape, config, parts), axis)
 
     return Regroup(f"{parts} joined", lambda tensors, config: [_joined(tensors, axis)], backward)
+
+
+def grouped(heads: Heads, kv_heads: Heads) -> Regroup:
+    """The queries, the keys and the values of one matrix whose rows stand as `grouped_rows` says (InternLM 2)."""
+
+    def forward(tensors: Sequence[Tensor], config: Config) -> Sequence[Tensor]:
+        return _ungrouped(tensors[0], config, heads, kv_heads)
+
+    return Regroup("groups apart", forward, lambda tensors, config: [_grouped(tensors, config, kv_heads)])

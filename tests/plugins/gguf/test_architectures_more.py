@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from modelhub import FileProblem
 from modelhub_gguf.reader import read_headers
 
-from tests.plugins.gguf.logits import convert, same_embeddings, same_logits, tiny
+from tests.plugins.gguf.logits import VOCABULARY, convert, same_embeddings, same_logits, tiny
 from tests.plugins.gguf.test_architectures import ENCODER
 from tests.plugins.gguf.test_architectures_decoders import DECODER, ROPE, WINDOW, settled, undone
-from tests.plugins.gguf.vocabularies import train_pieces
+from tests.plugins.gguf.vocabularies import LLAMA, train_pieces
 
 FALCON = {key: DECODER[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
 COHERE = {**DECODER, "logit_scale": 0.5, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0}
@@ -27,6 +28,19 @@ DEEPSEEK_ROPE = {
     "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32,
     "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707,
 }  # fmt: skip
+INTERNLM2 = {
+    "embed_tokens": "tok_embeddings", "lm_head": "output", "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3",
+}  # fmt: skip
+NOMIC = {
+    "architectures": ["NomicBertModel"], "model_type": "nomic_bert", "activation_function": "swiglu", "causal": False,
+    "layer_norm_epsilon": 1e-12, "max_trained_positions": 2048, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "n_embd": 64,
+    "n_head": 4, "n_inner": 96, "n_layer": 2, "n_positions": 8192, "prenorm": False, "qkv_proj_bias": False,
+    "rotary_emb_base": ROPE["rope_theta"], "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None, "type_vocab_size": 2, "use_rms_norm": False, "vocab_size": VOCABULARY,
+}  # fmt: skip
+MPT = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256}
 
 DECODERS: list[tuple[str, str, dict[str, Any]]] = [
     ("falcon 7B", "FalconForCausalLM", {**FALCON, "rope_parameters": ROPE}),
@@ -47,6 +61,9 @@ DECODERS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("deepseek2", "DeepseekV2ForCausalLM", {**DEEPSEEK, "first_k_dense_replace": 1, "rope_parameters": ROPE}),
     ("deepseek2, long", "DeepseekV2ForCausalLM", {**DEEPSEEK, "rope_parameters": DEEPSEEK_ROPE}),
+    ("bloom", "BloomForCausalLM", {"hidden_size": 96, "n_layer": 2, "n_head": 6}),
+    ("mpt", "MptForCausalLM", MPT),
+    ("mpt, clamped", "MptForCausalLM", {**MPT, "attn_config": {"clip_qkv": 0.4}}),
 ]
 
 
@@ -107,6 +124,48 @@ def test_xlm_roberta_with_its_unigram_tokenizer(tmp_path: Path) -> None:
     assert read_headers([str(output)])[0]["tokenizer.ggml.model"].value == "t5"
 
 
+def test_internlm2_is_a_llama_with_its_keys_between_the_queries(tmp_path: Path) -> None:
+    """transformers has no code for it: a Llama is given the names and the layout that its authors' code reads (``wqkv`` as groups
+    of queries, each before its key and its value), and computes what must come out."""
+    from safetensors.numpy import load_file, save_file
+
+    model = tiny(tmp_path / "model", "LlamaForCausalLM", {**DECODER, "vocab_size": 600, "rope_parameters": ROPE}, tokenizer="")
+    weights, found = load_file(tmp_path / "model" / "model.safetensors"), {}
+    for number in range(DECODER["num_hidden_layers"]):
+        layer = f"model.layers.{number}."
+        parts = [weights.pop(f"{layer}self_attn.{name}_proj.weight") for name in "qkv"]
+        groups = [part.reshape(DECODER["num_key_value_heads"], -1, 16, DECODER["hidden_size"]) for part in parts]
+        found[f"{layer}attention.wqkv.weight"] = np.concatenate(groups, 1).reshape(-1, DECODER["hidden_size"])
+    for name, values in weights.items():
+        for there, here in INTERNLM2.items():
+            name = name.replace(there, here)
+        found[name] = values
+    save_file(found, tmp_path / "model" / "model.safetensors")
+    config = {
+        **DECODER, "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "rope_theta": ROPE["rope_theta"],
+        "rms_norm_eps": 1e-6, "vocab_size": 600, "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    }  # fmt: skip
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "tokenizer.model").write_bytes(train_pieces("bpe", size=600, **LLAMA))
+    output = convert(tmp_path / "model", tmp_path / "model.gguf")
+    assert read_headers([str(output)])[0]["general.architecture"].value == "internlm2"
+    same_logits(model, output)
+    undone(tmp_path / "model")
+
+
+def test_nomic_bert_under_either_of_its_configurations(tmp_path: Path) -> None:
+    """transformers' own, and that which its authors publish."""
+    config = {**ENCODER, "head_dim": 16, "max_position_embeddings": 2048, "rope_parameters": ROPE}
+    model = tiny(tmp_path / "model", "NomicBertModel", config, tokenizer="wordpiece")
+    output = convert(tmp_path / "model", tmp_path / "model.gguf")
+    same_embeddings(model, output)
+    (tmp_path / "model" / "config.json").write_text(json.dumps(NOMIC))
+    keys, published = (read_headers([str(path)])[0] for path in (output, convert(tmp_path / "model", tmp_path / "other.gguf")))
+    same = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count", "rope.freq_base", "block_count")
+    assert {key: keys[f"nomic-bert.{key}"] for key in same} == {key: published[f"nomic-bert.{key}"] for key in same}
+    undone(tmp_path / "model")
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("FalconForCausalLM", {"alibi": True}, "alibi is true"),
     ("FalconForCausalLM", {"bias": True}, "bias is true"),
@@ -124,6 +183,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("DeepseekV2ForCausalLM", {"rope_scaling": {**DEEPSEEK_ROPE, "mscale": 1.0}}, "mscale is 1.0 and mscale_all_dim 0.707"),
     ("XLMRobertaModel", {"lora_adaptations": ["retrieval"]}, "lora_adaptations are set"),
     ("RobertaModel", {"max_position_embeddings": 2}, "of which 2 are not for tokens"),
+    ("BloomModel", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is true"),
+    ("MPTForCausalLM", {"attn_config": {"prefix_lm": True}}, "prefix_lm of attn_config is True"),
+    ("MPTForCausalLM", {"logit_scale": 0.5}, "logit_scale is set"),
+    ("NomicBertModel", {"prenorm": True}, "prenorm is True; in GGUF's nomic-bert it is False"),
 ]
 
 

@@ -10,7 +10,7 @@ from modelhub_gguf.architectures.records import Architecture
 
 MODULES = (
     "llama", "qwen", "gpt2", "bert", "gemma", "phi", "gptneox", "stablelm", "starcoder", "smollm", "granite", "glm",
-    "falcon", "olmo", "cohere", "deepseek", "roberta",
+    "falcon", "olmo", "cohere", "deepseek", "roberta", "bloom", "mpt", "internlm", "nomic",
 )  # fmt: skip
 """Each has ``ROWS``, a tuple of `Architecture`."""
 

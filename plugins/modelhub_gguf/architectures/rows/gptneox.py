@@ -28,6 +28,8 @@ def _parts(config: Config, rows: int) -> tuple[int, int, int]:
     return heads, 3, rows // heads // 3
 
 
+APART = reorder_rows(_parts, (1, 0, 2))
+
 ROWS = (
     Architecture(
         name="gptneox",
@@ -46,6 +48,6 @@ ROWS = (
             real("attention.layer_norm_epsilon", "layer_norm_eps"),
         ),
         names=decoder(BLOCK, ends=ENDS, layer="gpt_neox.layers.{b}."),
-        transforms={"blk.{b}.attn_qkv": reorder_rows(_parts, (1, 0, 2))},
+        transforms={"blk.{b}.attn_qkv": APART},
     ),
 )
