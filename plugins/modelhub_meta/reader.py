@@ -28,6 +28,7 @@ from modelhub_meta.layout import PARAMS, Params, parts_of, read_params
 
 BY_OUTPUT = re.compile(r"(.*\.)?(attention\.w[qkv]|feed_forward\.w[13]|output)\.weight", re.DOTALL)
 BY_INPUT = re.compile(r"(.*\.)?(attention\.wo|feed_forward\.w2)\.weight", re.DOTALL)
+KEYS = re.compile(r"(.*\.)?attention\.w[kv]\.weight", re.DOTALL)
 EMBEDDING = "tok_embeddings.weight"
 _SHOWN = {
     "context_length": "max_seq_len", "feed_forward_length": "hidden_dim", "vocab_size": "vocab_size",
@@ -87,6 +88,8 @@ def _joined(name: str, parts: Sequence[Tensor], params: Params, names: Sequence[
     axis = axis_of(first, len(parts), params)
     if axis is None or first.value is None:
         return first
+    if KEYS.fullmatch(name) and len(parts) % params.kv_heads == 0 and first.shape[0] == params.head_dim:
+        parts = parts[:: len(parts) // params.kv_heads]  # more parts than heads: several have the same head
     nodes = [ops.typed(part.value, part.dtype, part.shape) for part in parts if part.value is not None]
     joined = ops.concat(nodes, axis)
     return first._replace(shape=joined.shape, value=joined)

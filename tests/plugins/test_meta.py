@@ -61,7 +61,8 @@ def save(directory: Path, parts: int, weights: Mapping[str, torch.Tensor], *, by
             kind = name.split(".")[-2]
             axis = 0 if kind in OUTPUT or (kind == "tok_embeddings" and by_tokens) else 1
             cut = kind in (*OUTPUT, *INPUT, "tok_embeddings")
-            mine[name] = tensor.chunk(parts, axis)[part].clone() if cut else tensor.clone()
+            pieces = min(parts, KEYS) if kind in ("wk", "wv") else parts  # more parts than heads share them
+            mine[name] = tensor.chunk(pieces, axis)[part * pieces // parts].clone() if cut else tensor.clone()
         mine["rope.freqs"] = torch.arange(HEAD // 2).to(torch.bfloat16)
         torch.save(mine, directory / f"consolidated.{part:02}.pth")
     (directory / "params.json").write_text(json.dumps({**PARAMS, **params}))

@@ -118,8 +118,9 @@ def config_of(given: Given) -> dict[str, Any]:
     kind, model_type = row.back.kind(given) if row.back.kind else (row.hf[0], row.model_type)
     config: dict[str, Any] = {"architectures": [kind], "model_type": model_type}
     said: dict[str, str] = {}
-    for needed in ("block_count", "context_length", "embedding_length", "attention.head_count"):
+    for needed in ("context_length", "embedding_length", "attention.head_count"):
         given.count(needed)
+    _check_blocks(given)
     for key in row.keys:
         name = key.back or (key.source[0] if isinstance(key.source, tuple) else "")
         value = given.field(full) if name and (full := key.name.format(arch=row.name)) else None
@@ -139,6 +140,16 @@ def config_of(given: Given) -> dict[str, Any]:
     for name, short in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
         config[f"{short}_token_id"] = special(given, name)
     return config
+
+
+def _check_blocks(given: Given) -> None:
+    """Every block that the header counts has tensors, and no other: what is made for each block is bounded by the file."""
+    count = given.count("block_count")
+    found = {int(number) for name in given.tensors if name.startswith("blk.") and (number := name.split(".")[1]).isdecimal()}
+    missing = next((number for number in range(min(count, len(found) + 1)) if number not in found), None)
+    if missing is not None or len(found) != count:
+        where = f"of block {missing} there is no tensor" if missing is not None else f"there are tensors of block {max(found)}"
+        raise InvalidFile(f"{given.row.name}.block_count is {count}; {where}")
 
 
 def special(given: Given, name: str) -> int | None:

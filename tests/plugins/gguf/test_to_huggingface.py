@@ -12,6 +12,7 @@ from modelhub import FileProblem, Inline, Metadata, Table, Tensor, UnsupportedFi
 from modelhub_gguf import fields
 from modelhub_gguf.to_huggingface import derive
 
+from tests.corpus import ggml_files
 from tests.plugins.gguf.logits import PROMPTS, convert, quiet, tiny
 
 DECODER: dict[str, Any] = {
@@ -127,7 +128,7 @@ def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
     assert after(text)["input_ids"] == before(text)["input_ids"]
 
 
-def test_blocks_become_16_bits_and_with_a_recipe_what_it_says(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_blocks_become_16_bits_and_with_a_recipe_what_it_says(tmp_path: Path, modelhub: Any) -> None:
     """Without one every block is rounded once, with :f32 not at all."""
     import gguf
     import torch
@@ -151,6 +152,8 @@ def test_blocks_become_16_bits_and_with_a_recipe_what_it_says(tmp_path: Path, ca
     assert torch.equal(half[name], wanted.to(torch.float16))
     assert plain["transformer.ln_f.weight"].dtype == torch.float32  # what is plain stays
     opened(tmp_path / "plain")
+    planned = modelhub("convert", quantized, "--to", "huggingface", "-o", tmp_path / "planned", "--dry-run")
+    assert "dequantized to BF16, rounded: " in planned.stdout
 
 
 def test_a_real_file_goes_there_and_back(sample_drive: Path, tmp_path: Path) -> None:
@@ -184,6 +187,17 @@ def test_a_real_file_goes_there_and_back(sample_drive: Path, tmp_path: Path) -> 
             assert torch.equal(values, wanted), tensor.name
     for key in ("llama.block_count", "llama.rope.freq_base", "general.license", "general.organization", "general.finetune"):
         assert again.fields[key].contents() == first.fields[key].contents(), key
+
+
+def test_a_file_from_before_gguf_goes_there_over_it(tmp_path: Path) -> None:
+    """Two conversions, and nothing is written in between."""
+    from transformers import AutoTokenizer
+
+    (tmp_path / "old.bin").write_bytes(ggml_files.build(ggml_files.llama(ggml_files.F16), b"tjgg", 3, file_type=1))
+    output = convert(tmp_path / "old.bin", tmp_path / "new", "huggingface")
+    model = opened(output)
+    assert (type(model).__name__, model.config.num_key_value_heads, model.config.vocab_size) == ("LlamaForCausalLM", 4, 300)
+    assert AutoTokenizer.from_pretrained(output).convert_ids_to_tokens([0, 1, 2]) == ["<unk>", "<s>", "</s>"]
 
 
 # --- what cannot be -----------------------------------------------------------------------------------------------
@@ -220,6 +234,10 @@ def header(changes: dict[str, Any], more: dict[str, tuple[int, ...]] | None = No
         ({"llama.rope.scaling.type": fields.string("longrope")}, {}, "longrope"),
         ({}, {"blk.0.attn_q.bias": (8,)}, "no blk.0.attn_k.bias"),
         ({}, {"rope_freqs.weight": (2,)}, "none of Llama 3's settings"),
+        ({"llama.rope.freq_base": fields.f32(1e38)}, {"rope_freqs.weight": (2,)}, "none of Llama 3's settings"),
+        ({"llama.block_count": fields.u32(1 << 31)}, {}, "block_count is 2147483648; of block 1 there is no tensor"),
+        ({"llama.block_count": fields.u32(0)}, {}, "block_count is 0; there are tensors of block 0"),
+        ({"llama.attention.head_count": fields.u32(0)}, {"rope_freqs.weight": (2,)}, "num_attention_heads is 0"),
         ({}, {"blk.0.attn_sinks.weight": (2,)}, "attn_sinks.weight .* has no place in llama"),
         ({"tokenizer.ggml.model": fields.string("rwkv")}, {}, "rwkv"),
     ],

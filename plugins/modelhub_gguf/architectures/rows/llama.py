@@ -85,6 +85,9 @@ def complete(config: Config) -> None:
 
 # --- the way back -------------------------------------------------------------------------------------------------
 
+_MAX_BASE = 1e30
+"""Beyond it single precision ends."""
+
 
 def _kind(given: Given) -> tuple[str, str]:
     """Which of the classes that are one architecture to GGUF. Mistral computes what Llama computes: the name alone tells."""
@@ -117,7 +120,8 @@ def returned(given: Given, config: dict[str, Any]) -> None:
 def scaling_of(factors: Sequence[float], config: dict[str, Any]) -> dict[str, Any]:
     """Llama 3's settings that give these factors, to the bit (of the context and the two frequencies only the ratios count, so
     that one is taken as 1, as all of Llama 3 have it). `UnsupportedFile` where none do."""
-    contexts = (1 << power for power in range(3, 21)) if all(0 < factor < math.inf for factor in factors) else ()
+    whole = 2 * len(factors) == Config(config, Documents(()), {}).head_dim and all(0 < factor < math.inf for factor in factors)
+    contexts = (1 << power for power in range(3, 21)) if whole and 0 < config["rope_theta"] < _MAX_BASE else ()
     for context in sorted(contexts, key=lambda context: abs(context - 8192)):
         for high in (4.0, 2.0, 8.0, 16.0, 32.0):
             found = {
