@@ -92,7 +92,9 @@ class Commands:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         words = [sys.executable, "-m", "tests.commands", str(theirs.fileno())]
-        self._process = subprocess.Popen(words, pass_fds=[theirs.fileno()], cwd=Path(__file__).parent.parent)
+        # Without the plugins of the test that happens to be the first: they would be imported here, and be everyone's.
+        bare = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+        self._process = subprocess.Popen(words, pass_fds=[theirs.fileno()], cwd=Path(__file__).parent.parent, env=bare)
         theirs.close()
         self._channel = ours
 
