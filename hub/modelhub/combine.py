@@ -122,11 +122,13 @@ def _sum(base: Table, other: Table, *, subtract: bool, alike: bool) -> Table:
     strange = [tensor.name for tensor in target.logical if tensor.name not in under.by_name]
     if len(strange) == len(target.logical):
         raise ValueError(f"none of its tensors has the name of one there (the first is {strange[0] if strange else 'missing'})")
-    left = [name for name in under.by_name if name not in target.by_name]
+    left = [tensor for tensor in under.logical if tensor.name not in target.by_name]
+    if matrices := [tensor for tensor in left if len(tensor.shape) > 1]:
+        raise ValueError(f"{matrices[0].name} {list(matrices[0].shape)} is in one of them alone")
     tensors = tuple(_plus(tensor, under.by_name.get(tensor.name), -1.0 if subtract else 1.0) for tensor in target.logical)
     notes = [
         *_told(strange, "is in one of them alone, and stays as it is there"),
-        *_told(left, "has no counterpart, and is left out"),
+        *_told([tensor.name for tensor in left], "has no counterpart, and is left out"),
         *(
             ["differences are rounded to the dtypes of the target: adding them again gives it back to a rounding"]
             if subtract
@@ -143,7 +145,8 @@ def _plus(tensor: Tensor, under: Tensor | None, sign: float) -> Tensor:
     if under.value is None:
         raise ValueError(f"{tensor.name} is a {under.unsupported}")
     rows = under.shape[0] if under.shape else 0
-    if tensor.shape[1:] != under.shape[1:] or len(tensor.shape) != len(under.shape) or (tensor.shape and tensor.shape[0] < rows):
+    resized = len(tensor.shape) == len(under.shape) > 1 and tensor.shape[1:] == under.shape[1:] and tensor.shape[0] > rows
+    if tensor.shape != under.shape and not resized:
         raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)} in one, and {list(under.shape)} in the other")
     mine, base = (ops.typed(each.value, each.dtype, each.shape) for each in (tensor, under) if each.value is not None)
     base = ops.affine(base, sign) if sign != 1 else base

@@ -66,12 +66,13 @@ def modelhub_checks() -> Iterator[Check]:
 
 @hookimpl
 def modelhub_conversions() -> Iterator[Conversion]:
-    from modelhub_gguf import from_huggingface, legacy_convert, requantize, to_huggingface
+    from modelhub_gguf import from_huggingface, legacy_convert, lora, requantize, to_huggingface
 
     yield requantize.CONVERSION
     yield legacy_convert.CONVERSION
     yield from_huggingface.CONVERSION
     yield to_huggingface.CONVERSION
+    yield lora.CONVERSION
 
 
 @hookimpl

@@ -59,9 +59,9 @@ class Names:
         return found[0] if len(found) == 1 and shape in (None, self.tensors[found[0]].shape) else None
 
     def replacement(self, tensor: Tensor, config: Mapping[str, Any]) -> tuple[str, bool]:
-        """The name of a tensor that takes the place of the base's, or that is added to them, and whether it was trained as a
-        module of its own (peft also saves embeddings that were only resized, or not even that). ValueError for one that has no place: it
-        is not the base's, and no module that the adapter says it saves has it."""
+        """The name of a tensor that takes the place of the base's, or that is added to them; and whether it was trained as a
+        module of its own (peft also saves embeddings that were only resized, or not even that). ValueError for one without a
+        place: it is not the base's, and no module that the adapter says it saves has it."""
         module, _, leaf = tensor.name.rpartition(".")
         saved = config.get("modules_to_save")
         listed = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []

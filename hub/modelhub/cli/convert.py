@@ -11,7 +11,7 @@ import click
 
 from modelhub.cli import text
 from modelhub.cli.app import define, failed
-from modelhub.cli.common import Session, model_argument
+from modelhub.cli.common import ModelParameter, Session, model_argument
 from modelhub.cli.outputs import TargetParameter, convert_options, output_options
 
 if TYPE_CHECKING:
@@ -38,12 +38,31 @@ if TYPE_CHECKING:
     "--to", "to", metavar="FORMAT[:RECIPE]", type=TargetParameter(), required=True, help="As listed by 'modelhub plugins'."
 )
 @output_options
+@click.option(
+    "--base", metavar="MODEL", type=ModelParameter(), help="What an adapter was made for, where its conversion needs to know."
+)
 @click.option("--in-place", is_flag=True, help="With --set and --unset: change the metadata of the source itself.")
-def command(model: str, to: str, as_json: bool, dry_run: bool, background: bool, output: str | None, **options: Any) -> int:
+def command(
+    model: str, to: str, base: str | None, as_json: bool, dry_run: bool, background: bool, output: str | None, **options: Any
+) -> int:
     """The source is never touched (but for --in-place), and nothing is overwritten without --force. What was written is read
     back and compared with its source before it gets its name."""
     with Session() as session:
-        return run(session, model, to, output, convert_options(**options), dry_run, background, as_json)
+        given = _with_base(session, model, base, convert_options(**options))
+        return run(session, model, to, output, given, dry_run, background, as_json)
+
+
+def _with_base(session: Session, reference: str, base: str | None, options: ConvertOptions) -> ConvertOptions:
+    """The options with the place of an adapter's base: the one that is named, else the only one in the catalog that it fits."""
+    from dataclasses import replace
+
+    if base is not None:
+        return replace(options, extra={**options.extra, "base": session.model(base).absolute_path})
+    from modelhub.combine import bases_of, combination_of
+
+    model = session.model(reference)
+    found = bases_of(model, session.catalog, session.plugins) if combination_of(model, session.plugins) else []
+    return replace(options, extra={**options.extra, "base": found[0].absolute_path}) if len(found) == 1 else options
 
 
 def run(

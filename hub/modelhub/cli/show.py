@@ -36,6 +36,7 @@ VERSIONS = (
     text.Column("digest", "DIGEST", shrink=16, drop=1),
 )
 SHOWN_FILES = 8
+SHOWN_BASES = 8
 LONG = 200
 """Metadata longer than this (a chat template) is cut, except with ``--json``."""
 
@@ -61,6 +62,8 @@ def command(model: str, tensors: bool, lineage: bool, versions: bool, as_json: b
         found = session.model(model)
         if as_json:
             document = found.to_json(details=True)
+            if _is_adapter(found):
+                document["bases"] = [_place(base) for base in _bases(session, found)]
             if tensors:
                 document["tensors"] = [tensor_json(tensor) for tensor in found.table().tensors]
             if lineage:
@@ -70,6 +73,8 @@ def command(model: str, tensors: bool, lineage: bool, versions: bool, as_json: b
             text.print_json(document)
         else:
             _print(found, not lineage)
+            if _is_adapter(found):
+                _print_bases(_bases(session, found))
             if lineage:
                 from modelhub.cli.tree import print_lineage
 
@@ -82,6 +87,33 @@ def command(model: str, tensors: bool, lineage: bool, versions: bool, as_json: b
                 sys.stdout.write("\n")
                 text.table([_tensor_row(tensor, found) for tensor in found.table().tensors], TENSORS)
     return 0
+
+
+def _is_adapter(model: Model) -> bool:
+    """By its own word: plugins are not loaded to show a model."""
+    return bool(model.metadata.get("adapter"))
+
+
+def _bases(session: Session, model: Model) -> list[Model]:
+    """The models of the catalog that an adapter may have been made for."""
+    from modelhub.combine import bases_of
+
+    return bases_of(model, session.catalog, session.plugins)
+
+
+def _place(model: Model) -> dict[str, Any]:
+    from modelhub.model import printable
+
+    return {"id": model.id, "name": printable(model.name), "path": printable(model.absolute_path)}
+
+
+def _print_bases(bases: list[Model]) -> None:
+    if bases:
+        sys.stdout.write("\nbases that it fits\n")
+        for base in bases[:SHOWN_BASES]:
+            text.line(f"  {base.absolute_path}")
+        if len(bases) > SHOWN_BASES:
+            text.line(f"  and {len(bases) - SHOWN_BASES} more")
 
 
 def _graph(session: Session, model: Model) -> Graph:

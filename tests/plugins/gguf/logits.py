@@ -143,10 +143,12 @@ def served(path: Path, **settings: Any) -> Iterator[Any]:
         del server
 
 
-def next_tokens(path: Path, prompts: Sequence[Sequence[int]] = PROMPTS, top: int = TOP) -> list[list[tuple[int, float]]]:
+def next_tokens(
+    path: Path, prompts: Sequence[Sequence[int]] = PROMPTS, top: int = TOP, **settings: Any
+) -> list[list[tuple[int, float]]]:
     """For each prompt of token ids the ``top`` most likely next tokens and their log-probabilities, as llama.cpp says."""
     found = []
-    with served(path) as server:
+    with served(path, **settings) as server:
         for prompt in prompts:
             asked = {"prompt": list(prompt), "max_tokens": 1, "logprobs": top, "temperature": 0}
             # An end, or half a letter, would be no answer: "a" it is; the probabilities are those before it was forced.
@@ -156,11 +158,11 @@ def next_tokens(path: Path, prompts: Sequence[Sequence[int]] = PROMPTS, top: int
     return found
 
 
-def same_logits(model: Any, path: Path, prompts: Sequence[Sequence[int]] = PROMPTS) -> None:
+def same_logits(model: Any, path: Path, prompts: Sequence[Sequence[int]] = PROMPTS, **settings: Any) -> None:
     """The same ten tokens come next, as likely, and in the same order (but for those that are as likely as each other)."""
     import torch
 
-    for prompt, found in zip(prompts, next_tokens(path, prompts), strict=True):
+    for prompt, found in zip(prompts, next_tokens(path, prompts, **settings), strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([list(prompt)])).logits[0, -1].float()
         wanted = torch.log_softmax(logits, -1)

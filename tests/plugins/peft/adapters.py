@@ -32,7 +32,9 @@ def gpt2() -> transformers.PreTrainedModel:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=96, n_positions=32, n_embd=48, n_layer=2, n_head=4))
 
 
-def trained(model: transformers.PreTrainedModel, config: peft.PeftConfig, directory: Path, seed: int = 3) -> Path:
+def trained(
+    model: transformers.PreTrainedModel, config: peft.PeftConfig, directory: Path, seed: int = 3, size: float = 0.2
+) -> Path:
     """An adapter of ``model`` with random weights where a training would have left others, saved by peft. ``model`` is left as it
     was found."""
     adapted = peft.get_peft_model(model, config)
@@ -40,7 +42,7 @@ def trained(model: transformers.PreTrainedModel, config: peft.PeftConfig, direct
     with torch.no_grad():
         for name, value in adapted.named_parameters():
             if value.requires_grad:
-                value += torch.randn_like(value) * (0.05 if "magnitude" in name or "ia3" in name else 0.2)
+                value += torch.randn_like(value) * (0.05 if "magnitude" in name or "ia3" in name else size)
     adapted.save_pretrained(directory)
     return directory
 
@@ -49,13 +51,17 @@ def merged_by_peft(
     base: Path, *adapters: Path, kind: Any = transformers.AutoModelForCausalLM, **more: Any
 ) -> dict[str, torch.Tensor]:
     """The state of ``base`` with ``adapters`` merged, by name; as peft's own ``merge_and_unload`` leaves it."""
-    model = kind.from_pretrained(base, **more)
+    return dict(merged_model(kind.from_pretrained(base, **more), *adapters).state_dict())
+
+
+def merged_model(model: transformers.PreTrainedModel, *adapters: Path) -> Any:
+    """``model`` with ``adapters`` merged into it by peft."""
     adapted = peft.PeftModel.from_pretrained(model, adapters[0], adapter_name="first")
     names = ["first"]
     for number, adapter in enumerate(adapters[1:]):
         names.append(f"other{number}")
         adapted.load_adapter(adapter, adapter_name=names[-1])
-    return dict(adapted.merge_and_unload(adapter_names=names).state_dict())
+    return adapted.merge_and_unload(adapter_names=names)
 
 
 def state(directory: Path) -> dict[str, torch.Tensor]:
