@@ -93,6 +93,8 @@ def assign(
         raise _foreign(foreign, target)
     losses = [f"left out: {tensor.name}, a {tensor.unsupported}" for tensor in dropped]
     losses += list(decided.notes) + _summed_up(fallbacks)
+    if recipe is None:
+        losses += _unpacked(tensors)
     metadata = replace(table.metadata, native={**table.metadata.native, **decided.native})
     return Assigned(replace(table, tensors=tuple(tensors), metadata=metadata), tuple(losses), fallbacks)
 
@@ -145,6 +147,19 @@ def _foreign(foreign: Mapping[str, tuple[str, list[str]]], target: Format) -> Co
         f"{target.name} cannot hold {dtype}: tensor {name}{more}",
         recipes if fitting else "--skip-unsupported leaves such tensors out",
     )
+
+
+def _unpacked(tensors: Sequence[Tensor]) -> list[str]:
+    """What a conversion unpacked from blocks because nobody said what else should become of them."""
+    count: Counter[tuple[str, str]] = Counter()
+    for tensor in tensors:
+        value = tensor.value
+        while isinstance(value, Node) and value.inputs:
+            if value.op == "cast" and dtypes.get(value.args["source"]).block > 1:
+                count[value.args["source"], tensor.dtype] += 1
+                break
+            value = value.inputs[0]
+    return [f"dequantized: {n} tensors of {source} to {dtype}" for (source, dtype), n in count.most_common()]
 
 
 def _summed_up(fallbacks: Mapping[str, str]) -> list[str]:
