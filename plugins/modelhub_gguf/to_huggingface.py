@@ -48,7 +48,8 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
     row = row_of(fields)
     given = Given(row, fields, table.logical)
     config = config_of(given)
-    tensors, notes = _plain(_carried(row, config, table.logical))
+    tensors = _plain(_carried(row, config, table.logical))
+    notes = []
     config["torch_dtype"] = TORCH[_main_dtype(tensors, ("F64", "F32", "F16", "BF16"))]
     documents = {
         "config.json": json_of(config),
@@ -94,21 +95,11 @@ def _carried(row: Architecture, config: Mapping[str, Any], tensors: Sequence[Ten
 # --- dtypes -------------------------------------------------------------------------------------------------------
 
 
-def _plain(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
-    """The tensors with blocks as 16-bit floats, and that in words. As F16 where most of the file is, else as BF16, which holds
-    whatever blocks hold."""
-    packed: Counter[str] = Counter(dtype for tensor in tensors if (dtype := _blocks(tensor)))
-    if not packed:
-        return list(tensors), []
-    plain = [tensor for tensor in tensors if not _blocks(tensor)]
+def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors with blocks as 16-bit floats: F16 where most of the file is, else BF16, which holds whatever blocks hold."""
     most = sum(prod(tensor.shape) for tensor in tensors) / 2
-    halves = sum(prod(tensor.shape) for tensor in plain if tensor.dtype == "F16") > most
-    dtype = "F16" if halves else "BF16"
-    note = (
-        f"dequantized to {dtype}, rounded: {packed.total()} tensors of {', '.join(name for name, _ in packed.most_common())} "
-        "(:f32 is exact)"
-    )
-    return [as_dtype(tensor, dtype) if _blocks(tensor) else tensor for tensor in tensors], [note]
+    halves = sum(prod(tensor.shape) for tensor in tensors if tensor.dtype == "F16" and not _blocks(tensor)) > most
+    return [as_dtype(tensor, "F16" if halves else "BF16") if _blocks(tensor) else tensor for tensor in tensors]
 
 
 def _blocks(tensor: Tensor) -> str:
