@@ -34,14 +34,17 @@ Make = Callable[["onnx.ModelProto", str, compare.Reference, Mapping[str, str]], 
 
 def programs() -> Iterator[Program]:
     """One for each recipe."""
+    blocks = ("onnx_ir",)
     yield _program("fp16", "Half precision, inputs and outputs as they are", _fp16, copies=5)
     yield _program("int8", "INT8 weights, activations quantized as they come (dynamic)", _int8, copies=6)
     yield _program("int8-static", "INT8 weights and activations, calibrated (QDQ)", _int8_static, copies=6)
-    yield _program("int4", f"INT4 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(4), copies=4)
-    yield _program("int8-weights", f"INT8 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(8), copies=4)
+    yield _program("int4", f"INT4 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(4), copies=4, requires=blocks)
+    yield _program("int8-weights", f"INT8 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(8), copies=4, requires=blocks)
 
 
-def _program(recipe: str, title: str, make: Make, *, copies: int) -> Program:
+def _program(recipe: str, title: str, make: Make, *, copies: int, requires: tuple[str, ...] = ()) -> Program:
+    """``copies``: how often the weights are in memory at once, at the most."""
+
     def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str]) -> ProgramResult:
         return _run(make, checkpoint, output, options)
 
@@ -53,7 +56,7 @@ def _program(recipe: str, title: str, make: Make, *, copies: int) -> Program:
         source="onnx",
         target="onnx",
         run=run,
-        requires=("onnx", "onnxruntime", "onnx_ir") if make.__name__ == "make_blocks" else ("onnx", "onnxruntime"),
+        requires=("onnx", "onnxruntime", *requires),
         memory_estimate=memory,
         recipe=recipe,
         title=title,
