@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,13 +113,18 @@ def test_roberta_counts_positions_from_behind_the_padding(tmp_path: Path) -> Non
     assert keys["bert.context_length"].value == 38
 
 
-def test_xlm_roberta_with_its_unigram_tokenizer(tmp_path: Path) -> None:
+def save_xlm_roberta(directory: Path) -> None:
+    """The documents of a small XLM-R's tokenizer, of 902 tokens."""
     pieces = train_pieces("unigram", normalization_rule_name="nmt_nfkc", unk_id=0, bos_id=1, eos_id=2)
-    model = tiny(tmp_path / "model", "XLMRobertaModel", {**ENCODER, "vocab_size": 902, "type_vocab_size": 1}, tokenizer="")
-    (tmp_path / "model" / "sentencepiece.bpe.model").write_bytes(pieces)
+    (directory / "sentencepiece.bpe.model").write_bytes(pieces)
     names = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
     settings = {"tokenizer_class": "XLMRobertaTokenizer", **{f"{name}_token": token for name, token in names.items()}}
-    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_xlm_roberta_with_its_unigram_tokenizer(tmp_path: Path) -> None:
+    model = tiny(tmp_path / "model", "XLMRobertaModel", {**ENCODER, "vocab_size": 902, "type_vocab_size": 1}, tokenizer="")
+    save_xlm_roberta(tmp_path / "model")
     output = convert(tmp_path / "model", tmp_path / "model.gguf")
     same_embeddings(model, output)
     assert read_headers([str(output)])[0]["tokenizer.ggml.model"].value == "t5"
@@ -164,6 +170,87 @@ def test_nomic_bert_under_either_of_its_configurations(tmp_path: Path) -> None:
     same = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count", "rope.freq_base", "block_count")
     assert {key: keys[f"nomic-bert.{key}"] for key in same} == {key: published[f"nomic-bert.{key}"] for key in same}
     undone(tmp_path / "model")
+
+
+NOMIC_MOE = {
+    **NOMIC, "activation_function": "gelu", "mlp_fc1_bias": True, "mlp_fc2_bias": True, "qkv_proj_bias": True, "pad_token_id": 1,
+    "moe_every_n_layers": 2, "moe_top_k": 2, "num_experts": 4, "n_positions": 2048, "type_vocab_size": 1, "vocab_size": 902,
+}  # fmt: skip
+
+
+def nomic_experts(directory: Path) -> Any:
+    """A random Nomic-BERT whose second layer has experts, saved as its authors' code names it; and what that code computes
+    (transformers has none of it): after each of attention and MLP the sum with what went in is normed, heads are rotated by
+    halves, and the two best of four experts count as much as the router says."""
+    import torch
+    from safetensors.torch import save_file
+    from torch.nn import functional
+
+    torch.manual_seed(0)
+    width, inner, heads, top = 64, 96, 4, 2
+    shapes = {"embeddings.word_embeddings.weight": (902, width), "embeddings.token_type_embeddings.weight": (1, width)}
+    norms = ["emb_ln"]
+    for number in range(2):
+        layer = f"encoder.layers.{number}"
+        norms += [f"{layer}.norm1", f"{layer}.norm2"]
+        matrices = {"attn.Wqkv": (3 * width, width), "attn.out_proj": (width, width)}
+        if number == 0:
+            matrices |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+        for name, shape in matrices.items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+    shapes |= {f"{layer}.mlp.experts.mlp.w{number}": (4 * inner, width) for number in (1, 2)}
+    shapes[f"{layer}.mlp.router.layer.weight"] = (4, width)
+    weights = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
+    for name in norms:
+        weights |= {f"{name}.weight": 1 + torch.randn(width) * 0.2, f"{name}.bias": torch.randn(width) * 0.2}
+    directory.mkdir()
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(NOMIC_MOE))
+
+    def linear(x: Any, name: str) -> Any:
+        return functional.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def norm(x: Any, name: str) -> Any:
+        return functional.layer_norm(x, (width,), weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-12)
+
+    def rotate(x: Any) -> Any:
+        half = x.shape[-1] // 2
+        angles = torch.outer(torch.arange(x.shape[-2]), ROPE["rope_theta"] ** (-torch.arange(half) / half))
+        left, right = x[..., :half], x[..., half:]
+        return torch.cat((left * angles.cos() - right * angles.sin(), right * angles.cos() + left * angles.sin()), -1)
+
+    def experts(x: Any, name: str) -> Any:
+        likely = functional.linear(x, weights[f"{name}.router.layer.weight"]).softmax(-1)
+        chosen = torch.zeros_like(likely).scatter(-1, likely.topk(top).indices, 1) * likely
+        first, second = (weights[f"{name}.experts.mlp.w{number}"].view(4, inner, width) for number in (1, 2))
+        hidden = functional.gelu(torch.einsum("td,eid->tei", x, first))
+        return torch.einsum("te,tei,eid->td", chosen, hidden, second)
+
+    def forward(tokens: Any) -> Any:
+        words, kinds = (weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "token_type"))
+        x = norm(words[tokens[0]] + kinds[0], "emb_ln")
+        for number in range(2):
+            layer = f"encoder.layers.{number}"
+            query, key, value = linear(x, f"{layer}.attn.Wqkv").view(len(x), 3, heads, -1).permute(1, 2, 0, 3)
+            mixed = functional.scaled_dot_product_attention(rotate(query), rotate(key), value)
+            x = norm(x + linear(mixed.transpose(0, 1).reshape(len(x), width), f"{layer}.attn.out_proj"), f"{layer}.norm1")
+            if number:
+                y = experts(x, f"{layer}.mlp")
+            else:
+                y = linear(functional.gelu(linear(x, f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2")
+            x = norm(x + y, f"{layer}.norm2")
+        return SimpleNamespace(last_hidden_state=x[None])
+
+    return forward
+
+
+def test_nomic_bert_with_experts(tmp_path: Path) -> None:
+    forward = nomic_experts(tmp_path / "model")
+    save_xlm_roberta(tmp_path / "model")
+    output = convert(tmp_path / "model", tmp_path / "model.gguf")
+    same_embeddings(forward, output)
+    keys = read_headers([str(output)])[0]
+    assert (keys["nomic-bert-moe.expert_count"].value, keys["nomic-bert-moe.expert_used_count"].value) == (4, 2)
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

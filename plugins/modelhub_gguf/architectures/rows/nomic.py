@@ -1,5 +1,8 @@
 """Nomic-BERT (nomic-embed-text 1 and 1.5; 2 with its experts): a BERT with rotary embeddings and a gated MLP. Facts: llama.cpp
-``conversion/bert.py`` (``NomicBertModel``), ``src/models/nomic-bert.cpp``."""
+``conversion/bert.py`` (``NomicBertModel``), ``src/models/nomic-bert.cpp``.
+
+The experts' common bias has no place there; llama.cpp computes without it.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,8 @@ def _complete(config: Config) -> None:
     for name, value in wanted.items():
         if name in config.values and config.values[name] != value:
             raise UnsupportedFile(f"config.json: {name} is {config.values[name]!r:.40}; in GGUF's nomic-bert it is {value!r}")
+    if config.find("head_dim") is None:
+        config.values["head_dim"] = config.head_dim
     positions = config.find("n_positions")
     if positions is not None and config.find("max_trained_positions") in (None, 2048):
         config.values["n_positions"] = _TRAINED.get(config.whole(positions, "n_positions"), positions)
