@@ -14,10 +14,13 @@ from modelhub_meta import checks
 from modelhub_meta.layout import detect_directory
 from modelhub_meta.reader import read
 
+_DTYPES = ("BF16", "F16", "F32", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2")
+"""What such parts may hold, as PyTorch stores it."""
+
 
 @hookimpl
 def modelhub_formats() -> Iterator[Format]:
-    yield Format(name="meta", title="Meta checkpoint", detect_directory=detect_directory, read=read)
+    yield Format(name="meta", title="Meta checkpoint", dtypes=_DTYPES, detect_directory=detect_directory, read=read)
 
 
 @hookimpl

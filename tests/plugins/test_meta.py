@@ -19,6 +19,7 @@ from modelhub.cli.app import run
 from modelhub.detect import inspect_path
 from modelhub.engine import read_tensor
 from modelhub.found import Found
+from modelhub.testing import FormatConformance
 
 from tests.plugins.gguf.logits import quiet
 from tests.plugins.gguf.vocabularies import train_pieces
@@ -149,6 +150,17 @@ def convert(source: Path, to: str, output: Path) -> Path:
         status = run(["convert", str(source), "--to", to, "-o", str(output)])
     assert status == 0, said.getvalue()
     return output
+
+
+class TestMeta(FormatConformance):
+    """One part, with any tensors: what must hold of every format."""
+
+    format = "meta"
+
+    def write(self, path: Path, tensors: Mapping[str, Any]) -> None:
+        path.mkdir()
+        torch.save({name: torch.from_numpy(array.copy()) for name, array in tensors.items()}, path / "consolidated.00.pth")
+        (path / "params.json").write_text(json.dumps(PARAMS))
 
 
 @pytest.fixture(scope="module")
