@@ -105,8 +105,9 @@ def test_deepseek_v2_lite_makes_queries_in_one_step(tmp_path: Path) -> None:
     undone(tmp_path / "model")
 
 
-def test_roberta_counts_positions_from_behind_the_padding(tmp_path: Path) -> None:
-    model = tiny(tmp_path / "model", "RobertaModel", {**ENCODER, "max_position_embeddings": 40})
+@pytest.mark.parametrize("kind", ["RobertaModel", "CamembertModel"])
+def test_roberta_counts_positions_from_behind_the_padding(tmp_path: Path, kind: str) -> None:
+    model = tiny(tmp_path / "model", kind, {**ENCODER, "max_position_embeddings": 40})
     output = convert(tmp_path / "model", tmp_path / "model.gguf")
     same_embeddings(model, output)
     keys = read_headers([str(output)])[0]

@@ -70,7 +70,7 @@ def returned(given: Given, config: dict[str, Any]) -> None:
 ROWS = (
     Architecture(
         name="bert",
-        hf=("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "CamembertModel"),
+        hf=("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
         model_type="bert",
         defaults={"": {"max_position_embeddings": 512, "layer_norm_eps": 1e-12, "type_vocab_size": 2}},
         keys=(

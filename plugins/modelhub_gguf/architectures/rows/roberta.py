@@ -1,4 +1,4 @@
-"""RoBERTa and XLM-RoBERTa, which to GGUF are BERTs. Facts: llama.cpp ``conversion/bert.py`` (``RobertaModel``,
+"""RoBERTa, XLM-RoBERTa and CamemBERT, which to GGUF are BERTs. Facts: llama.cpp ``conversion/bert.py`` (``RobertaModel``,
 ``XLMRobertaModel``).
 
 Their positions are counted from behind the padding's id, GGUF's from 0. On the way back they are BERTs (`bert`), which compute
@@ -50,4 +50,5 @@ def _row(model_type: str, *classes: str) -> Architecture:
 ROWS = (
     _row("roberta", "RobertaModel", "RobertaForSequenceClassification", "RobertaForMaskedLM"),
     _row("xlm-roberta", "XLMRobertaModel", "XLMRobertaForSequenceClassification", "XLMRobertaForMaskedLM"),
+    _row("camembert", "CamembertModel"),  # a RoBERTa, which the reference takes for a BERT: positions and all
 )
