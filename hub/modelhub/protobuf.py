@@ -130,7 +130,11 @@ class Wire:
                     length = buffer[at]
                     at += 1
                     if length >= 0x80:
-                        length, at = self._varint(buffer, at - 1, base)
+                        high = buffer[at]
+                        if high < 0x80:
+                            length, at = length & 0x7F | high << 7, at + 1
+                        else:
+                            length, at = self._varint(buffer, at - 1, base)
                     value, after = base + at, at + length
                     at = after
                     field = (key >> 3, BYTES, value, base + after)

@@ -20,7 +20,7 @@ from modelhub_onnx.values import value_info
 
 MAX_TEXTS = 10_000
 MAX_VALUES = 10_000
-MAX_SMALL = 64
+MAX_SMALL = 240
 """Attributes up to this many bytes are remembered: most nodes have the same few."""
 MAX_REMEMBERED = 4096
 SMALL_CONSTANT = 256
