@@ -192,6 +192,8 @@ def test_a_daemon_applies_them_to_what_turns_up_and_not_again(tmp_path: Path) ->
             ("check", "before.bf16.safetensors"),
         }
         daemon.until(lambda: done() == expected, 40)
+        mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
+        assert not [name for name in ("numpy", "sqlalchemy", "torch") if name in mapped]  # it loads no plugin, and stays small
         safetensors(drive / "new" / "after.safetensors", fill=2)
         expected |= {("half", "after.safetensors"), ("check", "after.safetensors"), ("check", "after.bf16.safetensors")}
         daemon.until(lambda: done() == expected, 40)
@@ -204,8 +206,6 @@ def test_a_daemon_applies_them_to_what_turns_up_and_not_again(tmp_path: Path) ->
         expected |= {("half", "last.safetensors"), ("check", "last.safetensors"), ("check", "last.bf16.safetensors")}
         daemon.until(lambda: done() == expected, 40)
         assert len(jobs_of(home)) == count + 3
-        mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
-        assert not [name for name in ("numpy", "sqlalchemy", "torch") if name in mapped]  # it loads no plugin, and stays small
 
 
 def test_a_daemon_applies_them_to_a_drive_that_comes_back(tmp_path: Path) -> None:

@@ -37,12 +37,28 @@ def command(paths: tuple[str, ...], poll: float | None, as_json: bool, style: st
     from modelhub.rules.apart import check
 
     check()
+    _prepare()
     with Catalog.open(cache=SMALL_CACHE) as catalog:
         add_roots(catalog, paths)
         if not catalog.roots():
             raise UsageError("there is nothing to watch", "modelhub watch PATH makes PATH a root")
         daemon = Daemon(catalog, poll=poll, log=Log(style, "debug" if verbose else "info"), tell=_print if as_json else None)
         return daemon.run()
+
+
+def _prepare() -> None:
+    """Have a child make the catalog, or migrate it: what that takes would stay in a daemon's memory for months. Errors are left
+    for the daemon to meet."""
+    child = os.fork()  # this process has one thread yet
+    if child:
+        os.waitpid(child, 0)
+        return
+    from modelhub.catalog import Catalog
+
+    try:
+        Catalog.open().close()
+    finally:
+        os._exit(0)
 
 
 def add_roots(catalog: Any, paths: tuple[str, ...]) -> None:
