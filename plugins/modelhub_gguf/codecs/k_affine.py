@@ -41,9 +41,8 @@ CALM = 4e6
 W, A = 32, 64
 """Rows of scratch: weights, integers of the candidate in hand."""
 SCALE, LOW, BEST, FLOOR, TOTAL = 96, 112, 128, 144, 160
-"""Rows of scratch, one for each part of a block: scale, minimum as found (positive), and of the integers that
-won the search, the inverse scale and the minimum that they were counted
-with; sum of weights."""
+"""Rows of scratch, one for each part of a block: scale, minimum as found (positive), of the integers that won the search the
+inverse scale and the minimum that they were counted with, and the sum of weights."""
 
 
 def steps(start: float, step: float, count: int, top: int) -> Any:
