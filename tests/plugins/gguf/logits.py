@@ -7,6 +7,7 @@ asserts what must hold of any family.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ def tiny(
     quiet()
     torch.manual_seed(seed)
     kind = getattr(transformers, model_class)
+    config = copy.deepcopy(config)  # some of transformers' classes write into the dictionaries that they are given
     model = kind(kind.config_class(**{"vocab_size": VOCABULARY, **config})).eval()
     _stir(model)
     model = model.to(getattr(torch, dtype))

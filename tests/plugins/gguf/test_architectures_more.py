@@ -53,6 +53,11 @@ DECODERS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("olmo2", "Olmo2ForCausalLM", {**DECODER, "rope_parameters": ROPE}),
     ("olmo3", "Olmo3ForCausalLM", {**DECODER, "num_hidden_layers": 5, "sliding_window": WINDOW, "rope_parameters": ROPE}),
+    (
+        "olmo3, others",
+        "Olmo3ForCausalLM",
+        {**DECODER, "sliding_window": WINDOW, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
     ("olmo", "OlmoForCausalLM", {**DECODER, "clip_qkv": 0.5, "rope_parameters": ROPE}),
     ("command-r", "CohereForCausalLM", {**COHERE, "rope_parameters": ROPE}),
     (
