@@ -2,8 +2,8 @@
 
 Keys and names are those of llama.cpp's ``convert_lora_to_gguf.py``: the names of the tensors that are changed, with ``.lora_a``
 and ``.lora_b``. Two things that it leaves to chance are carried through. llama.cpp scales by ``adapter.lora.alpha`` over the
-rank: the alpha of rsLoRA is said as what has that effect, and where modules differ, their factor is put into ``lora_b``. And matrices
-that transformers keeps transposed have factors that are not.
+rank, so the alpha of rsLoRA is said as what has that effect; where modules differ, their factor is put into ``lora_b``. And
+matrices that transformers keeps transposed have factors that are not.
 """
 
 from __future__ import annotations
