@@ -1,5 +1,5 @@
 """A first drive: scan a folder of checkpoints, list it, convert a PyTorch checkpoint to safetensors, verify it against its
-source.
+source, and quantize a model for llama.cpp.
 
     python examples/first_drive.py             # gathers a sample drive first
     python examples/first_drive.py /mnt/models # your own folder: only read; what is written goes to a temporary directory
@@ -65,7 +65,8 @@ def tour(drive: Path, home: Path, out: Path) -> None:
     heading("What is there")
     run("ls", "--where", "state!=missing")
 
-    place = pick([model for model in ask("ls") if model["state"] == "ready" and model["root"] == os.path.realpath(drive)], drive)
+    models = [model for model in ask("ls") if model["state"] == "ready" and model["root"] == os.path.realpath(drive)]
+    place = pick(models, drive)
     if place is None:
         say("There is no checkpoint here that can be converted.")
         return
@@ -75,6 +76,11 @@ def tour(drive: Path, home: Path, out: Path) -> None:
 
     heading("Verify the result against its source, tensor by tensor")
     run("verify", str(target), "--against", place)
+
+    language = pick_language_model(models)
+    if language:
+        heading(f"Quantize {Path(language).name} for llama.cpp: one pass, the error of every tensor measured as it is written")
+        run("convert", os.path.join(drive, language), "--to", "gguf:q8_0", "-o", str(out / "quantized.gguf"), "--force")
 
     heading("Find the same weights in several places, whatever the container")
     run("dupes")
@@ -99,6 +105,18 @@ def pick(models: list[dict[str, object]], drive: Path) -> str | None:
             if subprocess.run([*MODELHUB, *words], capture_output=True, check=False).returncode == 0:
                 return place
     return None
+
+
+def pick_language_model(models: list[dict[str, object]]) -> str:
+    """The path of a Hugging Face directory that becomes GGUF, and is done in seconds: the largest; "" where there is none."""
+    fitting = [model for model in models if model["format"] == "huggingface" and int(str(model["size"])) < 1_000_000_000]
+    for model in sorted(fitting, key=lambda model: -int(str(model["size"])))[:5]:
+        place = os.path.join(str(model["root"]), str(model["path"]))
+        with tempfile.TemporaryDirectory() as nowhere:
+            words = ["convert", place, "--to", "gguf:q8_0", "-o", os.path.join(nowhere, "model.gguf"), "--dry-run"]
+            if subprocess.run([*MODELHUB, *words], capture_output=True, check=False).returncode == 0:
+                return str(model["path"])
+    return ""
 
 
 def run(*words: str) -> None:
