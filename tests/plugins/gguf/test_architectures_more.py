@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from modelhub import FileProblem
+from modelhub_gguf.architectures.keys import fields_of
 from modelhub_gguf.reader import read_headers
 
 from tests.plugins.gguf.logits import VOCABULARY, convert, same_embeddings, same_logits, tiny
@@ -78,6 +79,21 @@ def test_a_decoder_gives_the_logits_of_transformers(tmp_path: Path, name: str, k
     model = tiny(tmp_path / "model", kind, config)
     same_logits(model, convert(tmp_path / "model", tmp_path / "model.gguf"))
     undone(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys", "norms"),
+    [
+        ({"n_head_kv": 2}, 2, {"ln_attn", "ln_mlp"}),
+        ({"multi_query": True}, 1, {"input_layernorm"}),
+        ({"multi_query": False}, 8, {"input_layernorm"}),
+    ],
+)
+def test_falcons_first_configurations(changes: dict[str, Any], keys: int, norms: set[str]) -> None:
+    small = {"architectures": ["RWForCausalLM"], "hidden_size": 64, "n_head": 8, "n_layer": 2, "parallel_attn": True}
+    row, config = settled({**small, **changes})
+    assert fields_of(row, config)["falcon.attention.head_count_kv"].value == keys
+    assert {name.split(".")[-1] for name in row.names if "ln_" in name.split(".")[-1] or "norm" in name} - {"ln_f"} == norms
 
 
 def only_two_layers_count(model: Any, directory: Path) -> None:

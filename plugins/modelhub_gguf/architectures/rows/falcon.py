@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from modelhub import UnsupportedFile
 
 from modelhub_gguf.architectures.config import Config
@@ -29,23 +32,26 @@ def complete(config: Config) -> None:
     """How many keys there are, and what llama.cpp would compute otherwise."""
     if config.flag("alibi"):
         raise UnsupportedFile("config.json: alibi is true, and GGUF's falcon has rotary embeddings")
-    grouped = config.flag("new_decoder_architecture")
+    grouped = _grouped(config.values)
     if not grouped and not config.flag("parallel_attn", default=True):
         raise UnsupportedFile(
             "config.json: parallel_attn is false, and in GGUF's falcon attention and MLP are computed side by side"
         )
     if config.flag("bias"):
         raise UnsupportedFile("config.json: bias is true, and GGUF's falcon has no biases")
-    said = config.find("num_kv_heads", "n_head_kv")
+    said = config.find("n_head_kv", "num_kv_heads")
     if not grouped:  # transformers looks at num_kv_heads in the newer kind alone
         said = 1 if config.flag("multi_query", default=True) else config.heads
     config.values["num_kv_heads"] = config.heads if said is None else said
 
 
-def _two_norms(raw: object) -> bool:
-    return (
-        isinstance(raw, dict) and raw.get("new_decoder_architecture") is True and raw.get("num_ln_in_parallel_attn") in (None, 2)
-    )
+def _grouped(raw: Mapping[str, Any]) -> bool:
+    """Whether it is of the newer kind, in which some queries share a key; 40B's first configuration says so by ``n_head_kv``."""
+    return raw.get("new_decoder_architecture") is True or raw.get("n_head_kv") is not None
+
+
+def _two_norms(raw: Mapping[str, Any]) -> bool:
+    return _grouped(raw) and raw.get("num_ln_in_parallel_attn") in (None, 2)
 
 
 def _forward(config: Config) -> int:
