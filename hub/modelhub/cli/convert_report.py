@@ -41,9 +41,13 @@ def print_route(plan: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     print_route(plan)
+    from modelhub.types import Node
+
     changes = Counter(plan.changed.values())
-    same = len(plan.table.tensors) - sum(changes.values())
-    what = ", ".join([f"{same:,} as they are"] * bool(same) + [f"{n:,} from {a} to {b}" for (a, b), n in changes.items()])
+    summed = sum(isinstance(each.value, Node) and each.value.op != "cast" for each in plan.table.tensors) if plan.parts else 0
+    same = len(plan.table.tensors) - sum(changes.values()) - summed
+    kept = [f"{same:,} as they are"] * bool(same) + [f"{summed:,} computed"] * bool(summed)
+    what = ", ".join(kept + [f"{n:,} from {a} to {b}" for (a, b), n in changes.items()])
     work, up_to = ("   tensors", what), ""
     if plan.program:
         memory = f", which may take {text.size(plan.memory)} of memory" if plan.memory else ""

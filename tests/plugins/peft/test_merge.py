@@ -137,6 +137,21 @@ def test_a_head_that_the_base_has_not_is_added(bases: Path, tmp_path: Path, mode
     assert tuple(ours["score.weight"].shape) == (3, 64)
 
 
+def test_convolutions(tmp_path: Path, modelhub: Modelhub) -> None:
+    torch.manual_seed(7)
+    config = transformers.ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "vit")
+    adapter = trained(model, peft.LoraConfig(r=3, target_modules=["projection"]), tmp_path / "adapter")
+    ours = merged(modelhub, tmp_path / "vit", tmp_path / "out", "--adapter", adapter)
+    theirs = merged_by_peft(tmp_path / "vit", adapter, kind=transformers.AutoModel)
+    convolution = "embeddings.patch_embeddings.projection.weight"
+    assert worst({convolution: ours[convolution]}, theirs)[1] < 3e-6
+    assert worst({convolution: ours[convolution]}, state(tmp_path / "vit"))[1] > 0.05
+
+
 def test_quantized_in_the_same_pass(bases: Path, tmp_path: Path, modelhub: Modelhub) -> None:
     adapter = trained(llama(), KINDS["lora"], tmp_path / "adapter")
     modelhub("merge", bases / "llama", "--adapter", adapter, "-o", tmp_path / "out")
