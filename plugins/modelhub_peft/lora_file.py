@@ -14,16 +14,9 @@ from modelhub import Checkpoint, Detection, File, FileProblem, Finding, Metadata
 SUFFIX = ".safetensors"
 _DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
 _UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
-_SIGNS = (
-    b'"ss_network_',
-    b".lora_down.weight",
-    b".lora_up.weight",
-    b".lora_A.",
-    b".lora_B.",
-    b".lora.down.",
-    b".lora.up.",
-    b'.alpha"',
-)
+_SIGNS = (b'"ss_network_', *(ending.encode() for ending in (*_DOWN, *_UP)))
+_WHOLE = b".base_layer."
+"""A model with LoRA layers in it, not yet merged, has these beside them: it is a model."""
 _PARTS = {
     "lora_unet": "unet",
     "lora_te": "text encoder",
@@ -53,7 +46,7 @@ def detect(file: File) -> Detection | None:
 
 def _signed(file: File) -> bool:
     try:
-        return file.head[8:9] == b"{" and any(sign in file.head for sign in _SIGNS)
+        return file.head[8:9] == b"{" and _WHOLE not in file.head and any(sign in file.head for sign in _SIGNS)
     except (FileProblem, OSError):
         return False
 

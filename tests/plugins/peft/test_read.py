@@ -87,7 +87,8 @@ def test_lora_files_are_labelled(
 
 
 def test_a_model_is_not_taken_for_an_adapter(tmp_path: Path, modelhub: Modelhub) -> None:
-    save_file({"encoder.lora_like": np.zeros(4, np.float32)}, tmp_path / "plain.safetensors")
+    names = ("encoder.lora_like", "snake.alpha", "q.base_layer.weight", "q.lora_A.weight")
+    save_file({name: np.zeros((4, 4), np.float32) for name in names}, tmp_path / "plain.safetensors")
     assert modelhub("show", tmp_path / "plain.safetensors", "--json").json["format"] == "safetensors"
     llama(torch.bfloat16).save_pretrained(tmp_path / "model")
     assert modelhub("show", tmp_path / "model", "--json").json["format"] == "huggingface"
