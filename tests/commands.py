@@ -51,9 +51,10 @@ class Ended(NamedTuple):
 
 
 class Commands:
-    """The process that forks, started when it is first needed. Ends with this process."""
+    """The process that forks, started when it is first needed, with the environment that there is now. Ends with this process."""
 
     def __init__(self) -> None:
+        self._environ = dict(os.environ)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 

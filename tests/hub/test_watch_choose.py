@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import time
 import sys
 import threading
 from pathlib import Path
@@ -108,7 +109,10 @@ def test_rule_3_a_mount_is_heard_of_at_once(tmp_path: Path) -> None:
 def test_rule_3_nothing_is_heard_where_nothing_is_mounted() -> None:
     with MountTable() as heard, selectors.DefaultSelector() as selector:
         selector.register(heard.fileno(), heard.events)
-        assert not selector.select(0.2)
+        deadline = time.monotonic() + 20
+        while selector.select(0.2):  # others on this machine may mount something at the same time
+            heard.changed()
+            assert time.monotonic() < deadline, "it never falls silent"
         assert not heard.changed()
 
 

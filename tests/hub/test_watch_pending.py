@@ -168,13 +168,13 @@ def test_too_many_directories_do_not_hold_up_a_reconcile(pending: Pending) -> No
 
 
 def test_60_000_hints_in_a_burst_cost_nothing_to_speak_of(pending: Pending) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for number in range(60_000):
         pending.add(ROOT, shallow(f"d{number % 10_000}"), number / 10_000)
         if number % 10 == 0:  # as often as a loop may ask
             pending.next_due()
             pending.due(number / 10_000)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert len(pending) <= MOST + 1
     pending.due(1000.0)
     assert not len(pending)

@@ -123,7 +123,7 @@ def test_totals(catalog: Catalog) -> None:
     totals = catalog.totals(where=["state=ready"])
     assert [(row["format"], row["precision"], row["checkpoints"]) for row in totals] == [
         ("safetensors", "BF16", 1),
-        ("safetensors", "F32", 1),
+        ("lora", "F32", 1),
         ("safetensors", "F16", 1),
     ]
     assert sum(row["parameters"] for row in totals) == 64 * 64 + 64 + 3
