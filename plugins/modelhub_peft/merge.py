@@ -12,7 +12,7 @@ base's dtype; peft rounds after each adapter. Tensors of ``modules_to_save`` tak
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -200,11 +200,3 @@ def _node(tensor: Tensor) -> Node:
     if tensor.value is None:
         raise ValueError(f"{tensor.name} is a {tensor.unsupported}")
     return ops.typed(tensor.value, tensor.dtype, tensor.shape)
-
-
-def pairs(adapter: Adapter) -> Iterator[tuple[Change, Tensor, Tensor, bool]]:
-    """(change, A, B, whether it is an embedding's) of every module of a LoRA."""
-    for change in adapter.changes:
-        for prefix, embedding in (("lora_", False), ("lora_embedding_", True)):
-            if f"{prefix}A" in change.parts and f"{prefix}B" in change.parts:
-                yield change, change.parts[f"{prefix}A"], change.parts[f"{prefix}B"], embedding
