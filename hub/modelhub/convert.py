@@ -16,7 +16,7 @@ from typing import Any
 from modelhub import program
 from modelhub.compare import equal_tables
 from modelhub.detect import inspect_path
-from modelhub.engine.cast import unprepared
+from modelhub.engine.cast import prepare
 from modelhub.engine.values import Handles
 from modelhub.engine.write import Written, write_checkpoint
 from modelhub.errors import ConversionError, ModelhubError, VerificationError
@@ -120,11 +120,7 @@ def carry_out(
         name = os.path.basename(plan.output)
         target = os.path.join(scratch.output, name)
         stamp = time.monotonic()
-        for codec in unprepared(plan.table.tensors):
-            if progress:
-                progress("prepare", 0)
-            assert codec.prepare
-            codec.prepare()
+        if prepare(plan.table.tensors):
             stages["prepare"] = time.monotonic() - stamp
         stamp = time.monotonic()
         if plan.program:

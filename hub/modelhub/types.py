@@ -282,8 +282,8 @@ class Codec:
     the ``uint8`` bytes of whole rows of ``dtype`` to (``uint8`` blocks, sums), with sums = (count, sum of squares of the source,
     sum of squared errors, sum of products source x result, sum of squares of the result, largest absolute error). It answers
     None for a ``dtype`` that it does not take.
-    ``needs_importance``: it cannot be encoded without weights. ``prepare()``: called once before the first use, from the main
-    thread (compiles kernels).
+    ``needs_importance``: it cannot be encoded without weights. ``prepare(use)``: called from the main thread before several
+    threads decode ("decode"), encode ("encode"), or encode with importance ("weigh"); it compiles the kernels for that.
     """
 
     dtype: str
@@ -292,7 +292,7 @@ class Codec:
     maximum: float | None = None
     transcode: Callable[[Any, str, int, Any], tuple[Any, Sequence[float]] | None] | None = None
     needs_importance: bool = False
-    prepare: Callable[[], None] | None = None
+    prepare: Callable[[str], None] | None = None
     api: int = 1
 
 

@@ -28,6 +28,23 @@ def quiet_option(what: str) -> Callable[[F], F]:
     return click.option("-q", "--quiet", is_flag=True, help=f"Print {what} only, one a line.")
 
 
+def show_log() -> None:
+    """What modelhub and its plugins log under the name ``modelhub`` goes to stderr, a line each, over a line of progress."""
+    import logging
+    import sys
+
+    from modelhub.cli import text
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            wipe = "\r\x1b[K" if sys.stderr.isatty() else ""
+            click.echo(f"{wipe}modelhub: {text.escape(record.getMessage())}", err=True)
+
+    logger = logging.getLogger("modelhub")
+    logger.handlers = [Lines(logging.INFO)]
+    logger.setLevel(logging.INFO)
+
+
 class Session:
     """What a command works with, each opened when it is first asked for: `catalog`, `plugins`, `pool`. Closes what it opened."""
 
@@ -50,6 +67,7 @@ class Session:
     def plugins(self) -> Plugins:
         from modelhub import plugins
 
+        show_log()
         return plugins.get()
 
     @cached_property

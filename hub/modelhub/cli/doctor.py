@@ -72,13 +72,16 @@ def _kernels() -> Iterator[Diagnosis]:
     import time
 
     from modelhub import codecs, plugins
+    from modelhub.cli.common import show_log
 
+    show_log()
     plugins.get()  # they bring the codecs
     started = time.monotonic()
     ready = [codec for codec in codecs.known() if codec.prepare]
-    for codec in ready:
-        assert codec.prepare
-        codec.prepare()
+    for use in ("encode", "decode"):  # what weighs by importance, few need: it takes as long again
+        for codec in ready:
+            assert codec.prepare
+            codec.prepare(use)
     yield Diagnosis(
         "kernels", "ok", f"those of {text.plural(len(ready), 'codec')} are ready ({time.monotonic() - started:.1f} s)"
     )

@@ -15,7 +15,7 @@ from modelhub.codecs import codec_of, find
 from modelhub.engine.errors import ErrorSums
 from modelhub.engine.values import Handles, open_value
 from modelhub.errors import ConversionError
-from modelhub.types import Codec, Node, Tensor, Value
+from modelhub.types import Node, Tensor, Value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,12 +107,17 @@ def cast_source(tensor: Tensor) -> tuple[Node | None, Tensor]:
     return None, tensor
 
 
-def unprepared(tensors: Iterable[Tensor]) -> list[Codec]:
-    """The codecs that the casts among ``tensors`` need, and that want to be made ready (`Codec.prepare`) before threads use
-    them."""
-    needed: dict[str, None] = {}
+def prepare(tensors: Iterable[Tensor]) -> bool:
+    """Make ready (`Codec.prepare`) what the casts among ``tensors`` need, before threads use it; was there anything?"""
+    needed: dict[tuple[str, str], None] = {}
     for tensor in tensors:
         cast, source = cast_source(tensor)
         if cast:
-            needed |= dict.fromkeys((source.dtype, tensor.dtype))
-    return [codec for dtype in needed if (codec := find(dtype)) and codec.prepare]
+            needed |= dict.fromkeys([(source.dtype, "decode"), (tensor.dtype, "weigh" if len(cast.inputs) > 1 else "encode")])
+    done = False
+    for dtype, use in needed:
+        codec = find(dtype)
+        if codec is not None and codec.prepare is not None:
+            codec.prepare(use)
+            done = True
+    return done

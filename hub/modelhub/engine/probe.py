@@ -39,7 +39,7 @@ class Probing:
         encoder, decoder = codec_of(dtype, "encode"), codec_of(dtype, "decode")
         assert encoder.encode is not None
         if encoder.prepare:
-            encoder.prepare()
+            encoder.prepare("encode" if importance is None else "weigh")
         columns = tensor.shape[-1] if tensor.shape else 1
         weights = None if importance is None else read_floats(importance, self._handles).reshape(-1, columns)
         for row, values in self._sample(tensor):

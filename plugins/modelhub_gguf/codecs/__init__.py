@@ -25,6 +25,16 @@ def _decode(dtype: str, data: Any, elements: int) -> Any:
     return decode(dtype, data, elements)
 
 
+def _prepare(module: str, dtype: str, use: str) -> None:
+    if use != "decode":
+        import_module("modelhub_gguf.codecs.jit").tell_if_slow()
+        _call(module, "prepare", dtype, use)
+    else:
+        from modelhub_gguf.codecs.decode import prepare
+
+        prepare(dtype)
+
+
 def _call(module: str, function: str, dtype: str, *args: Any) -> Any:
     return getattr(import_module(f"modelhub_gguf.codecs.{module}"), function)(dtype, *args)
 
@@ -35,8 +45,8 @@ def _codec(dtype: str) -> Codec:
         return Codec(dtype=dtype, decode=decode, encode=partial(_call, "simple", "encode", dtype))
     if dtype in _SIMPLE or dtype in _SEARCHED:
         module = "simple" if dtype in _SIMPLE else "k_quants"
-        encode, transcode, prepare = (partial(_call, module, name, dtype) for name in ("encode", "transcode", "prepare"))
-        return Codec(dtype=dtype, decode=decode, encode=encode, transcode=transcode, prepare=prepare)
+        encode, transcode = (partial(_call, module, name, dtype) for name in ("encode", "transcode"))
+        return Codec(dtype=dtype, decode=decode, encode=encode, transcode=transcode, prepare=partial(_prepare, module, dtype))
     return Codec(dtype=dtype, decode=decode)
 
 

@@ -36,13 +36,27 @@ def decode(dtype: str, data: Bytes, elements: int) -> Floats:
 
 def _compiled(dtype: str, blocks: Bytes, out: Floats) -> bool:
     """Whether a compiled kernel did it."""
+    if not _has_kernel(dtype):
+        return False
+    from modelhub_gguf.codecs import decode_fast
+
+    decode_fast.decode(dtype, blocks, out)
+    return True
+
+
+def prepare(dtype: str) -> None:
+    """Compiles what `decode` needs for many elements, or gets it from the cache."""
+    if _has_kernel(dtype):
+        from modelhub_gguf.codecs import decode_fast
+
+        decode_fast.prepare(dtype)
+
+
+def _has_kernel(dtype: str) -> bool:
     from modelhub_gguf.codecs import jit
 
     if not jit.available():
         return False
     from modelhub_gguf.codecs import decode_fast
 
-    if dtype not in decode_fast.DTYPES:
-        return False
-    decode_fast.decode(dtype, blocks, out)
-    return True
+    return dtype in decode_fast.DTYPES

@@ -243,7 +243,12 @@ DTYPES = tuple(_KERNELS)
 
 def decode(dtype: str, blocks: Bytes, out: Floats) -> None:
     """``blocks`` (n, bytes) to ``out`` (n, elements)."""
-    kernel, scale_at, low_at, width = _KERNELS[dtype]
+    _, scale_at, low_at, width = _KERNELS[dtype]
     scales = half(blocks, scale_at).reshape(-1) if scale_at >= 0 else powers(blocks).reshape(-1)
     lows = half(blocks, low_at).reshape(-1) if low_at >= 0 else scales
-    compiled(kernel, "uint8:2 float32:1 float32:1 float32:2! int")(blocks, scales, lows, out, width)
+    prepare(dtype)(blocks, scales, lows, out, width)
+
+
+def prepare(dtype: str) -> Any:
+    """The kernel of ``dtype``, compiled or taken from the cache."""
+    return compiled(_KERNELS[dtype][0], "uint8:2 float32:1 float32:1 float32:2! int")

@@ -8,6 +8,7 @@ that needs them.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from modelhub import home
+
+_log = logging.getLogger("modelhub.kernels")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -32,6 +35,20 @@ def available() -> bool:
     except (ImportError, OSError, RuntimeError):  # a numba that does not suit this numpy or this machine is as good as none
         return False
     return not numba.config.DISABLE_JIT
+
+
+@cache
+def tell_if_slow() -> None:
+    """Say, once, that NumPy does the compiler's work."""
+    if not available():
+        _log.info("encoding takes longer without numba (the extra 'fast'), which is %s", _why_not())
+
+
+def _why_not() -> str:
+    if find_spec("numba") is None:
+        return "not installed"
+    disabled = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+    return "disabled by NUMBA_DISABLE_JIT" if disabled else "installed, but does not work here"
 
 
 @cache

@@ -57,10 +57,9 @@ def transcode(
     return blocks, sums.tolist()
 
 
-def prepare(dtype: str) -> None:
-    """Compiles what `encode` and `transcode` need without importance (or gets it from the cache); what they need with it is
-    compiled when it is first asked for."""
-    _kernel(dtype, weighted=False)
+def prepare(dtype: str, use: str) -> None:
+    """Compiles what `encode` and `transcode` need (or gets it from the cache), to "encode" or to "weigh"."""
+    _kernel(dtype, weighted=use == "weigh")
 
 
 def _kernel(dtype: str, *, weighted: bool) -> Any:

@@ -47,13 +47,17 @@ def weights_of(values: Floats, importance: Floats) -> Floats:
     by one. Weights may overflow to infinity, as ggml's do."""
     weights: Floats = np.empty_like(values)
     if jit.available():
-        compiled(_weigh, "float32:2 float32:1 float32:2!")(values, importance, weights)
+        _weigher()(values, importance, weights)
         return weights
     with np.errstate(all="ignore"):
         squares = values * values
         mean = np.add.accumulate(squares, axis=1)[:, -1:] / np.float32(values.shape[1])
         np.multiply(importance, np.sqrt(mean + squares), out=weights)
     return weights
+
+
+def _weigher() -> Any:
+    return compiled(_weigh, "float32:2 float32:1 float32:2!")
 
 
 @jit.kernel
@@ -227,9 +231,18 @@ def encode(dtype: str, values: Floats, weights: Floats, sums: Any) -> Bytes:
     """Blocks of ``values`` (rows, columns), each of which weighs what ``weights`` says; adds to ``sums`` where there are any."""
     count = values.size // 32
     out = np.empty(count * BY_NAME[dtype].nbytes, np.uint8)
-    kernel: Any = {"Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1}[dtype]
-    if jit.available():
-        kernel = compiled(kernel, "uint8:1 int int uint8:1 uint16:1! bool float64:1!")
     data, weighing = (part.reshape(-1).view(np.uint8) for part in (values, weights))
-    kernel(data, F32, count, weighing, out.view(np.uint16), sums.size > 0, sums)
+    _kernel(dtype)(data, F32, count, weighing, out.view(np.uint16), sums.size > 0, sums)
     return out
+
+
+def _kernel(dtype: str) -> Any:
+    kernel: Any = {"Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1}[dtype]
+    return compiled(kernel, "uint8:1 int int uint8:1 uint16:1! bool float64:1!") if jit.available() else kernel
+
+
+def prepare(dtype: str) -> None:
+    """Compiles what `weights_of` and `encode` need, or gets it from the cache."""
+    if jit.available():
+        _weigher()
+        _kernel(dtype)

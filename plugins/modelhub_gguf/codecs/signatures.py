@@ -5,11 +5,16 @@ Left to itself, numba compiles a kernel anew for arrays that may be written to a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from threading import Lock
 from typing import Any
+
+from modelhub_gguf.codecs import jit
+
+_log = logging.getLogger("modelhub.kernels")
 
 _LOCK = Lock()
 """Several threads may want the same kernel first: one compiles it, the others wait."""
@@ -23,6 +28,14 @@ def compiled(kernel: Callable[..., Any], signature: str) -> Callable[..., Any]:
 
 
 @cache
+def _tell() -> None:
+    """Say, once, that this takes time."""
+    kept = jit.cache_directory()
+    where = f"they are kept in {kept}" if kept else "nowhere can they be kept: NUMBA_CACHE_DIR names a place for them"
+    _log.info("compiling kernels for this processor, which takes some seconds; %s", where)
+
+
+@cache
 def _compiled(kernel: Callable[..., Any], signature: str) -> Callable[..., Any]:
     numba: Any = import_module("numba")
 
@@ -33,6 +46,9 @@ def _compiled(kernel: Callable[..., Any], signature: str) -> Callable[..., Any]:
         return numba.types.Array(getattr(numba, dtype), int(dimensions), "C", readonly=not word.endswith("!"))
 
     dispatcher: Any = kernel
-    dispatcher.compile(tuple(map(kind_of, signature.split())))
+    events: Any = import_module("numba.core.event")
+    teller = type("Teller", (events.Listener,), {"on_start": lambda self, event: _tell(), "on_end": lambda self, event: None})
+    with events.install_listener("numba:compile", teller()):  # there is no such event where the cache has it
+        dispatcher.compile(tuple(map(kind_of, signature.split())))
     dispatcher.disable_compile()
     return kernel

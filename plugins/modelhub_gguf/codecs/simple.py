@@ -106,7 +106,7 @@ def exact_sums(values: Floats, results: Floats) -> Sequence[float]:
     return [a.size, float(a @ a), float(error @ error), float(a @ b), float(b @ b), float(np.abs(error).max(initial=0))]
 
 
-def prepare(dtype: str) -> None:
-    """Compiles what `encode` and `transcode` need (or gets it from the cache). What searches with importance, which few ask for,
-    is compiled when it is first used."""
-    _kernel(dtype)
+def prepare(dtype: str, use: str) -> None:
+    """Compiles what `encode` and `transcode` need, or gets it from the cache."""
+    if _kernel(dtype) is not None and use == "weigh" and dtype in WEIGHTED:
+        import_module("modelhub_gguf.codecs.lanes_weighted").prepare(dtype)

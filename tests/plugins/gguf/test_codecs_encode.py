@@ -174,7 +174,7 @@ for codec in CODECS:
     if dtype not in sys.argv:
         continue
     assert codec.transcode is None or codec.transcode(np.zeros(2048, np.uint8), "F32", 512, None) is None
-    codec.prepare is None or codec.prepare()
+    codec.prepare is None or codec.prepare("encode")
     result[dtype] = codec.encode(given["values"], None)
     result[dtype + "+"] = codec.encode(given["values"], given["weights"])
     result[dtype + "floats"] = codec.decode(result[dtype], given["values"].size)

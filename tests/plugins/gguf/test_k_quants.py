@@ -283,7 +283,7 @@ values, weights = given["values"], given["weights"]
 halves = values.astype(np.float16)
 result = {}
 for dtype in k_quants.KERNELS:
-    k_quants.prepare(dtype)
+    k_quants.prepare(dtype, "encode")
     result[dtype] = k_quants.encode(dtype, values)
     result[dtype + "+"] = k_quants.encode(dtype, values, weights)
     for source, floats in (("F32", values), ("F16", halves)):
