@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,14 @@ from modelhub.engine.values import CHUNK, Handles, pread_into, tensor_chunks
 from modelhub.engine.write import PIECE
 from modelhub.errors import ModelhubError
 from modelhub.table import Table
-from modelhub.types import Extent, Tensor
+from modelhub.types import Conversion, Extent, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from modelhub.model import Model
+    from modelhub.plugins import Plugins
 
 Progress = Callable[[int], None]
 
@@ -83,6 +84,44 @@ def whole_table(model: Model) -> Table:
         why = f": {model.reason}" if model.reason else ""
         raise ModelhubError(f"{model.name} cannot be compared: it is {model.state}{why}", "`modelhub verify` says more")
     return model.table()
+
+
+def comparable(a: Model, b: Model, plugins: Plugins) -> tuple[Table, Table, str]:
+    """The tables of two models, and "". Where they have no name in common and a declared conversion leads from one's format to
+    the other's, that one's tensors stand as the conversion would have them, and the third is the format whose names they bear. Of
+    several ways it takes one that leaves alone what is quantized, and the one that leaves the fewest tensors without a
+    counterpart; a conversion that refuses is no way. Raises ModelhubError, as `whole_table` does."""
+    left, right = whole_table(a), whole_table(b)
+    if left.by_name.keys() & right.by_name.keys():
+        return left, right, ""
+    ways = [(left, as_a, a.format) for as_a in _derived(b, right, a, plugins)]
+    ways += [(as_b, right, b.format) for as_b in _derived(a, left, b, plugins)]
+
+    def unlike(way: tuple[Table, Table, str]) -> tuple[int, int, int]:
+        one, other, _ = way
+        lost = sum(_quantized(was) and not _quantized(now) for was, now in ((left, one), (right, other)))
+        return (
+            lost,
+            len(one.by_name.keys() ^ other.by_name.keys()),
+            sum(name in other.by_name and other.by_name[name].dtype != tensor.dtype for name, tensor in one.by_name.items()),
+        )
+
+    fitting = [way for way in ways if way[0].by_name.keys() & way[1].by_name.keys()]
+    return min(fitting, key=unlike, default=(left, right, ""))
+
+
+def _derived(model: Model, table: Table, other: Model, plugins: Plugins) -> Iterator[Table]:
+    """What conversions make of a model in the format of the other."""
+    for edge in plugins.conversions:
+        if not isinstance(edge, Conversion) or edge.source == edge.target:
+            continue
+        if edge.target == other.format and edge.source in (model.format, model.container):
+            with suppress(ModelhubError):
+                yield edge.derive([table], {})
+
+
+def _quantized(table: Table) -> bool:
+    return any(dtypes.get(tensor.dtype).kind == "quantized" for tensor in table.by_name.values())
 
 
 def compare_tables(a: Table, b: Table, *, measure: bool = True, progress: Progress | None = None) -> Difference:

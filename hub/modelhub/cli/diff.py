@@ -31,19 +31,23 @@ COLUMNS = (
 @click.option("--all", "everything", is_flag=True, help="List the tensors that are the same, too.")
 @json_option
 def command(a: str, b: str, everything: bool, as_json: bool) -> int:
-    """Tensors are joined by name; those of another dtype are decoded and measured. Ends with status 1 where the models differ."""
+    """Tensors are joined by name; those of another dtype are decoded and measured. Where two formats have no name in common, one
+    model is taken as a conversion would have it: a GGUF file beside the directory that it came from. Ends with status 1 where the
+    models differ."""
     from modelhub.cli.progress import Progress
-    from modelhub.compare import changes, compare_tables, whole_table
+    from modelhub.compare import changes, comparable, compare_tables
 
     with Session() as session:
         left, right = session.model(a), session.model(b)
-        tables = whole_table(left), whole_table(right)
+        one, other, naming = comparable(left, right, session.plugins)
         with Progress("comparing", total=min(left.size, right.size)) as progress:
-            difference = compare_tables(*tables, progress=progress.advance)
+            difference = compare_tables(one, other, progress=progress.advance)
     answer.status = 0 if difference.equal else 1
     if as_json:
-        text.print_json(difference.to_json())
+        text.print_json(difference.to_json() | ({"names": naming} if naming else {}))
         return answer.status
+    if naming:
+        text.line(f"tensors by the names that they have in {naming}")
     rows = [_row(tensor) for tensor in difference.tensors if everything or not tensor.same]
     rows += [{"name": name, "what": "only in A"} for name in difference.only_a]
     rows += [{"name": name, "what": "only in B"} for name in difference.only_b]

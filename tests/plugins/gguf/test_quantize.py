@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from tests.plugins.gguf import ggml
 from tests.plugins.gguf.importance_files import Sums, measured, write_gguf
+from tests.plugins.gguf.logits import tiny
 from tests.plugins.gguf.mixed_models import MODELS, Spec
 
 Modelhub = Callable[..., Any]
@@ -128,3 +131,47 @@ def test_plain_types_leave_vectors_and_routers(modelhub: Modelhub, tmp_path: Pat
         types = check(output, weights, {})
         assert types["blk.0.attn_norm.weight"] == types["blk.0.ffn_gate_inp.weight"] == "F32"
         assert types["blk.0.ffn_up_exps.weight"] == recipe.upper()
+
+
+def test_a_quantized_file_beside_the_directory_it_came_from(modelhub: Modelhub, tmp_path: Path) -> None:
+    config = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    tiny(tmp_path / "llama", "LlamaForCausalLM", config)
+    for recipe in ("q8_0", "f32"):
+        modelhub("convert", tmp_path / "llama", "--to", f"gguf:{recipe}", "-o", tmp_path / f"{recipe}.gguf")
+    done = modelhub("diff", tmp_path / "q8_0.gguf", tmp_path / "llama", "--json", status=1).json
+    assert (done["names"], done["only_a"], done["only_b"]) == ("gguf", [], [])
+    figures = {tensor["name"]: tensor for tensor in done["tensors"]}
+    assert 0 < figures["blk.0.attn_q.weight"]["rmse"] < 0.01
+    assert figures["blk.0.attn_norm.weight"]["same"]
+    modelhub("diff", tmp_path / "llama", tmp_path / "f32.gguf")
+
+
+def test_compiling_is_said_when_it_is_done(modelhub: Modelhub, tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", MODELS[ODD]())
+    words = ("convert", tmp_path / "model.gguf", "--to", "gguf:q4_0", "--force", "--json", "-o", tmp_path / "out.gguf")
+    first, second = (modelhub(*words, NUMBA_CACHE_DIR=str(tmp_path / "kernels")) for _ in range(2))
+    (line,) = first.stderr.splitlines()
+    assert line.startswith("modelhub: compiling kernels")
+    assert str(tmp_path / "kernels") in line
+    assert first.json["verified"]
+    assert second.stderr == ""
+
+
+def test_it_is_said_that_numpy_is_slower(modelhub: Modelhub, tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", MODELS[ODD]())
+    words = ("convert", tmp_path / "model.gguf", "--to", "gguf:q8_0", "--json", "-o", tmp_path / "out.gguf")
+    assert "without numba (the extra 'fast'), which is disabled" in modelhub(*words, NUMBA_DISABLE_JIT="1").stderr
+
+
+def test_weighing_kernels_are_ready_before_threads_want_them(tmp_path: Path) -> None:
+    """Nothing is compiled, or read from the cache, by the encoding that follows."""
+    script = """
+from modelhub_gguf.codecs import CODECS, signatures
+import numpy as np
+(codec,) = [codec for codec in CODECS if codec.dtype == "Q4_0"]
+codec.prepare("weigh")
+before = signatures._compiled.cache_info().misses
+codec.transcode(np.zeros(1024, np.uint8), "F32", 256, np.ones(256, np.float32))
+assert before and signatures._compiled.cache_info().misses == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
