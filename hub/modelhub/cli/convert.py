@@ -123,8 +123,8 @@ def _carry_out(session: Session, plan: Plan, to: str, as_json: bool) -> ConvertR
 
         report = carry_out(plan, session.plugins, tell)  # what the catalog does not know leaves no trace in it
     if plan.options.in_place:
-        if plan.source.id is not None and report.found is not None:
-            session.catalog.add(report.found)
+        if plan.source.id is not None:  # what was read back was read where it was written first
+            session.catalog.add(session.inspect_path(plan.output))
         return report
     session.record(report)
     return report

@@ -151,3 +151,17 @@ def test_keys_are_set_in_a_copy_and_in_place(modelhub: Modelhub, tmp_path: Path)
     assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == 400
     wrong = modelhub("convert", source, "--to", "gguf", "--set", "llama.context_length=x", "--in-place", status=2)
     assert "llama.context_length: 'x' is not a u32" in wrong.stderr
+
+
+def test_a_catalogued_file_that_is_changed_in_place_stays_the_same_model(modelhub: Modelhub, tmp_path: Path) -> None:
+    model(tmp_path / "a.gguf")
+    modelhub("scan", tmp_path)
+    modelhub("verify", "a", "--level", "digest")
+    (before,) = modelhub("ls", "--json").json
+    modelhub("convert", "a", "--to", "gguf", "--set", "general.license=apache-2.0", "--in-place")
+    (after,) = modelhub("ls", "--json").json
+    assert (after["id"], after["path"], after["state"]) == (before["id"], "a.gguf", "ready")
+    assert before["digest"]
+    assert after["digest"] is None
+    assert "apache-2.0" in modelhub("show", "a").stdout
+    assert modelhub("scan", tmp_path, "--json").json["changed"] == 0
