@@ -93,9 +93,9 @@ class Commands:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         words = [sys.executable, "-m", "tests.commands", str(theirs.fileno())]
-        # Without the plugins of the test that happens to be the first: they would be imported here, and be everyone's.
-        bare = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-        self._process = subprocess.Popen(words, pass_fds=[theirs.fileno()], cwd=Path(__file__).parent.parent, env=bare)
+        # Not with what the test that happens to be the first has set: its plugins would be imported here, and be everyone's.
+        here = Path(__file__).parent.parent
+        self._process = subprocess.Popen(words, pass_fds=[theirs.fileno()], cwd=here, env=self._environ)
         theirs.close()
         self._channel = ours
 
