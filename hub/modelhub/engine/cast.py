@@ -48,8 +48,9 @@ class Encoder:
         """A slice must hold a multiple of so many elements."""
         return self.columns if self.want.rowwise else lcm(self.have.block, self.want.block)
 
-    def encode(self, data: NDArray[np.uint8], matrix: int = 0) -> NDArray[np.uint8]:
-        """The blocks of a slice. ``matrix``: which row of ``importance`` weighs it. ConversionError names the tensor."""
+    def encode(self, data: NDArray[np.uint8], matrix: int = 0, first: int = 0) -> NDArray[np.uint8]:
+        """The blocks of a slice. ``matrix``: which row of ``importance`` weighs it. ``first``: the element of the tensor that the
+        slice begins with. ConversionError names the tensor, and the place of what is no number."""
         weights = None if self.importance is None else self.importance[matrix]
         try:
             if self.encoder.transcode and self.want.rowwise:
@@ -60,7 +61,21 @@ class Encoder:
                     return done[0]  # type: ignore[no-any-return]
             return self._encode(data, weights)
         except ValueError as error:
-            raise ConversionError(f"tensor {self.name} cannot be encoded as {self.dtype}: {error}") from error
+            why = self._infinite(data, first) or error
+            raise ConversionError(f"tensor {self.name} cannot be encoded as {self.dtype}: {why}") from error
+
+    def _infinite(self, data: NDArray[np.uint8], first: int) -> str:
+        """What stands where among the tensor's rows, where a value is NaN or infinite: a codec knows the place in its slice."""
+        import numpy as np
+
+        values = self.decoder.decode(data, len(data) // self.have.block_bytes * self.have.block)
+        finite = np.isfinite(values)
+        if finite.all():
+            return ""
+        at = int(finite.argmin())
+        value = "NaN" if np.isnan(values[at]) else "infinity" if values[at] > 0 else "-infinity"
+        row, column = divmod(first + at, self.columns)
+        return f"{value} at row {row}, column {column}: it cannot be quantized"
 
     def _encode(self, data: NDArray[np.uint8], weights: Any) -> NDArray[np.uint8]:
         elements = len(data) // self.have.block_bytes * self.have.block

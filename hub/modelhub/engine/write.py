@@ -341,7 +341,7 @@ class _Work:
             self._spent("read", stamp)
             if encoder:
                 stamp = time.perf_counter()
-                data = encoder.encode(data, start // matrix)
+                data = encoder.encode(data, start // matrix, start * part.grid.elements)
                 self._spent("encode", stamp)
             yield data
             start = stop

@@ -114,7 +114,8 @@ def _mxfp4(tile: Any) -> None:
     for b in range(n):
         scale = scales[b]
         m1, m2, m3, m4 = np.float32(0.5) * scale, np.float32(1.5) * scale, np.float32(2.5) * scale, np.float32(3.5) * scale
-        m5, m6, m7 = np.float32(5) * scale, np.float32(7) * scale, np.float32(10) * scale
+        m5, m7 = np.float32(5) * scale, np.float32(10) * scale
+        m6 = np.float32(8) * scale - scale  # infinite where 8 times the scale is: that is as far from anything as ggml says
         for j in range(2 * middle):
             value = x[b, j]
             size = abs(value)

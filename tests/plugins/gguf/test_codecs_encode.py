@@ -65,7 +65,7 @@ def test_the_numpy_that_stands_in_for_kernels(dtype: str) -> None:
 def next_to_powers_of_two() -> Floats:
     """Just below and above every power: where the exponent of a block turns over, or float32's logarithm rounds up too early."""
     near = 1 + np.linspace(-110, 40, COLUMNS) * 2.0**-24
-    return np.minimum(np.exp2(np.arange(-149, 128))[:, None] * near, 3.4e38).astype(np.float32)
+    return np.minimum(np.exp2(np.arange(-149, 128))[:, None] * near, np.finfo(np.float32).max).astype(np.float32)
 
 
 def test_exponents_turn_over_where_ggml_has_it() -> None:

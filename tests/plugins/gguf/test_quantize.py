@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from modelhub_gguf.codecs import signatures
 from numpy.typing import NDArray
 
 from tests.plugins.gguf import ggml
@@ -175,3 +177,33 @@ codec.transcode(np.zeros(1024, np.uint8), "F32", 256, np.ones(256, np.float32))
 assert before and signatures._compiled.cache_info().misses == before
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_place_of_what_is_no_number_is_counted_from_the_first_row(modelhub: Modelhub, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    values = np.zeros((40_000, 256), np.float32)  # more than a thread takes at once
+    values[39_001, 7] = -np.inf
+    writer.add_tensor("token_embd.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    failed = modelhub("convert", tmp_path / "model.gguf", "--to", "gguf:q8_0", "-o", tmp_path / "out.gguf", status=3)
+    assert "token_embd.weight cannot be encoded as Q8_0: -infinity at row 39001, column 7" in failed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_an_interruption_is_heard_though_a_compiler_is_called_back() -> None:
+    """What a handler raises while LLVM calls Python is lost: it is kept until the compiler is done."""
+    done: list[str] = []
+
+    def compile_something() -> None:
+        with signatures.undisturbed():
+            signal.raise_signal(signal.SIGINT)
+            done.append("compiled")
+
+    with pytest.raises(KeyboardInterrupt):
+        compile_something()
+    assert done
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
