@@ -172,6 +172,7 @@ def make_plan(
         losses += derived.notes
     else:
         derived = _carry(model, source, target)
+        losses += _names_kept(model, target, plugins)
     fallbacks: Mapping[str, str] = {}
     if program is None:
         assigned = assign(
@@ -229,6 +230,15 @@ def _carry(model: Model, source: Table, target: Format) -> Table:
         values=source.metadata.values, stored=source.metadata.stored, container=source.metadata.container if same else ""
     )
     return Table(source.logical, metadata, source.files, source.documents)
+
+
+def _names_kept(model: Model, target: Format, plugins: Plugins) -> list[str]:
+    """A word where others are converted to ``target``, and this is copied name by name: whoever left out a config.json should
+    know."""
+    converted = any(isinstance(edge, Conversion) and edge.target == target.name for edge in plugins.conversions)
+    if not converted or not target.extension or target.name in (model.format, model.container):
+        return []
+    return [f"copied as they are, tensors under their names in {model.format}: {model.format} does not say which model they make"]
 
 
 def _edit(table: Table, target: Format, changes: Mapping[str, str | None]) -> Table:

@@ -207,3 +207,9 @@ def test_an_interruption_is_heard_though_a_compiler_is_called_back() -> None:
     assert done
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_weights_of_an_unknown_model_are_copied_and_that_is_said(modelhub: Modelhub, tmp_path: Path, sample_drive: Path) -> None:
+    source = sample_drive / "silero-vad/data/silero_vad_16k.safetensors"
+    done = modelhub("convert", source, "--to", "gguf", "--dry-run", "-o", tmp_path / "out.gguf")
+    assert "safetensors does not say which model they make" in done.stdout
