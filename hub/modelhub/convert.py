@@ -120,7 +120,7 @@ def carry_out(
         name = os.path.basename(plan.output)
         target = os.path.join(scratch.output, name)
         stamp = time.monotonic()
-        if prepare(plan.table.tensors):
+        if prepare(plan.table.tensors, (lambda: progress("prepare", 0)) if progress else lambda: None):
             stages["prepare"] = time.monotonic() - stamp
         stamp = time.monotonic()
         if plan.program:

@@ -6,7 +6,7 @@ and a cluster can run it), and the writer recognises it on top, to measure and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +122,9 @@ def cast_source(tensor: Tensor) -> tuple[Node | None, Tensor]:
     return None, tensor
 
 
-def prepare(tensors: Iterable[Tensor]) -> bool:
-    """Make ready (`Codec.prepare`) what the casts among ``tensors`` need, before threads use it; was there anything?"""
+def prepare(tensors: Iterable[Tensor], before: Callable[[], None]) -> bool:
+    """Make ready (`Codec.prepare`) what the casts among ``tensors`` need, before threads use it; was there anything? ``before`` is
+    called before each; what it raises ends this."""
     needed: dict[tuple[str, str], None] = {}
     for tensor in tensors:
         cast, source = cast_source(tensor)
@@ -133,6 +134,7 @@ def prepare(tensors: Iterable[Tensor]) -> bool:
     for dtype, use in needed:
         codec = find(dtype)
         if codec is not None and codec.prepare is not None:
+            before()
             codec.prepare(use)
             done = True
     return done
