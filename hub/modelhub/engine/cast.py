@@ -123,8 +123,8 @@ def cast_source(tensor: Tensor) -> tuple[Node | None, Tensor]:
 
 
 def prepare(tensors: Iterable[Tensor], before: Callable[[], None]) -> bool:
-    """Make ready (`Codec.prepare`) what the casts among ``tensors`` need, before threads use it; was there anything? ``before`` is
-    called before each; what it raises ends this."""
+    """Make ready (`Codec.prepare`) what the casts among ``tensors`` need, before threads use it; was there anything? ``before``
+    is called before each; what it raises ends this."""
     needed: dict[tuple[str, str], None] = {}
     for tensor in tensors:
         cast, source = cast_source(tensor)
