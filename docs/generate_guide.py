@@ -137,7 +137,7 @@ def normalise(document: str) -> str:
         (r"\b\d+(?:\.\d+)? s\b", "0 s"),
         (r"\b\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", "DATE"),
         (r"\d+(?:\.\d+)? [kMGT]?B(?:/s| free)", "0 B"),
-        (r"^(?:ok|note|warning) +(?:extra|watching|root|catalog|modelhub): .*$", ""),
+        (r"^(?:ok|note|warning) +(?:extra|watching|root|catalog|modelhub): .*\n", ""),
         (r"\b(?:ext[234]|overlay|tmpfs|xfs|btrfs|zfs|f2fs)\b", "FS"),
         (r"modelhub \d+\.\d+\.\d+", "modelhub 0.0.0"),
         (r"[ \t]+", " "),
