@@ -52,7 +52,7 @@ def main(own: str | None) -> int:
         tour(drive, home, out_directory)
     say(f"Done in {time.perf_counter() - began:.1f} s. To look around:\n")
     print(f"  export MODELHUB_HOME={shlex.quote(str(home))} PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
-    print("  modelhub ls; modelhub show silero_vad; modelhub --help" if not own else "  modelhub ls; modelhub --help")
+    print("  modelhub ls; modelhub show silero_vad_16k; modelhub --help" if not own else "  modelhub ls; modelhub --help")
     return 0
 
 
