@@ -171,7 +171,8 @@ def _first(text: str) -> str:
 
 
 def _signature(thing: Any) -> str:
-    return str(inspect.signature(thing)).replace("'", "").replace("modelhub.types.", "")
+    text = str(inspect.signature(thing)).replace("'", "")
+    return text.replace("modelhub.types.", "").replace("modelhub.declared.", "")
 
 
 def _fields(record: Any) -> Iterator[tuple[str, str, str]]:

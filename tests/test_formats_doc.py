@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 from modelhub import Format, plugins
-from modelhub.types import Program
+from modelhub.declared import Program
 
 from tests.conftest import PROJECT
 

@@ -10,6 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelhub import dtypes, home, ops, protobuf
+    from modelhub.declared import (
+        Assignment,
+        Check,
+        Choice,
+        Codec,
+        Combination,
+        Conversion,
+        Event,
+        Format,
+        Op,
+        Probe,
+        Program,
+        ProgramResult,
+        Recipe,
+        RecipeOptions,
+    )
     from modelhub.documents import read_json
     from modelhub.dtypes import DType
     from modelhub.engine.errors import measure
@@ -29,31 +45,17 @@ if TYPE_CHECKING:
     from modelhub.shards import ShardGroup, check_index, group_of, indexed_group, read_index, shard_group
     from modelhub.table import Table
     from modelhub.types import (
-        Assignment,
-        Check,
-        Choice,
-        Codec,
         Columns,
-        Combination,
-        Conversion,
         CopyFile,
         Detection,
-        Event,
         Extent,
         Finding,
-        Format,
         Inline,
         Metadata,
         Node,
-        Op,
         Patch,
         Placed,
-        Probe,
-        Program,
-        ProgramResult,
         Put,
-        Recipe,
-        RecipeOptions,
         Rejected,
         StartFile,
         Tail,
@@ -81,10 +83,15 @@ _PUBLIC = {
     "Table": "table",
     **dict.fromkeys(
         (
-            "Assignment", "Check", "Choice", "Codec", "Columns", "Combination", "Conversion", "CopyFile", "Detection", "Event",
-            "Extent", "Finding", "Format", "Inline", "Metadata", "Node", "Op", "Patch", "Placed", "Probe", "Program",
-            "ProgramResult", "Put", "Recipe", "RecipeOptions", "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions",
-            "Writer",
+            "Assignment", "Check", "Choice", "Codec", "Combination", "Conversion", "Event", "Format", "Op", "Probe", "Program",
+            "ProgramResult", "Recipe", "RecipeOptions",
+        ),
+        "declared",
+    ),
+    **dict.fromkeys(
+        (
+            "Columns", "CopyFile", "Detection", "Extent", "Finding", "Inline", "Metadata", "Node", "Patch", "Placed", "Put",
+            "Rejected", "StartFile", "Tail", "Tensor", "WriteOptions", "Writer",
         ),
         "types",
     ),

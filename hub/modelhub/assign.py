@@ -11,9 +11,16 @@ from dataclasses import dataclass, replace
 
 from modelhub import dtypes, ops
 from modelhub.codecs import codec_of, find
+from modelhub.declared import (
+    Assignment,
+    Choice,
+    Format,
+    Recipe,
+    RecipeOptions,
+)
 from modelhub.errors import ConversionError, MissingCapability, UsageError
 from modelhub.table import Table
-from modelhub.types import Assignment, Choice, Format, Node, Recipe, RecipeOptions, Tensor
+from modelhub.types import Node, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from modelhub import codecs, dtypes, storage_ops, value_ops
+from modelhub.declared import Codec, Op, Recipe
 from modelhub.hookspecs import hookimpl
 from modelhub.table import Table
-from modelhub.types import Codec, Op, Recipe, Tensor
+from modelhub.types import Tensor
 
 
 def _floats_as(target: str, min_dims: int = 0) -> Callable[[Tensor, Table], str | None]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from modelhub.declared import Codec
 from modelhub.errors import MissingCapability
-from modelhub.types import Codec
 
 if TYPE_CHECKING:
     import numpy as np

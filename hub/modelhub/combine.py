@@ -1,7 +1,7 @@
 """Several checkpoints as one table: a base with adapters on it, a base and a delta added, two checkpoints subtracted.
 
 Builds expressions and reads no weights, so that what follows (a conversion, a recipe) is done in the same pass. How an adapter
-changes its base is said by the plugin that knows its format (`modelhub.types.Combination`); adding and subtracting needs none.
+changes its base is said by the plugin that knows its format (`modelhub.declared.Combination`); adding and subtracting needs none.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelhub import dtypes, ops
+from modelhub.declared import Combination
 from modelhub.errors import ConversionError, ModelhubError, UsageError
 from modelhub.table import Table
-from modelhub.types import Combination, Node, Tensor
+from modelhub.types import Node, Tensor
 
 if TYPE_CHECKING:
     from modelhub.catalog import Catalog

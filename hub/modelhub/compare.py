@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
 from modelhub.codecs import codec_of
+from modelhub.declared import Conversion
 from modelhub.engine.errors import ErrorSums
 from modelhub.engine.values import CHUNK, Handles, pread_into, tensor_chunks
 from modelhub.engine.write import PIECE
 from modelhub.errors import ModelhubError
 from modelhub.table import Table
-from modelhub.types import Conversion, Extent, Tensor
+from modelhub.types import Extent, Tensor
 
 if TYPE_CHECKING:
     import numpy as np

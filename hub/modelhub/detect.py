@@ -13,12 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from modelhub.declared import Format
 from modelhub.errors import AmbiguousModel, CatalogError, FileProblem, ModelhubError, ModelNotFound, PluginError
 from modelhub.files import File, Listing, list_directory
 from modelhub.found import Claim, Found
 from modelhub.stores import as_manifest, behind
 from modelhub.survey import Draft, draft_name, failure, rejected, survey
-from modelhub.types import Detection, Finding, Format, Rejected
+from modelhub.types import Detection, Finding, Rejected
 
 MAX_FILES = 100_000
 """The most files that one checkpoint may claim."""

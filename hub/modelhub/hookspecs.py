@@ -11,7 +11,17 @@ from collections.abc import Iterable
 
 import pluggy
 
-from modelhub.types import Check, Codec, Combination, Conversion, Event, Format, Op, Program, Recipe
+from modelhub.declared import (
+    Check,
+    Codec,
+    Combination,
+    Conversion,
+    Event,
+    Format,
+    Op,
+    Program,
+    Recipe,
+)
 
 hookspec = pluggy.HookspecMarker("modelhub")
 hookimpl = pluggy.HookimplMarker("modelhub")

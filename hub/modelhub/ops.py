@@ -1,7 +1,7 @@
 """Ops: the nodes of tensor expressions, and the functions that build them.
 
 An op is registered by name, with plain serialisable arguments, so that an expression can be shown, stored as provenance and
-sent to another process. Its contract (`modelhub.types.Op`):
+sent to another process. Its contract (`modelhub.declared.Op`):
 
 - ``infer(inputs, args)``: the output's (dtype, shape), given those of its inputs. Raises ValueError where they do not fit.
 - ``rows(sources, args, start, stop)``: rows ``start``..``stop`` of the output as a NumPy array of *stored units*
@@ -21,7 +21,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from modelhub.types import Extent, Inline, Node, Op, Value
+from modelhub.declared import Op
+from modelhub.types import Extent, Inline, Node, Value
 
 type_and_shape = tuple[str, tuple[int, ...]]
 

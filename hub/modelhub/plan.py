@@ -16,6 +16,13 @@ from typing import Any
 from modelhub import ops
 from modelhub.assign import assign, recipe_options
 from modelhub.combine import MINUS, Part, combined
+from modelhub.declared import (
+    Conversion,
+    Format,
+    Program,
+    Recipe,
+    RecipeOptions,
+)
 from modelhub.distribution import install_hint
 from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError
 from modelhub.model import Model, printable
@@ -23,7 +30,7 @@ from modelhub.plugins import Plugins
 from modelhub.scratch import is_empty_directory
 from modelhub.table import Table, tensor_nbytes
 from modelhub.targets import edge_of, parse_target
-from modelhub.types import Conversion, Format, Metadata, Node, Program, Recipe, RecipeOptions, Tensor, WriteOptions
+from modelhub.types import Metadata, Node, Tensor, WriteOptions
 
 PROGRAM_OPTIONS = ("calibration", "atol", "rtol")
 """What only a program can make use of."""
@@ -33,8 +40,8 @@ PROGRAM_OPTIONS = ("calibration", "atol", "rtol")
 class ConvertOptions:
     """What the user asked for besides source, target and place. ``threads``: None for one a core. ``max_shard_size`` in bytes,
     0: one file. ``strict``: no dtype but the recipe's own. ``importance``, ``overrides``, ``target_bits`` and ``target_size`` are
-    for the recipe (`modelhub.types.RecipeOptions`). ``set``: keys of the metadata to set, or (None) to remove. ``in_place``: the
-    output takes the place of its source. ``combine``: what is put on the source first (`modelhub.combine.Part`)."""
+    for the recipe (`modelhub.declared.RecipeOptions`). ``set``: keys of the metadata to set, or (None) to remove. ``in_place``:
+    the output takes the place of its source. ``combine``: what is put on the source first (`modelhub.combine.Part`)."""
 
     force: bool = False
     threads: int | None = None

@@ -23,8 +23,18 @@ from typing import Any
 import pluggy
 
 from modelhub import codecs, hookspecs, ops
+from modelhub.declared import (
+    Check,
+    Codec,
+    Combination,
+    Conversion,
+    Event,
+    Format,
+    Op,
+    Program,
+    Recipe,
+)
 from modelhub.records import check_record
-from modelhub.types import Check, Codec, Combination, Conversion, Event, Format, Op, Program, Recipe
 
 GROUP = "modelhub"
 CORE = "modelhub"

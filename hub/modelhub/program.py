@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from modelhub.declared import ProgramResult
 from modelhub.engine.write import Written
 from modelhub.errors import ConversionError
 from modelhub.files import Checkpoint
 from modelhub.plan import Plan
-from modelhub.types import ProgramResult
 
 MEMORY = 16 << 30
 """Bytes that a program may take where it gives no estimate."""
@@ -43,7 +43,7 @@ def run(plan: Plan, output: str) -> Written:
 def call(name: str, path: str, files: Sequence[str], output: str, options: Mapping[str, str]) -> ProgramResult:
     """The worker's part."""
     from modelhub import plugins
-    from modelhub.types import Program
+    from modelhub.declared import Program
 
     edges = [edge for edge in plugins.get().conversions if isinstance(edge, Program) and edge.name == name]
     checkpoint = Checkpoint(path, files)

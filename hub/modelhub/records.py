@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelhub import dtypes
-from modelhub.types import Check, Codec, Combination, Conversion, Format, Op, Program, Recipe
+from modelhub.declared import (
+    Check,
+    Codec,
+    Combination,
+    Conversion,
+    Format,
+    Op,
+    Program,
+    Recipe,
+)
 
 API = 1
 """The newest ``api`` of a record that this modelhub understands."""

@@ -12,8 +12,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
+from modelhub.declared import Op
 from modelhub.errors import InvalidFile
-from modelhub.types import Args, Op
+from modelhub.types import Args
 
 if TYPE_CHECKING:
     import numpy as np

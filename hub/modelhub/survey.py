@@ -16,12 +16,13 @@ from typing import Any
 
 import orjson
 
+from modelhub.declared import Format
 from modelhub.errors import FileProblem, InvalidFile, PluginError
 from modelhub.files import Checkpoint, File
 from modelhub.found import Claim, Found
 from modelhub.summary import Summary, check_tensors, columns_summary
 from modelhub.table import pack, precision_label
-from modelhub.types import Columns, Finding, Format, Metadata, Tensor
+from modelhub.types import Columns, Finding, Metadata, Tensor
 
 MAX_RECORDS = 20_000_000
 MAX_METADATA = 4 << 20

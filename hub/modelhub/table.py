@@ -20,7 +20,13 @@ from typing import Any
 import orjson
 
 from modelhub import dtypes, ops
-from modelhub.types import Columns, Extent, Metadata, Tensor, Value
+from modelhub.types import (
+    Columns,
+    Extent,
+    Metadata,
+    Tensor,
+    Value,
+)
 
 _PLAIN, _ODD_NAMES = b"\x01", b"\x02"
 _LIMIT = 1 << 31

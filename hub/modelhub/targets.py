@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from modelhub.declared import Conversion, Format, Program, Recipe
 from modelhub.errors import ConversionError, MissingCapability, UsageError
 from modelhub.plugins import Plugins
 from modelhub.table import Table
-from modelhub.types import Conversion, Format, Program, Recipe
 
 
 def targets(plugins: Plugins) -> list[Format]:

@@ -13,8 +13,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
+from modelhub.declared import Op
 from modelhub.storage_ops import Spec, Specs, bytes_of, dims_of, one_run, row_bytes, unit_of
-from modelhub.types import Args, Op
+from modelhub.types import Args
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,6 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
+from modelhub.declared import Check, Format
 from modelhub.digest import Hashing
 from modelhub.distribution import install_hint
 from modelhub.errors import ModelhubError, PluginError, UsageError
@@ -26,7 +27,7 @@ from modelhub.files import Checkpoint
 from modelhub.found import Found
 from modelhub.model import Model, finding_json, printable
 from modelhub.table import Table
-from modelhub.types import Check, Extent, Finding, Format
+from modelhub.types import Extent, Finding
 
 if TYPE_CHECKING:
     from modelhub.catalog import Catalog

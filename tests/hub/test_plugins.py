@@ -7,7 +7,7 @@ import time
 
 import pytest
 from modelhub import plugins
-from modelhub.types import Event
+from modelhub.declared import Event
 
 GOOD = """
     from modelhub import Format, Recipe, hookimpl

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from modelhub.catalog import Catalog
+from modelhub.declared import Format
 from modelhub.detect import inspect_listing
 from modelhub.errors import ModelNotFound
 from modelhub.files import Checkpoint, File, Listing
 from modelhub.ignore import exclusion
 from modelhub.model import Model
 from modelhub.scan import ScanSummary, scan
-from modelhub.types import Detection, Extent, Finding, Format, Tensor
+from modelhub.types import Detection, Extent, Finding, Tensor
 from modelhub.workers import ParsePool, Result, Task
 
 from tests.hub.drives import safetensors

@@ -101,7 +101,7 @@ class Session:
 
     def tell(self, kind: Literal["converted", "verified", "failed"], model: Model) -> None:
         """Let the plugins' observers know of something that happened to a model of the catalog."""
-        from modelhub.types import Event
+        from modelhub.declared import Event
 
         if model.id:
             self.plugins.emit(Event(kind=kind, checkpoint=model.id, path=model.absolute_path))

@@ -35,7 +35,7 @@ def command(paths: tuple[str, ...], as_json: bool) -> int:
     with Session() as session, Progress("scanning", unit="files") as progress:
 
         def observe(kind: str, identity: str, path: str) -> None:
-            from modelhub.types import Event
+            from modelhub.declared import Event
 
             # Plugins are loaded here once something happened; parsing has its own processes.
             session.plugins.emit(Event(kind=kind, checkpoint=identity, path=path))  # type: ignore[arg-type]

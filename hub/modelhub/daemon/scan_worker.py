@@ -178,7 +178,7 @@ class ScanWorker:
     def observe(self, kind: Any, identity: str, path: str) -> None:
         """Tell the daemon and the plugins' observers of what was recorded."""
         from modelhub import plugins
-        from modelhub.types import Event
+        from modelhub.declared import Event
 
         self.tell({"event": kind, "id": identity, "path": path})
         plugins.get().emit(Event(kind=kind, checkpoint=identity, path=path))

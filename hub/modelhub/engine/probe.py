@@ -25,7 +25,7 @@ SPOTS = 16
 
 
 class Probing:
-    """A `modelhub.types.Probe`. The samples of the tensor that was asked about last are kept, for several dtypes are tried on
+    """A `modelhub.declared.Probe`. The samples of the tensor that was asked about last are kept, for several dtypes are tried on
     each."""
 
     def __init__(self) -> None:

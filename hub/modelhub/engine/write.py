@@ -20,6 +20,7 @@ from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
+from modelhub.declared import Format, ProgramResult
 from modelhub.engine.cast import cast_source, encoder_of
 from modelhub.engine.copy import copy_range, pwrite_all, shares_blocks, write_array
 from modelhub.engine.errors import ErrorSums
@@ -30,10 +31,8 @@ from modelhub.table import Table
 from modelhub.types import (
     CopyFile,
     Extent,
-    Format,
     Patch,
     Placed,
-    ProgramResult,
     Put,
     StartFile,
     Tail,

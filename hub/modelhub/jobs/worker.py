@@ -167,7 +167,7 @@ class Worker:
         return patiently(write, PATIENCE, self.ending.is_set)
 
     def _emit(self, outcome: Outcome) -> None:
-        from modelhub.types import Event
+        from modelhub.declared import Event
 
         if outcome.event and outcome.model and outcome.model.id and self._plugins and self._plugins.observers:
             self._plugins.emit(Event(kind=outcome.event, checkpoint=outcome.model.id, path=outcome.model.absolute_path))
@@ -177,7 +177,7 @@ class Worker:
         again = None if limits.out_of_memory(error) else limits.again_at(error, job.failures, job.max_attempts)
         self._settle(lambda: self.catalog.jobs.fail(job, message, hint, again))
         if again is None and job.checkpoint and self._plugins and self._plugins.observers:
-            from modelhub.types import Event
+            from modelhub.declared import Event
 
             what = {"job": job.id, "error": message}
             self._plugins.emit(Event(kind="failed", checkpoint=job.checkpoint, path=job.source, detail=what))

@@ -14,7 +14,7 @@ from modelhub.model import printable
 from modelhub.plan import default_name, default_stem
 
 if TYPE_CHECKING:
-    from modelhub.types import Format, Recipe
+    from modelhub.declared import Format, Recipe
 
 FIELDS = {
     "root": "the root's absolute path",

@@ -18,8 +18,8 @@ from modelhub.errors import ModelhubError, UsageError
 from modelhub.rules.output import Template, parse
 
 if TYPE_CHECKING:
+    from modelhub.declared import Format, Recipe
     from modelhub.plugins import Plugins
-    from modelhub.types import Format, Recipe
 
 ACTIONS = ("convert", "quantize", "verify")
 KEYS = ("name", "where", *ACTIONS, "output", "priority", "enabled", "max_shard_size", "skip_unsupported")

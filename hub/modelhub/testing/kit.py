@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelhub import dtypes, plugins
+from modelhub.declared import Format
 from modelhub.detect import Inspection, inspect_listing, inspect_path
 from modelhub.dtypes import DType
 from modelhub.engine import read_tensor
 from modelhub.errors import ModelhubError
 from modelhub.files import list_directory
 from modelhub.found import Found
-from modelhub.types import Extent, Format
+from modelhub.types import Extent
 
 Arrays = dict[str, NDArray[Any]]
 
