@@ -16,7 +16,9 @@ import os
 import pty
 import random
 import re
+import select
 import shutil
+import signal
 import sqlite3
 import string
 import struct
@@ -24,12 +26,15 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (PROJECT / "docs" / "guide.md", PROJECT / "README.md")
 COLUMNS = 118
+SECONDS = 120
+"""What a command may take. The longest takes a few seconds."""
 HERE = "/home/ada"
 """What the documents call the directory that their commands run in."""
 
@@ -91,7 +96,13 @@ def _run(command: str, sandbox: Path) -> str:
     reader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
     process = subprocess.Popen(
-        ["bash", "-c", command], cwd=sandbox, env=environ, stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.PIPE
+        ["bash", "-c", command],
+        cwd=sandbox,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     os.close(terminal)
     errors: list[bytes] = []
@@ -99,7 +110,11 @@ def _run(command: str, sandbox: Path) -> str:
     listener = threading.Thread(target=lambda: errors.append(process.stderr.read() if process.stderr else b""))
     listener.start()
     output = b""
+    until = time.monotonic() + SECONDS
     while True:
+        if not select.select([reader], [], [], max(0.0, until - time.monotonic()))[0]:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"`{command}` had not ended after {SECONDS} s; it had printed {output!r}")
         try:
             data = os.read(reader, 65536)
         except OSError:  # the terminal has no other side any more
