@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelhub import dtypes, home, ops, protobuf
+    from modelhub import dtypes, flatbuffers, home, ops, protobuf
     from modelhub.declared import (
         Assignment,
         Check,
@@ -148,6 +148,7 @@ __all__ = [
     "ZipMember",
     "check_index",
     "dtypes",
+    "flatbuffers",
     "group_of",
     "home",
     "hookimpl",
@@ -165,7 +166,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("dtypes", "home", "ops", "protobuf"):
+    if name in ("dtypes", "flatbuffers", "home", "ops", "protobuf"):
         return import_module(f"modelhub.{name}")
     if name in _PUBLIC:
         return getattr(import_module(f"modelhub.{_PUBLIC[name]}"), name)
