@@ -184,7 +184,7 @@ class Table:
     def _place(self, field: int, nbytes: int) -> int:
         """Where a field of ``nbytes`` bytes stands; 0 where it does not."""
         offset = self._offsets[field] if field < len(self._offsets) else 0
-        if offset + nbytes > self._size:
+        if offset and offset + nbytes > self._size:
             where = f"{self.buffer.name}: field {field} of the table at offset {self.at}"
             raise InvalidFile(f"{where} ends at byte {offset + nbytes}, the table has {self._size}")
         return self.at + offset if offset else 0

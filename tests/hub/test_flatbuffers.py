@@ -154,6 +154,12 @@ def test_what_is_no_buffer_is_refused(tmp_path: Path, data: bytes, error: type[E
         FlatBuffer(data).root().number(0, "i")
 
 
+def test_a_field_that_is_not_there_takes_no_room() -> None:
+    """The smallest table that there is has a default for every field, however long."""
+    root = FlatBuffer(table(0, 0, size=4)).root()
+    assert (root.number(1, "Q", 7), root.struct(0, 64), root.text(0)) == (7, None, "")
+
+
 def test_a_vtable_before_the_buffer_is_none() -> None:
     data = b"\x04\0\x08\0" + table(4, vtable=-4)
     with pytest.raises(InvalidFile, match="would begin at 0"):
