@@ -32,7 +32,7 @@ def operators(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
 def runs(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
     """Load it with LiteRT, and run it on zeros and on random numbers of the types that it takes."""
     import numpy as np
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType  # type: ignore[import-untyped]
 
     file = checkpoint.primary
     if file.size > MAX_RUN:
@@ -40,7 +40,8 @@ def runs(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
         return
     name = os.path.basename(file.path)
     try:
-        loaded = Interpreter(file.path, num_threads=1)
+        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # delegates announce themselves on stderr
+        loaded = Interpreter(file.path, num_threads=1, experimental_op_resolver_type=kernels)
         loaded.allocate_tensors()
     except (ValueError, RuntimeError, NotImplementedError) as error:
         yield Finding(RUNS, "error", f"LiteRT does not load it: {' '.join(str(error).split())[:500]}", file=name)

@@ -76,8 +76,8 @@ def quantization(model: Model) -> tuple[dict[str, Any], str]:
     per_channel, details = False, set()
     for _, entry in tensors.constants(model):
         known = dtypes.find(schema.dtype_of(entry.type))
-        if known is None or (known.kind != "float" and not entry.scales) or (known.name == "I32" and entry.scales):
-            continue  # biases are 32-bit sums of products: they say nothing of the weights
+        if known is None or (known.kind != "float" and not entry.scales) or (known.kind == "int" and known.bits > 16):
+            continue  # biases are sums of products, in 32 or 64 bits: they say nothing of the weights
         count[known.label if known.kind == "float" else f"INT{known.bits:g}"] += prod(entry.shape)
         if entry.scales:
             per_channel |= entry.scales.scales[1] > 1

@@ -18,7 +18,7 @@ from modelhub_tflite import schema
 from modelhub_tflite.model import Entry, Model, Scales
 
 _BITS = {"I4": (4, True), "U4": (4, False), "I2": (2, True)}
-_INTEGERS = ("I8", "U8", "I16", "U16", "I32", *_BITS)
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "I64", *_BITS)
 
 
 def constants(model: Model) -> Iterator[tuple[str, Entry]]:

@@ -1,0 +1,51 @@
+"""Keras for modelhub: whole models and weights in HDF5, and ``.keras`` archives, read with h5py and without Keras.
+
+What a model's configuration would run when it is loaded is named, never decoded. HDF5 files of others are read as well, by the
+paths of their datasets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from modelhub import Format, hookimpl
+
+from modelhub_keras import hdf5
+from modelhub_keras.reader import HDF5_SUFFIXES, SUFFIXES, detect, detect_plain, read
+
+DTYPES = (
+    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64",
+    "C128",
+)  # fmt: skip
+HINT = "pip install 'modelhub-registry[keras]'"
+
+
+@hookimpl
+def modelhub_formats() -> Iterator[Format]:
+    there = find_spec("h5py") is not None
+    missing = {} if there else {"read": HINT}
+    yield Format(
+        name="keras",
+        title="Keras",
+        suffixes=SUFFIXES,
+        magics=(hdf5.MAGIC,),
+        dtypes=DTYPES,
+        extension=".keras",
+        sharing="exact",
+        detect=detect,
+        read=read if there else None,
+        unavailable=missing,
+    )
+    yield Format(
+        name="hdf5",
+        title="HDF5",
+        suffixes=HDF5_SUFFIXES,
+        magics=(hdf5.MAGIC,),
+        dtypes=DTYPES,
+        extension=".h5",
+        sharing="exact",
+        detect=detect_plain,
+        read=read if there else None,
+        unavailable=missing,
+    )

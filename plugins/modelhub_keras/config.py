@@ -1,0 +1,177 @@
+"""A model's configuration as Keras writes it (JSON): its layers, and what in it becomes code when the model is loaded.
+
+Nothing in it is decoded or imported. Where code can hide is known from Keras's own loader (``saving/serialization_lib.py``,
+``deserialize_keras_object``; ``layers/core/lambda_layer.py``; ``utils/torch_utils.py``): functions as marshalled bytecode,
+objects that are looked up in any module the configuration names, modules pickled as text, files that a layer reads once made.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelhub import Finding, InvalidFile
+
+CHECK = "keras-code"
+MAX_NODES = 2_000_000
+MAX_FINDINGS = 200
+KEPT = 200
+_OURS = ("keras", "tf_keras", "tensorflow", "keras_hub", "keras_nlp", "keras_cv", "keras_core", "tensorflow_model_optimization")
+"""Packages whose own objects are not "custom"."""
+_CODE = {"__lambda__": "a Python function as marshalled bytecode", "Lambda": "a Lambda layer, whose code is a part of the file"}
+_PICKLED = ("TorchModuleWrapper", "__torch_module__")
+_READS = ("StringLookup", "IntegerLookup", "TextVectorization")
+_TF_CALLS = ("io.", "raw_ops.", "py_function", "numpy_function", "load_library", "load_op_library", "saved_model.", "data.")
+_STRUCTURE = (
+    "__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__tuple__", "__ellipsis__", "__slice__", "__typespec__",
+    "__complex__", "TensorShape", "CompositeTensor", "__symbolic_keras_tensor__",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Config:
+    """What was found: ``layers``: class -> how many; ``classes``: a layer's path by names -> its class; ``custom``: what
+    is not Keras's own, and where it stands."""
+
+    kind: str = ""
+    name: str = ""
+    layers: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, str] = field(default_factory=dict)
+    custom: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    unsafe: set[tuple[str, ...]] = field(default_factory=set)
+    input_shape: list[Any] | None = None
+    quantization: str = ""
+    dtype: str = ""
+
+
+def load(text: str | bytes, what: str) -> dict[str, Any]:
+    """The JSON object in ``text``; `InvalidFile` where it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidFile(f"{what} is not JSON: {str(error)[:200]}") from error
+    if not isinstance(found, dict):
+        raise InvalidFile(f"{what} is not an object")
+    return found
+
+
+def examine(data: Mapping[str, Any], file: str) -> Config:
+    """Everything there is to know of a model's configuration."""
+    config = Config(kind=_word(data.get("class_name")))
+    inner = data.get("config")
+    if isinstance(inner, Mapping):
+        config.name = _word(inner.get("name"))
+    for node, path in _nodes(data):
+        if "class_name" in node:
+            _object(config, node, path, file)
+        elif node.get("function_type") == "lambda":
+            _unsafe(config, path, "a Python function as marshalled bytecode", file)
+    config.input_shape = _input_shape(inner)
+    if isinstance(data.get("module"), str) and config.kind not in ("Sequential", "Functional", "Model"):
+        config.layers.pop(config.kind, None)
+    return config
+
+
+def _nodes(data: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], tuple[str, ...]]]:
+    """Every object inside, with the names of the layers that it stands in. The stack is ours, so depth costs nothing."""
+    stack: list[tuple[Any, tuple[str, ...]]] = [(data, ())]
+    left = MAX_NODES
+    while stack:
+        node, path = stack.pop()
+        left -= 1
+        if left < 0:
+            raise InvalidFile(f"a model's configuration of more than {MAX_NODES} parts")
+        if isinstance(node, list):
+            stack.extend((item, path) for item in reversed(node) if isinstance(item, (dict, list)))
+        elif isinstance(node, dict):
+            inner = node.get("config")
+            name = inner.get("name") if isinstance(inner, dict) and "class_name" in node else None
+            if isinstance(name, str) and len(path) < 32 and _is_layer(node):
+                path = (*path, name[:KEPT])
+            yield node, path
+            stack.extend((item, path) for item in reversed(node.values()) if isinstance(item, (dict, list)))
+
+
+def _is_layer(node: Mapping[str, Any]) -> bool:
+    """Layers and models are objects with a name that is theirs; policies of dtypes and optimisers have one as well."""
+    module, kind = _word(node.get("module")), _word(node.get("class_name"))
+    return not kind.endswith(("Policy", "PolicyMap")) and "optimizers" not in module and "dtype_policies" not in module
+
+
+def _object(config: Config, node: Mapping[str, Any], path: tuple[str, ...], file: str) -> None:
+    kind, module = _word(node.get("class_name")), _word(node.get("module"))
+    registered = _word(node.get("registered_name"))
+    inner = node.get("config")
+    named = isinstance(inner, Mapping) and isinstance(inner.get("name"), str) and _is_layer(node)
+    if named and "compile_config" not in node and len(path) > 1:
+        config.layers[kind] += 1
+    if named:
+        config.classes.setdefault("/".join(path[1:]), kind)
+    if kind in _CODE or kind.endswith(">Lambda"):
+        _unsafe(config, path, _CODE.get(kind, _CODE["Lambda"]), file)
+    elif kind in _PICKLED:
+        _unsafe(config, path, "a PyTorch module as a pickle", file)
+    elif kind == "TFOpLambda" and isinstance(inner, Mapping):
+        function = _word(inner.get("function"))
+        if function.startswith(_TF_CALLS):
+            _unsafe(config, path, f"a call of TensorFlow's {function}", file)
+    elif kind in _READS and isinstance(inner, Mapping) and isinstance(inner.get("vocabulary"), str):
+        _unsafe(config, path, f"a {kind} layer that reads {inner['vocabulary'][:KEPT]!r} when it is made", file)
+    top = module.partition(".")[0]
+    if kind in _STRUCTURE or not (module or registered):
+        return
+    if top in sys.stdlib_module_names and not (top == "builtins" and kind == "function"):
+        if top != "builtins" or kind not in ("dict", "list", "tuple", "int", "float", "str", "bool", "slice"):
+            _unsafe(config, path, f"{module}.{kind}, which Keras would import from Python's own library", file)
+    elif top == "builtins":
+        config.custom.setdefault(f"function {_word(inner)}" if isinstance(inner, str) else kind, "/".join(path))
+    elif top not in _OURS and (module or ">" in registered):
+        config.custom.setdefault(f"{module}.{kind}" if module else registered, "/".join(path))
+    elif kind.startswith("Quantiz") and "quantize" in module + kind.lower() and not config.quantization:
+        _quantized(config, inner)
+
+
+def _quantized(config: Config, inner: Any) -> None:
+    """Weights quantized by Keras itself, or training that is aware of it (TensorFlow Model Optimization)."""
+    if isinstance(inner, Mapping) and isinstance(inner.get("mode"), str):
+        config.quantization = inner["mode"][:KEPT]
+
+
+def _unsafe(config: Config, path: tuple[str, ...], what: str, file: str) -> None:
+    where = f"layer {'/'.join(path)[:KEPT]!r}" if path else "the configuration"
+    if path in config.unsafe or len(config.findings) >= MAX_FINDINGS:  # one word on each layer: its function is a part of it
+        return
+    config.unsafe.add(path)
+    message = f"{where} holds {what}: it runs when the model is loaded or used; not decoded here"
+    config.findings.append(Finding(CHECK, "unsafe", message, file=file))
+
+
+def warnings(config: Config, file: str) -> Iterator[Finding]:
+    """What needs somebody's code that is not in the file."""
+    if config.custom:
+        names = ", ".join(f"{name} ({where})" if where else name for name, where in list(config.custom.items())[:10])
+        more = f" and {len(config.custom) - 10} more" if len(config.custom) > 10 else ""
+        yield Finding(CHECK, "warning", f"custom objects, whose code is not in the file: {names[:600]}{more}", file=file)
+
+
+def _input_shape(inner: Any) -> list[Any] | None:
+    """The shape of the first input, None for a side that is left open."""
+    if not isinstance(inner, Mapping):
+        return None
+    layers = inner.get("layers") if isinstance(inner.get("layers"), list) else []
+    for layer in [{"config": inner}, *(layers or [])[:1000]]:
+        found = layer.get("config") if isinstance(layer, Mapping) else None
+        for key in ("batch_shape", "batch_input_shape", "build_input_shape"):
+            shape = found.get(key) if isinstance(found, Mapping) else None
+            if isinstance(shape, list) and len(shape) <= 32 and all(side is None or type(side) is int for side in shape):
+                return shape
+    return None
+
+
+def _word(value: Any) -> str:
+    return value[:KEPT] if isinstance(value, str) else ""

@@ -1,0 +1,145 @@
+"""Weights under the names that people know them by: a layer's own name and the variable's (``dense_1/kernel``).
+
+Older files keep them in attributes (``weight_names`` of each group in ``layer_names``; ``saving/legacy/legacy_h5_format.py``).
+Newer ones number a layer's variables, under groups that are called after its class, and keep its own name beside them
+(``saving/saving_lib.py``); what the numbers mean follows from the class.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from modelhub import Finding
+
+from modelhub_keras.hdf5 import attribute, group_at
+
+OPTIMIZERS = ("optimizer_weights/", "optimizer/")
+CHECK = "keras-names"
+_SUFFIX = re.compile(r":\d+$")
+_NUMBER = re.compile(r"_\d+$")
+_CONTAINERS = ("layers", "_layers")
+_BIASED = (("kernel",), ("kernel", "bias"))
+_NORM = (("gamma",), ("gamma", "beta"))
+_VARIABLES: dict[str, tuple[tuple[str, ...], ...]] = {
+    **dict.fromkeys(
+        ("dense", "conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose", "einsum_dense",
+         "depthwise_conv1d", "depthwise_conv2d"), _BIASED),
+    "separable_conv1d": (("depthwise_kernel", "pointwise_kernel"), ("depthwise_kernel", "pointwise_kernel", "bias")),
+    "separable_conv2d": (("depthwise_kernel", "pointwise_kernel"), ("depthwise_kernel", "pointwise_kernel", "bias")),
+    "embedding": (("embeddings",),),
+    "batch_normalization": (("moving_mean", "moving_variance"), ("gamma", "beta", "moving_mean", "moving_variance")),
+    "layer_normalization": (("gamma", "beta"),),
+    "group_normalization": (("gamma", "beta"),),
+    "rms_normalization": (("scale",),),
+    "p_re_lu": (("alpha",),),
+    "cell": (("kernel", "recurrent_kernel"), ("kernel", "recurrent_kernel", "bias")),
+}  # fmt: skip
+"""By the name that Keras derives from a class: its variables in the order in which it makes them."""
+_QUANTIZED = ("kernel", "bias", "kernel_scale")
+
+
+def readable(file: Any, paths: Sequence[str], who: str) -> tuple[dict[str, str], list[Finding]]:
+    """Names for the datasets at ``paths``, in the order in which the model has them; and what does not fit. Where two would be
+    called the same, both keep the paths that they have."""
+    inner = group_at(file, "model_weights")
+    base, root = ("model_weights", inner) if inner is not None and _has_layers(inner) else ("", file)
+    findings: list[Finding] = []
+    if _has_layers(root):
+        found = _listed(root, base, set(paths), findings, who)
+        found |= {path: path for path in paths if path not in found}
+    else:
+        found = _numbered(file, paths)
+    counts: dict[str, int] = {}
+    for name in found.values():
+        counts[name] = counts.get(name, 0) + 1
+    return {path: name if counts[name] == 1 else path for path, name in found.items()}, findings
+
+
+def is_optimizer(path: str) -> bool:
+    return path.startswith(OPTIMIZERS)
+
+
+def _has_layers(group: Any) -> bool:
+    return "layer_names" in group.attrs or "layer_names0" in group.attrs
+
+
+def _listed(root: Any, base: str, paths: set[str], findings: list[Finding], who: str) -> dict[str, str]:
+    """By ``layer_names`` and ``weight_names``."""
+    found: dict[str, str] = {}
+    lost: list[str] = []
+    layers = attribute(root, "layer_names")
+    for layer in [*_texts(layers), "top_level_model_weights"]:
+        group = group_at(root, layer)
+        for weight in _texts(attribute(group, "weight_names")) if group is not None else ():
+            path = "/".join(filter(None, (base, layer, weight)))
+            if path in paths:
+                found[path] = weight_name(layer, weight)
+            else:
+                lost.append(path)
+    if lost:
+        message = f"{len(lost)} weights are listed and not there, {lost[0][:200]!r} for one"
+        findings.append(Finding(CHECK, "error", message, file=who))
+    return found
+
+
+def _texts(value: Any) -> Iterable[str]:
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def weight_name(layer: str, weight: str) -> str:
+    """A listed weight's name from its layer on: ``model/dense_1/kernel:0`` of the layer ``dense_1`` is ``dense_1/kernel``."""
+    name = _SUFFIX.sub("", weight)
+    at = f"/{name}".find(f"/{layer}/")
+    if at >= 0:
+        return name[at:]
+    return name if layer == "top_level_model_weights" else f"{layer}/{name}"
+
+
+def _numbered(file: Any, paths: Sequence[str]) -> dict[str, str]:
+    """By the names that stand beside numbered variables."""
+    counts: dict[str, int] = {}
+    for path in paths:
+        group, _, _ = path.rpartition("/")
+        counts[group] = counts.get(group, 0) + 1
+    known: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for path in paths:
+        group, _, number = path.rpartition("/")
+        node, _, last = group.rpartition("/")
+        if (last != "vars" and group != "vars") or not number.isdigit() or is_optimizer(path):
+            found[path] = path
+            continue
+        if group not in known:
+            known[group] = _owner(file, node)
+        variable = _variable(node, int(number), counts[group])
+        found[path] = "/".join(filter(None, (known[group], variable)))
+    return found
+
+
+def _owner(file: Any, node: str) -> str:
+    """The names of the layers down to a group, outermost first; the model's own is left out."""
+    names, at = [], ""
+    for part in node.split("/") if node else []:
+        at = f"{at}/{part}" if at else part
+        variables = group_at(file, f"{at}/vars")
+        own = attribute(variables, "name") if variables is not None else None
+        if isinstance(own, str) and own:
+            names.append(own)
+        elif part not in _CONTAINERS:
+            names.append(part)
+    return "/".join(names)
+
+
+def _variable(node: str, number: int, count: int) -> str:
+    """What the ``number``-th of a layer's ``count`` variables is called; the number where its class is not known by its group."""
+    kind = _NUMBER.sub("", node.rpartition("/")[2])
+    if kind.endswith("_dense"):  # the projections of attention
+        kind = "dense"
+    for names in _VARIABLES.get(kind, ()):
+        if len(names) == count:
+            return names[number] if number < count else str(number)
+    if kind in ("dense", "einsum_dense") and count == len(_QUANTIZED) and number < count:
+        return _QUANTIZED[number]
+    return str(number)

@@ -1,0 +1,194 @@
+"""Tells Keras files, and plain HDF5, and reads their tables: the weights, the architecture, and what of it is code."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from modelhub import (
+    Checkpoint,
+    Detection,
+    Extent,
+    File,
+    FileProblem,
+    Finding,
+    InvalidFile,
+    Metadata,
+    Node,
+    Rejected,
+    Tensor,
+    UnsupportedFile,
+    ZipMember,
+    ops,
+    zip_members,
+)
+
+from modelhub_keras import config, datasets, describe, hdf5, names
+from modelhub_keras.hdf5 import group_at
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
+ZIP = b"PK\x03\x04"
+WEIGHTS = "model.weights.h5"
+OUTSIDE = "hdf5-outside"
+MAX_INFLATED = 512 << 20
+"""Weights that were compressed with their archive are read whole to find what is in them."""
+MAX_CONFIG = 64 << 20
+MAX_LOOKED = 1000
+_MARKS = (b"layer_names", b"keras_version", b"model_config", b"model_weights", b"_layer_checkpoint_dependencies")
+"""What stands somewhere in the headers of Keras's files, where nobody can look closer."""
+
+Records = Iterator[Tensor | Metadata | Finding]
+
+
+def detect(file: File) -> Detection | Rejected | None:
+    """A ``.keras`` archive, or an HDF5 file that Keras wrote."""
+    archive = file.name.lower().endswith(".keras")
+    if file.head.startswith(ZIP) and archive:
+        return _of_archive(file)
+    if _is_hdf5(file):
+        return Detection([file.path], confidence=95) if archive or _is_keras(file) else None
+    if archive:
+        return Rejected(f"{file.name}: neither a zip archive nor HDF5: it starts with {file.head[:8]!r}", 30)
+    return None
+
+
+def detect_plain(file: File) -> Detection | Rejected | None:
+    """Any other HDF5 file that is called like one."""
+    if _is_hdf5(file):
+        # Whoever keeps arrays in other files of this container calls them otherwise.
+        return Detection([file.path], confidence=40) if file.name.lower().endswith(HDF5_SUFFIXES) else None
+    if not file.name.lower().endswith((".h5", ".hdf5")):
+        return None
+    return Rejected(f"{file.name}: no HDF5 file: it starts with {file.head[:8]!r}, expected {hdf5.MAGIC!r}", 20)
+
+
+def _is_hdf5(file: File) -> bool:
+    """The signature stands at the start, or behind a block of the user's own of 512 bytes, or 1024, 2048, ..."""
+    return file.head.startswith(hdf5.MAGIC) or any(file.head.startswith(hdf5.MAGIC, 512 << n) for n in range(5))
+
+
+def _of_archive(file: File) -> Detection | Rejected:
+    try:
+        found = {member.name for member in zip_members(file)}
+    except FileProblem as problem:
+        state = "incomplete" if problem.state == "incomplete" else "invalid"
+        return Rejected(problem.message, 60, state=state)  # type: ignore[arg-type]
+    if "config.json" in found or "metadata.json" in found:
+        return Detection([file.path], confidence=95)
+    return Rejected(f"{file.name}: a zip archive without config.json: no Keras model", 60)
+
+
+def _is_keras(file: File) -> bool:
+    """Whether an HDF5 file is one of Keras's."""
+    if file.name.lower().endswith(".weights.h5") or any(mark in file.head or mark in file.tail for mark in _MARKS):
+        return True
+    try:
+        with hdf5.opened(hdf5.Window(file), file.name) as opened:
+            return _layout(opened) != "plain"
+    except (FileProblem, ImportError):
+        return False
+
+
+def _layout(file: Any) -> str:
+    """ "model" or "weights" as Keras 1 and 2 laid them out, "variables" as Keras 3 does, "plain" for what is neither."""
+    if "model_config" in file.attrs or group_at(file, "model_weights") is not None:
+        return "model"
+    if "layer_names" in file.attrs or "layer_names0" in file.attrs:
+        return "weights"
+    keras = ("layers", "_layer_checkpoint_dependencies", "optimizer/vars", "vars")
+    if any(group_at(file, name) is not None for name in keras):
+        return "variables"
+    for name in itertools.islice(file, MAX_LOOKED):  # a model that is a class of its own: its attributes
+        if group_at(file, f"{name}/vars") is not None:
+            return "variables"
+    return "plain"
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def read(checkpoint: Checkpoint) -> Records:
+    """What is not safe first, also where the weights then cannot be read; then the weights, and what the file says of itself."""
+    file = checkpoint.primary
+    if file.head.startswith(ZIP):
+        yield from _archive(file)
+        return
+    with hdf5.opened(hdf5.Window(file), file.name) as opened:
+        text = hdf5.attribute(opened, "model_config")
+        found = None
+        if isinstance(text, str):
+            found = config.examine(config.load(text, f"{file.name}: its model_config"), file.name)
+            yield from found.findings
+            yield from config.warnings(found, file.name)
+        tensors = yield from _weights(opened, file, hdf5.placed(file, 0))
+        yield describe.metadata(opened, found, tensors, _layout(opened), "hdf5")
+
+
+def _weights(opened: Any, file: File, place: hdf5.Place) -> Iterator[Tensor | Finding]:
+    """The tensors of an HDF5 file; those of the optimiser are stored alone. Returns the model's own."""
+    found = {one.path: one for one in hdf5.walk(opened, file.name)}
+    for one in found.values():
+        if where := datasets.leads_out(one):
+            message = f"{one.path[:200]!r} has {where}: a reader of the model would open that file; it is not opened here"
+            yield Finding(OUTSIDE, "unsafe", message, file=file.name)
+    readable, findings = names.readable(opened, list(found), file.name)
+    yield from findings
+    made: list[Tensor] = []
+    for path in readable:
+        view = "stored" if names.is_optimizer(path) else "both"
+        opaque = _opaque(found[path])
+        one = datasets.tensor(found[path], readable[path], place, file.name, opaque=opaque, view=view)
+        if view == "both":
+            made.append(one)
+        yield one
+    return made
+
+
+def _opaque(dataset: hdf5.Dataset) -> str:
+    """The type that Keras notes beside elements of none; older files leave it out, and had but one such."""
+    import h5py
+
+    if dataset.id is None or dataset.id.get_type().get_class() != h5py.h5t.OPAQUE:
+        return ""
+    noted = hdf5.attribute(h5py.Dataset(dataset.id), "dtype")
+    return noted if isinstance(noted, str) else "bfloat16"
+
+
+def _archive(file: File) -> Records:
+    members = {member.name: member for member in zip_members(file)}
+    notes: dict[str, Any] = {}
+    found = None
+    if "metadata.json" in members:
+        text = members["metadata.json"].read(file, limit=1 << 20)
+        notes = config.load(text, f"{file.name}: metadata.json")
+    if "config.json" in members:
+        text = members["config.json"].read(file, limit=MAX_CONFIG)
+        found = config.examine(config.load(text, f"{file.name}: config.json"), file.name)
+        yield from found.findings
+        yield from config.warnings(found, file.name)
+    weights = members.get(WEIGHTS)
+    if weights is None:
+        others = sorted(name for name in members if "weights" in name)
+        if others:
+            raise UnsupportedFile(f"{file.name}: its weights are in {others[0][:100]}, not in {WEIGHTS}: this is not read")
+        raise InvalidFile(f"{file.name}: there is no {WEIGHTS} in the archive")
+    window, place = _inside(file, weights)
+    with hdf5.opened(window, f"{file.name}: {WEIGHTS}") as opened:
+        tensors = yield from _weights(opened, file, place)
+        yield describe.metadata(opened, found, tensors, "variables", "keras", notes)
+
+
+def _inside(file: File, member: ZipMember) -> tuple[hdf5.Window, hdf5.Place]:
+    """A window on a member, and where its bytes lie. Keras stores it; who packed the archive anew may have compressed it."""
+    if not member.deflated:
+        return hdf5.Window(file, member.offset, member.size), hdf5.placed(file, member.offset)
+    if member.size > MAX_INFLATED:
+        what = f"the {member.size} bytes of {WEIGHTS} are compressed with their archive"
+        raise UnsupportedFile(f"{file.name}: {what}; pack it anew with zip -0 to have it read")
+
+    def place(offset: int, nbytes: int) -> Extent | Node:
+        return ops.inflate(member.extent, nbytes=nbytes, skip=offset)
+
+    return hdf5.Window(member.read(file, limit=MAX_INFLATED)), place
