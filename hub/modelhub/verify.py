@@ -261,8 +261,10 @@ def _values_of(tensor: Any, handles: Any, progress: Progress | None) -> list[Fin
     from modelhub import codecs
     from modelhub.engine.values import tensor_chunks
 
+    if tensor.value is None:  # its dtype may be nothing but a name (texts)
+        return []
     dtype, codec = dtypes.get(tensor.dtype), codecs.find(tensor.dtype)
-    if tensor.value is None or dtype.kind not in ("float", "complex", "quantized") or codec is None or not prod(tensor.shape):
+    if dtype.kind not in ("float", "complex", "quantized") or codec is None or not prod(tensor.shape):
         return []
     nan = infinite = 0
     try:
