@@ -44,21 +44,21 @@ Value = Extent | Inline | Node
 
 def tensor(dataset: Dataset, name: str, place: Place, who: str, *, opaque: str = "", view: str = "both") -> Tensor:
     """The record of a dataset. ``opaque``: the type of elements that have none of their own."""
-    from h5py import h5d
+    from h5py import h5d  # type: ignore[import-untyped]
 
     if dataset.outside:
-        return Tensor(name, "U8", (), None, view=view, unsupported=dataset.outside)
+        return Tensor(name, "LINK", (), None, view=view, unsupported=dataset.outside)
     plan = dataset.id.get_create_plist()
     if plan.get_layout() == h5d.VIRTUAL:  # before anything asks for its shape, for which the library may look for the others
-        return Tensor(name, "U8", (), None, view=view, unsupported="virtual dataset, which is made of other files' data")
+        return Tensor(name, "VIRTUAL", (), None, view=view, unsupported="virtual dataset, which is made of other files' data")
     shape = _shape(dataset.id)
     dtype, swapped, why = _dtype(dataset.id.get_type(), opaque)
     if why or shape is None:
-        return Tensor(name, dtype or "U8", shape or (), None, view=view, unsupported=why or "dataset without a shape")
+        return Tensor(name, dtype, shape or (), None, view=view, unsupported=why or "dataset without a shape")
     if plan.get_external_count():
         return Tensor(name, dtype, shape, None, view=view, unsupported="dataset whose bytes lie in another file")
     value, why = _value(dataset.id, plan, dtype, shape, place, f"{who}: dataset {dataset.path[:200]!r}")
-    if value is not None and swapped and prod(shape):
+    if value is not None and swapped and 0 not in shape:
         value = ops.byteswap(value, dtype, shape)
     return Tensor(name, dtype, shape, value, view=view, unsupported=why)
 
@@ -68,7 +68,7 @@ def leads_out(dataset: Dataset) -> str:
     from h5py import h5d
 
     if dataset.outside:
-        return dataset.outside
+        return f"a {dataset.outside}"
     plan = dataset.id.get_create_plist()
     if plan.get_layout() == h5d.VIRTUAL:
         names = {plan.get_virtual_filename(number) for number in range(min(plan.get_virtual_count(), 10))} - {"."}
@@ -98,26 +98,26 @@ def _dtype(kind: Any, opaque: str) -> tuple[str, bool, str]:
             if found is None and (size, *kind.get_fields()) == (1, 7, 3, 4, 0, 3):
                 found = "F8_E4M3"
             if found is None:
-                return "", False, f"dataset of floats of {size} bytes with fields {kind.get_fields()}"
+                return "FLOAT", False, f"dataset of floats of {size} bytes with fields {kind.get_fields()}"
             return found, kind.get_order() == h5t.ORDER_BE and size > 1, ""
         case h5t.INTEGER:
             found = f"{'I' if kind.get_sign() else 'U'}{8 * size}"
             if size not in (1, 2, 4, 8) or kind.get_precision() != 8 * size:
-                return "", False, f"dataset of integers of {kind.get_precision()} bits in {size} bytes"
+                return "INTEGER", False, f"dataset of integers of {kind.get_precision()} bits in {size} bytes"
             return found, kind.get_order() == h5t.ORDER_BE and size > 1, ""
         case h5t.ENUM:
             names = {kind.get_member_name(number) for number in range(min(kind.get_nmembers(), 3))}
             if size == 1 and names == {b"FALSE", b"TRUE"}:
                 return "BOOL", False, ""
-            return "", False, "dataset of an enumeration"
+            return "ENUM", False, "dataset of an enumeration"
         case h5t.COMPOUND:
             return _complex(kind, size)
         case h5t.OPAQUE:
             found = _OPAQUE.get((opaque, size))
-            return (found, False, "") if found else ("", False, f"dataset of {size} opaque bytes an element")
+            return (found, False, "") if found else ("OPAQUE", False, f"dataset of {size} opaque bytes an element")
         case h5t.STRING | h5t.VLEN:
             return "STRING", False, "dataset of texts" if kind.get_class() == h5t.STRING else "dataset of lists of any length"
-    return "", False, "dataset of references or of another type that is no number"
+    return "OTHER", False, "dataset of references or of another type that is no number"
 
 
 def _complex(kind: Any, size: int) -> tuple[str, bool, str]:
@@ -129,7 +129,7 @@ def _complex(kind: Any, size: int) -> tuple[str, bool, str]:
         parts = [kind.get_member_type(number) for number in (0, 1)]
         if all(one.get_class() == h5t.FLOAT and one.get_size() == size // 2 for one in parts):
             return f"C{8 * size}", parts[0].get_order() == h5t.ORDER_BE, ""
-    return "", False, "dataset of records"
+    return "RECORD", False, "dataset of records"
 
 
 def _value(identifier: Any, plan: Any, dtype: str, shape: tuple[int, ...], place: Place, who: str) -> tuple[Value | None, str]:

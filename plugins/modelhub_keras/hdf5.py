@@ -76,7 +76,7 @@ class Window:
 @contextmanager
 def opened(window: Window, name: str) -> Iterator[Any]:
     """The h5py file in ``window``. What the library says of a broken one is an `InvalidFile`, or an `IncompleteFile`."""
-    import h5py
+    import h5py  # type: ignore[import-untyped]
 
     try:
         # A file that is not closed crashes the interpreter when it ends.
@@ -157,7 +157,7 @@ def _member(file: Any, group: Any, member: bytes) -> tuple[Any, str]:
         if kind != h5l.TYPE_SOFT:
             value = group.links.get_val(part)
             where = b" ".join(value) if isinstance(value, tuple) else b"a link of an unknown kind"
-            return None, "a link to another file, " + where.decode("utf-8", "replace")[:300]
+            return None, "link to another file, " + where.decode("utf-8", "replace")[:300]
         hops += 1
         if hops > MAX_HOPS:
             return None, ""

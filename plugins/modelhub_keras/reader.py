@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from modelhub import (
@@ -82,13 +82,11 @@ def _of_archive(file: File) -> Detection | Rejected:
 
 def _is_keras(file: File) -> bool:
     """Whether an HDF5 file is one of Keras's."""
-    if file.name.lower().endswith(".weights.h5") or any(mark in file.head or mark in file.tail for mark in _MARKS):
-        return True
     try:
         with hdf5.opened(hdf5.Window(file), file.name) as opened:
             return _layout(opened) != "plain"
     except (FileProblem, ImportError):
-        return False
+        return file.name.lower().endswith(".weights.h5") or any(mark in file.head or mark in file.tail for mark in _MARKS)
 
 
 def _layout(file: Any) -> str:
@@ -126,7 +124,7 @@ def read(checkpoint: Checkpoint) -> Records:
         yield describe.metadata(opened, found, tensors, _layout(opened), "hdf5")
 
 
-def _weights(opened: Any, file: File, place: hdf5.Place) -> Iterator[Tensor | Finding]:
+def _weights(opened: Any, file: File, place: hdf5.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
     """The tensors of an HDF5 file; those of the optimiser are stored alone. Returns the model's own."""
     found = {one.path: one for one in hdf5.walk(opened, file.name)}
     for one in found.values():
@@ -139,16 +137,16 @@ def _weights(opened: Any, file: File, place: hdf5.Place) -> Iterator[Tensor | Fi
     for path in readable:
         view = "stored" if names.is_optimizer(path) else "both"
         opaque = _opaque(found[path])
-        one = datasets.tensor(found[path], readable[path], place, file.name, opaque=opaque, view=view)
+        tensor = datasets.tensor(found[path], readable[path], place, file.name, opaque=opaque, view=view)
         if view == "both":
-            made.append(one)
-        yield one
+            made.append(tensor)
+        yield tensor
     return made
 
 
 def _opaque(dataset: hdf5.Dataset) -> str:
     """The type that Keras notes beside elements of none; older files leave it out, and had but one such."""
-    import h5py
+    import h5py  # type: ignore[import-untyped]
 
     if dataset.id is None or dataset.id.get_type().get_class() != h5py.h5t.OPAQUE:
         return ""

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
     name: str
     graph: int
-    index: int
+    number: int
     type: int
     shape: tuple[int, ...]
     signature: tuple[int, ...]

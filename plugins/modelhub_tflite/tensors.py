@@ -29,11 +29,11 @@ def constants(model: Model) -> Iterator[tuple[str, Entry]]:
         for entry in entries:
             if entry.place is None and not entry.external:
                 continue
-            name = entry.name or f"tensor_{entry.index}"
+            name = entry.name or f"tensor_{entry.number}"
             if name in taken:
                 name = f"{model.graphs[number] or number}/{name}"
             if name in taken:
-                name = f"{name}#{entry.index}"
+                name = f"{name}#{entry.number}"
             while name in taken:
                 name += "'"
             taken.add(name)
