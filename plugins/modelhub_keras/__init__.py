@@ -41,7 +41,6 @@ def modelhub_formats() -> Iterator[Format]:
         name="hdf5",
         title="HDF5",
         suffixes=HDF5_SUFFIXES,
-        magics=(hdf5.MAGIC,),
         dtypes=DTYPES,
         extension=".h5",
         sharing="exact",

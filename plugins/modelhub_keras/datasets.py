@@ -57,7 +57,7 @@ def tensor(dataset: Dataset, name: str, place: Place, who: str, *, opaque: str =
         return Tensor(name, dtype, shape or (), None, view=view, unsupported=why or "dataset without a shape")
     if plan.get_external_count():
         return Tensor(name, dtype, shape, None, view=view, unsupported="dataset whose bytes lie in another file")
-    value, why = _value(dataset.id, plan, dtype, shape, place, f"{who}: dataset {dataset.path[:200]!r}")
+    value, why = _value(dataset.id, plan, dtype, swapped, shape, place, f"{who}: dataset {dataset.path[:200]!r}")
     if value is not None and swapped and 0 not in shape:
         value = ops.byteswap(value, dtype, shape)
     return Tensor(name, dtype, shape, value, view=view, unsupported=why)
@@ -132,7 +132,9 @@ def _complex(kind: Any, size: int) -> tuple[str, bool, str]:
     return "RECORD", False, "dataset of records"
 
 
-def _value(identifier: Any, plan: Any, dtype: str, shape: tuple[int, ...], place: Place, who: str) -> tuple[Value | None, str]:
+def _value(
+    identifier: Any, plan: Any, dtype: str, swapped: bool, shape: tuple[int, ...], place: Place, who: str
+) -> tuple[Value | None, str]:
     """(the bytes of a dataset, why they cannot be had)."""
     from h5py import h5d
 
@@ -152,28 +154,31 @@ def _value(identifier: Any, plan: Any, dtype: str, shape: tuple[int, ...], place
     if layout == h5d.CONTIGUOUS:
         stored = identifier.get_storage_size()
         if not stored:  # never written: all its elements are the one that stands in its header
-            return _filled(plan, dtype, shape)
+            return _filled(plan, dtype, swapped, shape)
         offset = identifier.get_offset()
         if offset is None or stored != nbytes:
             raise InvalidFile(f"{who}: {dtype} {list(shape)} takes {nbytes} bytes, {stored} are stored")
         return place(offset, nbytes), ""
     if layout == h5d.CHUNKED:
-        return _chunked(identifier, plan, dtype, shape, place, who)
+        return _chunked(identifier, plan, dtype, swapped, shape, place, who)
     return None, "dataset of an unknown layout"
 
 
-def _filled(plan: Any, dtype: str, shape: tuple[int, ...]) -> tuple[Value | None, str]:
-    """A whole of one element again and again."""
+def _filled(plan: Any, dtype: str, swapped: bool, shape: tuple[int, ...]) -> tuple[Value | None, str]:
+    """A whole of one element again and again, in the byte order that what was written has."""
     import numpy as np
 
-    one = np.zeros(1, dtypes.get(dtype).numpy or "u1")
+    kind = np.dtype(dtypes.get(dtype).numpy or "u1")
+    one = np.zeros(1, kind.newbyteorder(">") if swapped else kind)
     if dtype == "BF16" or dtype.startswith("F8"):
         return None, "dataset that was never written"
     plan.get_fill_value(one)
     return ops.strided(Inline(one.tobytes()), dtype, shape, [0] * len(shape)), ""
 
 
-def _chunked(identifier: Any, plan: Any, dtype: str, shape: tuple[int, ...], place: Place, who: str) -> tuple[Value | None, str]:
+def _chunked(
+    identifier: Any, plan: Any, dtype: str, swapped: bool, shape: tuple[int, ...], place: Place, who: str
+) -> tuple[Value | None, str]:
     filters = [plan.get_filter(number) for number in range(plan.get_nfilters())]
     codes = [code for code, *_ in filters]
     if strange := next((code for code in codes if code not in (_DEFLATE, _SHUFFLE, _FLETCHER)), None):
@@ -187,7 +192,7 @@ def _chunked(identifier: Any, plan: Any, dtype: str, shape: tuple[int, ...], pla
     parts: list[Value] = []
     boxes: list[list[list[int]]] = []
     if not identifier.get_num_chunks():
-        return _filled(plan, dtype, shape)
+        return _filled(plan, dtype, swapped, shape)
     missing = set(product(*grid))
     for number in range(identifier.get_num_chunks()):
         info = identifier.get_chunk_info(number)
@@ -200,7 +205,7 @@ def _chunked(identifier: Any, plan: Any, dtype: str, shape: tuple[int, ...], pla
         boxes.append(box)
     for corner in sorted(missing):  # chunks that were never written
         box = [[at, min(side, whole - at)] for at, side, whole in zip(corner, sides, shape, strict=True)]
-        part, why = _filled(plan, dtype, tuple(length for _, length in box))
+        part, why = _filled(plan, dtype, swapped, tuple(length for _, length in box))
         if part is None:
             return None, why
         parts.append(part)

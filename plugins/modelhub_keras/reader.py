@@ -28,7 +28,7 @@ from modelhub_keras import config, datasets, describe, hdf5, names
 from modelhub_keras.hdf5 import group_at
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
-HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
+HDF5_SUFFIXES = (".h5", ".hdf5")
 ZIP = b"PK\x03\x04"
 WEIGHTS = "model.weights.h5"
 OUTSIDE = "hdf5-outside"
@@ -55,12 +55,9 @@ def detect(file: File) -> Detection | Rejected | None:
 
 
 def detect_plain(file: File) -> Detection | Rejected | None:
-    """Any other HDF5 file that is called like one."""
+    """Any other HDF5 file that is called like one: whoever keeps in this container what is no model calls it otherwise."""
     if _is_hdf5(file):
-        # Whoever keeps arrays in other files of this container calls them otherwise.
-        return Detection([file.path], confidence=40) if file.name.lower().endswith(HDF5_SUFFIXES) else None
-    if not file.name.lower().endswith((".h5", ".hdf5")):
-        return None
+        return Detection([file.path], confidence=40)
     return Rejected(f"{file.name}: no HDF5 file: it starts with {file.head[:8]!r}, expected {hdf5.MAGIC!r}", 20)
 
 

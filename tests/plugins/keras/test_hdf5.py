@@ -1,0 +1,158 @@
+"""Plain HDF5, written by h5py: every layout and filter is read to the bit or refused in words; nothing leads out of the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from modelhub import plugins
+from modelhub.detect import inspect_path
+from modelhub.engine import read_tensor
+from modelhub.found import Found
+from modelhub.testing import FormatConformance
+from numpy.typing import NDArray
+
+from tests.conftest import Modelhub
+
+
+class TestHdf5(FormatConformance):
+    format = "hdf5"
+    library_dtypes = ("F32", "F64", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64", "C128")
+
+    def write(self, path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+        with h5py.File(path, "w") as file:
+            for name, array in tensors.items():
+                if ".." in name.split("/"):
+                    raise ValueError("h5py takes this for a name like any other, and others do not")
+                file.create_dataset(name, data=array)
+
+
+def look(path: Path) -> Found:
+    return inspect_path(str(path), plugins.get().formats)
+
+
+def layouts(path: Path, **settings: Any) -> None:
+    """Every way in which HDF5 keeps the bytes of an array."""
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w", **settings) as file:
+        for kind in ("<f4", ">f4", ">f8", "<i8", ">i2", ">c8"):
+            file[f"kinds/{kind[1:]}_{'big' if kind[0] == '>' else 'little'}"] = random.standard_normal((5, 7)).astype(kind)
+        array = random.standard_normal((13, 29)).astype("f4")
+        file.create_dataset("chunked", data=array, chunks=(4, 10))
+        file.create_dataset("gzip", data=array, chunks=(4, 10), compression="gzip")
+        file.create_dataset("shuffled", data=array.astype(">f8"), chunks=(5, 5), compression="gzip", shuffle=True)
+        file.create_dataset("summed", data=array, chunks=(13, 29), shuffle=True, fletcher32=True)
+        file.create_dataset("all", data=array, chunks=(1, 29), shuffle=True, compression="gzip", fletcher32=True)
+        file.create_dataset("cube", data=random.integers(0, 99, (5, 6, 7), "i2"), chunks=(2, 4, 3), compression="gzip")
+        file.create_dataset("bytes", data=random.integers(0, 99, 100, "u1"), chunks=(30,), shuffle=True, compression="gzip")
+        partly = file.create_dataset("partly", (100,), "f4", chunks=(10,), fillvalue=2.5)
+        partly[35:42] = 7
+        file.create_dataset("blank", (6, 3), "f4", fillvalue=-1)
+        file.create_dataset("blank_big", (6,), ">i4", fillvalue=258)
+        file.create_dataset("blank_chunks", (6, 3), "f8", chunks=(2, 2))
+        shrunk = file.create_dataset("shrunk", data=np.arange(100, dtype="i4"), chunks=(10,), maxshape=(None,))
+        shrunk.resize((33,))
+        file["scalar"], file["flags"], file["none"] = np.float32(3), np.array([True, False]), np.zeros((0, 4), "f4")
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_layout(h5py.h5d.COMPACT)
+        compact = h5py.h5d.create(file.id, b"compact", h5py.h5t.NATIVE_FLOAT, h5py.h5s.create_simple((2, 3)), plan)
+        compact.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(6, dtype="f4").reshape(2, 3))
+        file["soft"] = h5py.SoftLink("/kinds/../chunked")
+        file["also"] = h5py.SoftLink("kinds/f4_little")
+        file["hard"] = file["gzip"]
+        file["round"], file["nowhere"] = h5py.SoftLink("/round"), h5py.SoftLink("/not/there")
+        file["kinds/up"] = file["/"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"userblock_size": 1024}, {"libver": "latest"}], ids=["", "userblock", "latest"])
+def test_every_layout_is_read_to_the_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = tmp_path / "a.h5"
+    layouts(path, **settings)
+    table = look(path).load_table().by_name
+    with h5py.File(path) as file:
+        kinds = {f"kinds/{name}" for name in file["kinds"] if name != "up"}
+        names = kinds | {name for name in file if name not in ("kinds", "round", "nowhere", "soft")}
+        assert set(table) == names
+        for name, tensor in table.items():
+            want = file[name][()]
+            assert tensor.shape == want.shape, name
+            assert read_tensor(tensor).tobytes() == want.astype(want.dtype.newbyteorder("<")).tobytes(), name
+
+
+def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("lzf", data=np.zeros((10, 10)), compression="lzf")
+        file.create_dataset("scaled", data=np.arange(100), scaleoffset=0)
+        file.create_dataset("many", (1 << 40,), "f4", chunks=(1 << 16,))[7] = 1
+        file["texts"], file["empty"] = ["a", "b"], h5py.Empty("f4")
+        file["records"] = np.zeros(3, [("a", "f4"), ("b", "i4")])
+        file.create_dataset("lists", (2,), h5py.vlen_dtype("f4"))
+        file.create_dataset("links", (2,), h5py.ref_dtype)
+        file["good"] = np.ones(3, "f4")
+    found = {tensor.name: tensor.unsupported for tensor in look(tmp_path / "a.h5").load_table().logical}
+    words = {
+        "lzf": "LZF", "scaled": "scaleoffset", "many": "chunks, at most", "texts": "texts", "empty": "without a shape",
+        "records": "records", "lists": "lists of any length", "links": "references",
+    }  # fmt: skip
+    assert found.pop("good") == ""
+    assert set(found) == set(words)
+    for name, word in words.items():
+        assert word in found[name]
+
+
+def test_values_are_checked_and_converted_where_some_are_no_numbers(tmp_path: Path, modelhub: Modelhub) -> None:
+    from safetensors.numpy import load_file
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["texts"], file["good"] = ["a", "b"], np.ones(3, "f4")
+    assert modelhub("verify", tmp_path / "a.h5", "--level", "values").lines[0].startswith("ok")
+    modelhub("convert", tmp_path / "a.h5", "--to", "safetensors", "--skip-unsupported", "-o", tmp_path / "a.safetensors")
+    assert load_file(tmp_path / "a.safetensors")["good"].tolist() == [1, 1, 1]
+
+
+def test_nothing_leads_out_of_the_file(tmp_path: Path, modelhub: Modelhub) -> None:
+    """Every road leads to a pipe that nobody writes to: whoever opened it would wait for ever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "pipe0").symlink_to(pipe)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["link"] = h5py.ExternalLink(str(pipe), "/w")
+        file["through"] = h5py.SoftLink("/link/w")
+        file["model_weights"] = h5py.ExternalLink(str(pipe), "/w")
+        file["vars"] = h5py.SoftLink("/link/vars")
+        file.create_dataset("stored", (10,), "f4", external=[(str(pipe), 0, 40)])
+        source = h5py.VirtualSource(str(pipe), "w", shape=(10,))
+        for name, shape in (("made", (10,)), ("made2", (20,))):
+            layout = h5py.VirtualLayout(shape, "f4")
+            layout[:10] = source
+            file.create_virtual_dataset(name, layout)
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        inner = h5py.h5s.create_simple((1,), (h5py.h5s.UNLIMITED,))  # as many files as there are
+        inner.select_hyperslab((0,), (h5py.h5s.UNLIMITED,), (10,), (10,))
+        whole = h5py.h5s.create_simple((10,))
+        plan.set_virtual(inner, f"{tmp_path}/pipe%b".encode(), b"w", whole)
+        grows = h5py.h5s.create_simple((1,), (h5py.h5s.UNLIMITED,))
+        h5py.h5d.create(file.id, b"grows", h5py.h5t.NATIVE_FLOAT, grows, plan)
+        file["good"] = np.ones(3, "f4")
+    shown = modelhub("show", tmp_path / "a.h5", "--tensors", "--json").json
+    assert shown["state"] == "ready"
+    unsafe = [item["message"] for item in shown["findings"] if item["severity"] == "unsafe"]
+    assert all(any(repr(name) in text for text in unsafe) for name in ("link", "stored", "made", "made2", "grows", "through"))
+    assert "pipe" in unsafe[0]
+    result = modelhub("verify", tmp_path / "a.h5", status=1)
+    assert "unsafe" in result.stdout
+
+
+def test_a_dataset_of_gigabytes_is_indexed_at_once(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        h5py.h5d.create(file.id, b"w", h5py.h5t.NATIVE_FLOAT, h5py.h5s.create_simple((1 << 30, 2)), plan)
+    assert os.path.getsize(tmp_path / "a.h5") > 8 << 30
+    (tensor,) = look(tmp_path / "a.h5").load_table().logical
+    assert (tensor.shape, tensor.value is not None and tensor.value[2]) == ((1 << 30, 2), 8 << 30)  # type: ignore[index]
