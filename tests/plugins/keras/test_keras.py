@@ -1,0 +1,290 @@
+"""Keras's files, made by Keras: names and values are the model's own, code in them is named and never run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from modelhub import dtypes, plugins
+from modelhub.detect import inspect_path
+from modelhub.engine import read_tensor
+from modelhub.found import Found
+from modelhub.table import Table
+
+from tests.conftest import Modelhub
+
+KINDS = (".keras", ".h5", ".weights.h5")
+
+
+def look(path: Path) -> Found:
+    return inspect_path(str(path), plugins.get().formats)
+
+
+def values(table: Table) -> dict[str, Any]:
+    """The model's weights as float32 arrays."""
+    found = {}
+    for tensor in table.logical:
+        data = np.frombuffer(read_tensor(tensor).tobytes(), dtypes.get(tensor.dtype).numpy)
+        if tensor.dtype == "BF16":
+            data = (data.astype("<u4") << 16).view("<f4")
+        found[tensor.name] = data.astype("f4").reshape(tensor.shape)
+    return found
+
+
+def expected(path: Path) -> dict[str, Any]:
+    """What Keras itself says, under the names that people see: from the layer on, with what it is wrapped in."""
+    with np.load(path) as said:
+        names = {name: re.sub(r"^(digits|halves)/", "", name) for name in said.files}
+        names |= {name: f"towers/{name}" for name in said.files if name.startswith("tower/")}
+        return {names[name]: said[name] for name in said.files}
+
+
+@pytest.mark.parametrize("model", ["digits", "tagger", "halves"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_values_are_the_models_own(made: Path, model: str, kind: str) -> None:
+    found = look(made / f"{model}{kind}")
+    assert (found.state, found.format) == ("ready", "keras")
+    got, want = values(found.load_table()), expected(made / f"{model}.npz")
+    assert set(got) == set(want)
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def test_whole_models_say_what_they_are(made: Path, modelhub: Modelhub) -> None:
+    for kind in (".keras", ".h5"):
+        shown = modelhub("show", made / f"digits{kind}", "--json").json
+        said = shown["metadata"]
+        assert shown["architecture"] == "Sequential"
+        assert said["input_shape"] == "[?, 12, 12, 1]"
+        assert said["layers"]["Dense"] == 2
+        assert said["keras_version"].startswith("3.")
+        assert said["optimizer_state"] is True
+        assert not shown["findings"]
+    assert modelhub("show", made / "digits.h5", "--json").json["metadata"]["backend"] == "tensorflow"
+    assert modelhub("show", made / "tagger.keras", "--json").json["metadata"]["layers"]["LSTM"] >= 1
+
+
+def test_the_same_weights_in_all_three_files(made: Path, modelhub: Modelhub) -> None:
+    for kind in KINDS[1:]:
+        assert modelhub("diff", made / "digits.keras", made / f"digits{kind}", "--json").json["equal"] is True
+
+
+def test_conversion_is_equal_to_what_h5py_reads(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    from safetensors.numpy import load_file
+
+    output = tmp_path / "digits.safetensors"
+    modelhub("convert", made / "digits.h5", "--to", "safetensors", "-o", output)
+    got = load_file(output)
+    with h5py.File(made / "digits.h5") as file:
+        root = file["model_weights"]
+        listed = [(layer, name) for layer in root.attrs["layer_names"] for name in root[layer].attrs["weight_names"]]
+        assert len(listed) == len(got)  # and none of the optimiser's
+        for layer, name in listed:
+            want = root[layer][name][()]
+            assert got[str(name).removeprefix("digits/")].tobytes() == want.tobytes()
+
+
+def test_weights_quantized_by_keras_are_labelled(made: Path) -> None:
+    found = look(made / "int8.keras")
+    assert found.precision == "INT8"
+    assert {name: tensor.dtype for name, tensor in found.load_table().by_name.items()} == {
+        "d/kernel": "I8", "d/bias": "F32", "d/kernel_scale": "F32",
+    }  # fmt: skip
+
+
+# --- other ages and other writers ---------------------------------------------------------------------------------
+
+
+def old_weights(path: Path, layers: Mapping[str, Mapping[str, Any]], *, split: int = 0, version: str = "2.1.5") -> None:
+    """As Keras 1 and 2, tf-keras and transformers wrote weights: names as attributes, split where they are too long for one."""
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"], file.attrs["backend"] = version.encode(), b"tensorflow"
+        attribute(file, "layer_names", list(layers), split)
+        for layer, weights in layers.items():
+            group = file.create_group(layer)
+            attribute(group, "weight_names", list(weights), split)
+            for name, array in weights.items():
+                group[name] = array
+
+
+def attribute(group: Any, name: str, texts: list[str], split: int) -> None:
+    data = np.asarray([text.encode() for text in texts])
+    if split and len(data) > split:
+        for number, part in enumerate(np.array_split(data, -(-len(data) // split))):
+            group.attrs[f"{name}{number}"] = part
+    else:
+        group.attrs[name] = data
+
+
+@pytest.mark.parametrize("split", [0, 3])
+def test_weights_of_older_kerases_in_their_order(tmp_path: Path, split: int) -> None:
+    layers = {
+        f"layer_{number}": {f"layer_{number}/{name}:0": np.full((2, number + 1), number, "f4") for name in ("kernel", "bias")}
+        for number in (10, 9, 2, 1)
+    }
+    old_weights(tmp_path / "w.h5", {**layers, "flatten": {}}, split=split)
+    found = look(tmp_path / "w.h5")
+    assert [tensor.name for tensor in found.load_table().logical] == [
+        f"layer_{number}/{name}" for number in (10, 9, 2, 1) for name in ("kernel", "bias")
+    ]
+    assert found.metadata["keras_version"] == "2.1.5"
+
+
+def test_names_of_transformers_and_of_models_inside(tmp_path: Path) -> None:
+    one = np.ones(3, "f4")
+    old_weights(
+        tmp_path / "tf_model.h5",
+        {
+            "bert": {"tf_bert_model/bert/embeddings/word_embeddings/weight:0": one},
+            "tower": {"a/kernel:0": one * 2},
+            "top_level_model_weights": {"scale:0": one * 3},
+            "x": {"m/x/w:0": one * 4, "n/x/w:0": one * 5},
+        },
+    )
+    table = look(tmp_path / "tf_model.h5").load_table().by_name
+    assert set(table) == {"bert/embeddings/word_embeddings/weight", "tower/a/kernel", "scale", "x/m/x/w:0", "x/n/x/w:0"}
+
+
+def test_a_listed_weight_that_is_not_there_is_an_error(tmp_path: Path, modelhub: Modelhub) -> None:
+    old_weights(tmp_path / "w.h5", {"d": {"d/kernel:0": np.ones(3, "f4")}})
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        file["d"].attrs["weight_names"] = np.asarray([b"d/kernel:0", b"d/bias:0"])
+    result = modelhub("verify", tmp_path / "w.h5", status=1)
+    assert "'d/d/bias:0'" in result.stdout
+
+
+def test_plain_hdf5_is_not_taken_for_keras(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["experiment/run_1/weights"] = np.ones(3, "f4")
+    found = look(tmp_path / "a.h5")
+    assert found.format == "hdf5"
+    assert set(found.load_table().by_name) == {"experiment/run_1/weights"}
+
+
+def test_a_name_without_a_suffix_is_enough_for_keras(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_bytes((made / "digits.h5").read_bytes())
+    assert look(tmp_path / "checkpoint").format == "keras"
+
+
+def test_an_archive_that_somebody_compressed(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    path = tmp_path / "packed.keras"
+    with zipfile.ZipFile(made / "tagger.keras") as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert modelhub("diff", made / "tagger.keras", path, "--json").json["equal"] is True
+
+
+def test_without_h5py_files_are_told_and_the_extra_is_named(made: Path) -> None:
+    program = f"""
+import sys
+sys.modules["h5py"] = None
+from modelhub import dtypes, plugins
+from modelhub.detect import inspect_path
+for name in {[str(made / f"digits{kind}") for kind in KINDS]!r}:
+    found = inspect_path(name, plugins.get().formats)
+    print(found.format, found.state, found.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(KINDS)
+    assert all(line.startswith("keras unsupported") and "[keras]" in line for line in lines), lines
+
+
+# --- code in a model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [".keras", ".h5"])
+def test_a_lambda_inside_of_wrappers_is_unsafe(made: Path, modelhub: Modelhub, kind: str) -> None:
+    found = modelhub("show", made / f"code{kind}", "--json").json["findings"]
+    (unsafe,) = [item for item in found if item["severity"] == "unsafe"]
+    assert "'tagger/each/twice'" in unsafe["message"]
+    assert "Lambda" in unsafe["message"]
+    assert modelhub("verify", made / f"code{kind}", status=1).lines[0].startswith("failed")
+
+
+def with_config(made: Path, path: Path, config: Any) -> Path:
+    """A ``.keras`` of real weights with another configuration."""
+    with zipfile.ZipFile(made / "digits.keras") as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            text = config if isinstance(config, (str, bytes)) else json.dumps(config)
+            target.writestr(name, text if name == "config.json" else source.read(name))
+    return path
+
+
+def layer(kind: str, name: str = "bad", module: str | None = "keras.layers", **config: Any) -> dict[str, Any]:
+    return {"module": module, "class_name": kind, "config": {"name": name, **config}, "registered_name": None}
+
+
+def model(*layers: Any, name: str = "m") -> dict[str, Any]:
+    return layer("Functional", name, "keras", layers=list(layers))
+
+
+MARSHALLED = "4wEAAAAAAAAAAAAAAAEAAAADAAAA8wQAAACXAHwAUwApAU6pACkB2gF4cwEAAAAg"
+UNSAFE = {
+    "nested": (model(model(layer("TimeDistributed", "t", layer=layer("Lambda")), name="in")), "'m/in/t/bad'"),
+    "legacy": (model(layer("Lambda", function=[MARSHALLED, None, None], function_type="lambda", module="x")), "'m/bad'"),
+    "function of its own": (
+        model(layer("Dense", activation={"class_name": "__lambda__", "config": {"code": MARSHALLED}})), "marshalled"),
+    "registered": (model(layer("lab>Lambda", module=None)), "Lambda"),
+    "any module": (model({"module": "os", "class_name": "function", "config": "system", "registered_name": "f"}), "os.function"),
+    "builtins": (model({"module": "builtins", "class_name": "eval", "config": {}, "registered_name": "x"}), "builtins.eval"),
+    "subprocess": (model(layer("Popen", module="subprocess", args="touch /tmp/x")), "subprocess.Popen"),
+    "torch": (model(layer("TorchModuleWrapper", module_pickled="gASV")), "pickle"),
+    "vocabulary": (model(layer("StringLookup", vocabulary="/etc/passwd")), "'/etc/passwd'"),
+    "tensorflow": (model(layer("TFOpLambda", function="io.write_file", module="tensorflow")), "io.write_file"),
+    "deep": (json.loads('{"class_name":"A","config":' * 300 + json.dumps(layer("Lambda")) + "}" * 300), "Lambda"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", UNSAFE)
+def test_code_is_found_wherever_it_hides(made: Path, tmp_path: Path, what: str) -> None:
+    config, word = UNSAFE[what]
+    found = look(with_config(made, tmp_path / "m.keras", config))
+    assert found.state == "ready", found.reason
+    unsafe = [item.message for item in found.findings if item.severity == "unsafe"]
+    assert len(unsafe) == 1, unsafe
+    assert word in unsafe[0]
+
+
+def test_a_thousand_lambdas_are_told_in_bounds(made: Path, tmp_path: Path) -> None:
+    found = look(with_config(made, tmp_path / "m.keras", model(*(layer("Lambda", f"l{n}") for n in range(5000)))))
+    assert 100 <= len(found.findings) <= 1000
+
+
+def test_what_is_keras_s_own_is_not_suspected(made: Path) -> None:
+    for name in ("digits", "tagger", "halves"):
+        assert not look(made / f"{name}.keras").findings
+        assert not look(made / f"{name}.h5").findings
+    assert not look(made / "int8.keras").findings
+
+
+def test_custom_objects_are_a_warning(made: Path, modelhub: Modelhub) -> None:
+    result = modelhub("verify", made / "custom.keras")
+    assert "lab>Mine" in result.stdout
+    assert "warning" in result.stdout
+
+
+def test_nothing_in_it_is_ever_run(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    """A function that would leave a file behind, in each of the places where Keras would call it."""
+    import base64
+    import marshal
+
+    trace = tmp_path / "trace"
+    code = base64.b64encode(marshal.dumps(compile(f"open({str(trace)!r}, 'w')", "x", "exec"))).decode()
+    config = model(layer("Lambda", function={"class_name": "__lambda__", "config": {"code": code}}))
+    path = with_config(made, tmp_path / "m.keras", config)
+    modelhub("scan", tmp_path)
+    modelhub("verify", path, "--level", "all", status=1)
+    modelhub("convert", path, "--to", "safetensors", "-o", tmp_path / "o.safetensors")
+    assert os.path.exists(tmp_path / "o.safetensors")
+    assert not trace.exists()
