@@ -98,7 +98,10 @@ def quantization(model: Model) -> tuple[dict[str, Any], str]:
         found["per_channel"] = per_channel
     if other := sorted(filter(None, details)):
         found["details"] = other
-    return found, _mostly(count) or "mixed"
+    # As with other formats' quantizers: what is left in floats are layers that are too small to matter.
+    quantized = sum(count[label] for label in integers)
+    most = max(integers, key=lambda label: count[label], default="")
+    return found, most if 2 * quantized >= sum(count.values()) else _mostly(count) or "mixed"
 
 
 def _activations(model: Model) -> str:

@@ -136,6 +136,7 @@ def _graph(
     name = graph.text(schema.SubGraph.NAME, limit=MAX_NAME)[:KEPT]
     where = f"{file.name}: graph {name or number!r}"
     entries = [_entry(one, number, index, places, where) for index, one in enumerate(graph.tables(schema.SubGraph.TENSORS))]
+    computed: set[int] = {-1}
     model.graphs.append(name)
     model.tensors.append(entries)
     for at, one in enumerate(graph.tables(schema.SubGraph.OPERATORS)):
@@ -148,12 +149,18 @@ def _graph(
         for index in (*one.numbers(schema.Operator.INPUTS, "i"), *one.numbers(schema.Operator.OUTPUTS, "i")):
             if not -1 <= index < len(entries):
                 raise InvalidFile(f"{where}: operator {at} ({operator}) takes or gives tensor {index}, there are {len(entries)}")
+        computed.update(one.numbers(schema.Operator.OUTPUTS, "i"))
     for which, found in ((schema.SubGraph.INPUTS, model.inputs), (schema.SubGraph.OUTPUTS, model.outputs)):
         for index in graph.numbers(which, "i"):
             if not 0 <= index < len(entries):
                 raise InvalidFile(f"{where} takes or gives tensor {index}, there are {len(entries)}")
             if number == 0:
                 found.append(entries[index])
+            if which == schema.SubGraph.INPUTS:
+                computed.add(index)
+    for index, entry in enumerate(entries):  # a constant of no elements has no bytes, as what is computed has none
+        if entry.place is None and 0 in entry.shape and index not in computed and not entry.variable:
+            entries[index] = entry._replace(place=(0, 0))
 
 
 def _entry(tensor: Table, graph: int, index: int, places: Sequence[tuple[int, int] | None], where: str) -> Entry:

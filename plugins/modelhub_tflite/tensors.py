@@ -68,7 +68,7 @@ def _tensor(name: str, entry: Entry, model: Model, file: File) -> Iterator[Tenso
     if expected != end - start:
         what = f"{schema.LABELS[dtype]} {list(entry.shape)} takes {expected} bytes"
         raise InvalidFile(f"{who}: {what}, its buffer has {end - start} at offset {start}")
-    value: Extent | Node = extent
+    value: Extent | Inline | Node = extent if expected else Inline(b"")
     kept = dtype
     if prod(entry.shape) % known.block:  # the last byte is not full: no dtype says how many of its elements count
         kept, value = "I8" if _BITS[dtype][1] else "U8", unpacked(extent, dtype, entry.shape)
