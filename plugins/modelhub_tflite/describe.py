@@ -86,7 +86,7 @@ def quantization(model: Model) -> tuple[dict[str, Any], str]:
     activations = _activations(model)
     if not integers and not activations:
         return ({"scheme": "float16 weights", "weights": "F16"}, "") if _mostly(count) == "F16" else ({}, "")
-    weights = max(count, key=lambda label: count[label], default="")
+    weights = max(integers or count, key=lambda label: count[label], default="")
     found: dict[str, Any] = {"weights": weights, "quantized_parameters": sum(count[label] for label in integers)}
     if activations:
         found |= {"scheme": "full integer", "activations": activations}
@@ -100,8 +100,7 @@ def quantization(model: Model) -> tuple[dict[str, Any], str]:
         found["details"] = other
     # As with other formats' quantizers: what is left in floats are layers that are too small to matter.
     quantized = sum(count[label] for label in integers)
-    most = max(integers, key=lambda label: count[label], default="")
-    return found, most if 2 * quantized >= sum(count.values()) else _mostly(count) or "mixed"
+    return found, weights if 2 * quantized >= sum(count.values()) else _mostly(count) or "mixed"
 
 
 def _activations(model: Model) -> str:
