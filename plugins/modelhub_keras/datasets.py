@@ -42,25 +42,29 @@ _OPAQUE = {("bfloat16", 2): "BF16", ("float8_e4m3fn", 1): "F8_E4M3", ("float8_e5
 Value = Extent | Inline | Node
 
 
-def tensor(dataset: Dataset, name: str, place: Place, who: str, *, opaque: str = "", view: str = "both") -> Tensor:
-    """The record of a dataset. ``opaque``: the type of elements that have none of their own."""
+def tensor(dataset: Dataset, place: Place, who: str, *, opaque: str = "") -> Tensor:
+    """The record of a dataset, under its path. ``opaque``: the type of elements that have none of their own."""
     from h5py import h5d  # type: ignore[import-untyped]
 
     if dataset.outside:
-        return Tensor(name, "LINK", (), None, view=view, unsupported=dataset.outside)
+        return Tensor(dataset.path, "LINK", (), None, unsupported=dataset.outside)
     plan = dataset.id.get_create_plist()
     if plan.get_layout() == h5d.VIRTUAL:  # before anything asks for its shape, for which the library may look for the others
-        return Tensor(name, "VIRTUAL", (), None, view=view, unsupported="virtual dataset, which is made of other files' data")
+        return Tensor(dataset.path, "VIRTUAL", (), None, unsupported="virtual dataset, which is made of other files' data")
     shape = _shape(dataset.id)
     dtype, swapped, why = _dtype(dataset.id.get_type(), opaque)
     if why or shape is None:
-        return Tensor(name, dtype, shape or (), None, view=view, unsupported=why or "dataset without a shape")
+        return Tensor(dataset.path, dtype, shape or (), None, unsupported=why or "dataset without a shape")
     if plan.get_external_count():
-        return Tensor(name, dtype, shape, None, view=view, unsupported="dataset whose bytes lie in another file")
-    value, why = _value(dataset.id, plan, dtype, swapped, shape, place, f"{who}: dataset {dataset.path[:200]!r}")
-    if value is not None and swapped and 0 not in shape:
-        value = ops.byteswap(value, dtype, shape)
-    return Tensor(name, dtype, shape, value, view=view, unsupported=why)
+        return Tensor(dataset.path, dtype, shape, None, unsupported="dataset whose bytes lie in another file")
+    where = f"{who}: dataset {dataset.path[:200]!r}"
+    try:
+        value, why = _value(dataset.id, plan, dtype, swapped, shape, place, where)
+        if value is not None and swapped and 0 not in shape:
+            value = ops.byteswap(value, dtype, shape)
+    except ValueError as error:
+        raise InvalidFile(f"{where}: {str(error)[:300]}") from error
+    return Tensor(dataset.path, dtype, shape, value, unsupported=why)
 
 
 def leads_out(dataset: Dataset) -> str:

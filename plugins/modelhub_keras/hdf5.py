@@ -85,9 +85,19 @@ def opened(window: Window, name: str) -> Iterator[Any]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
         if window.problem:
             raise window.problem from error
+        if not _is_librarys(error):
+            raise
         said = " ".join(str(error).split())[:300]
         kind = IncompleteFile if "truncated file" in said else InvalidFile
         raise kind(f"{name}: HDF5's library cannot read it: {said or type(error).__name__}") from error
+
+
+def _is_librarys(error: BaseException) -> bool:
+    """Whether an exception was raised in h5py, and not by a mistake of ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "h5py" in trace.tb_frame.f_code.co_filename
 
 
 def walk(file: Any, name: str) -> Iterator[Dataset]:
@@ -95,14 +105,12 @@ def walk(file: Any, name: str) -> Iterator[Dataset]:
     to a dataset is told as that dataset, one to a group is not followed: what is there is found in its own place."""
     from h5py import h5d, h5g
 
-    seen: set[bytes] = set()
+    # Addresses are those in links: to ask an object for everything about it has the library go through all that is in it.
+    seen = {_root_address(file)}
     left = MAX_OBJECTS
     stack: list[tuple[Any, str, int]] = [(file["/"].id, "", 0)]
     while stack:
         group, path, depth = stack.pop()
-        if (key := _address(group)) in seen:
-            continue
-        seen.add(key)
         if depth > MAX_DEPTH:
             raise InvalidFile(f"{name}: groups nest deeper than {MAX_DEPTH}: {path[:200]!r}")
         inner = []
@@ -116,7 +124,8 @@ def walk(file: Any, name: str) -> Iterator[Dataset]:
                 yield Dataset(full, None, outside)
             elif isinstance(target, h5d.DatasetID):
                 yield Dataset(full, target)
-            elif isinstance(target, h5g.GroupID) and _is_hard(group, member):
+            elif isinstance(target, h5g.GroupID) and (address := _hard(group, member)) is not None and address not in seen:
+                seen.add(address)
                 inner.append((target, full, depth + 1))
         stack.extend(reversed(inner))
 
@@ -126,17 +135,20 @@ def _natural(name: bytes) -> tuple[int, int, bytes]:
     return (0, int(name), name) if name.isdigit() and len(name) < 10 else (1, 0, name)
 
 
-def _address(identifier: Any) -> bytes:
-    from h5py import h5o
+def _root_address(file: Any) -> int:
+    """The one that no link has, but for a group that contains it."""
+    from h5py import h5g
 
-    info = h5o.get_info(identifier)
-    return f"{info.fileno}:{info.addr}".encode()
+    low, high = h5g.get_objinfo(file["/"].id, b".").objno
+    return int(low) | int(high) << 32
 
 
-def _is_hard(group: Any, member: bytes) -> bool:
+def _hard(group: Any, member: bytes) -> int | None:
+    """The address of what a hard link leads to; None for any other link."""
     from h5py import h5l
 
-    return bool(group.links.get_info(member).type == h5l.TYPE_HARD)
+    info = group.links.get_info(member)
+    return int(info.u) if info.type == h5l.TYPE_HARD else None
 
 
 def _member(file: Any, group: Any, member: bytes) -> tuple[Any, str]:

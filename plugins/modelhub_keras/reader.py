@@ -123,18 +123,18 @@ def read(checkpoint: Checkpoint) -> Records:
 
 def _weights(opened: Any, file: File, place: hdf5.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
     """The tensors of an HDF5 file; those of the optimiser are stored alone. Returns the model's own."""
-    found = {one.path: one for one in hdf5.walk(opened, file.name)}
-    for one in found.values():
+    found: dict[str, Tensor] = {}
+    for one in hdf5.walk(opened, file.name):
         if where := datasets.leads_out(one):
             message = f"{one.path[:200]!r} has {where}: a reader of the model would open that file; it is not opened here"
             yield Finding(OUTSIDE, "unsafe", message, file=file.name)
+        found[one.path] = datasets.tensor(one, place, file.name, opaque=_opaque(one))
     readable, findings = names.readable(opened, list(found), file.name)
     yield from findings
     made: list[Tensor] = []
     for path in readable:
         view = "stored" if names.is_optimizer(path) else "both"
-        opaque = _opaque(found[path])
-        tensor = datasets.tensor(found[path], readable[path], place, file.name, opaque=opaque, view=view)
+        tensor = found[path]._replace(name=readable[path], view=view)
         if view == "both":
             made.append(tensor)
         yield tensor
