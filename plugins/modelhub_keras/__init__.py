@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from modelhub import Format, hookimpl
+from modelhub import Check, Format, hookimpl
 
-from modelhub_keras import hdf5
+from modelhub_keras import checks, hdf5
 from modelhub_keras.reader import HDF5_SUFFIXES, SUFFIXES, detect, detect_plain, read
 
 DTYPES = (
@@ -48,3 +48,9 @@ def modelhub_formats() -> Iterator[Format]:
         read=read if there else None,
         unavailable=missing,
     )
+
+
+@hookimpl
+def modelhub_checks() -> Iterator[Check]:
+    yield Check(name=checks.CUSTOM, level="safety", formats=("keras",), run=checks.custom, requires=("h5py",), extra="keras")
+    yield Check(name=checks.CRC, level="values", formats=("keras",), run=checks.crc)

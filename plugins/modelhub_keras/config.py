@@ -151,14 +151,6 @@ def _unsafe(config: Config, path: tuple[str, ...], what: str, file: str) -> None
     config.findings.append(Finding(CHECK, "unsafe", message, file=file))
 
 
-def warnings(config: Config, file: str) -> Iterator[Finding]:
-    """What needs somebody's code that is not in the file."""
-    if config.custom:
-        names = ", ".join(f"{name} ({where})" if where else name for name, where in list(config.custom.items())[:10])
-        more = f" and {len(config.custom) - 10} more" if len(config.custom) > 10 else ""
-        yield Finding(CHECK, "warning", f"custom objects, whose code is not in the file: {names[:600]}{more}", file=file)
-
-
 def _input_shape(inner: Any) -> list[Any] | None:
     """The shape of the first input, None for a side that is left open."""
     if not isinstance(inner, Mapping):

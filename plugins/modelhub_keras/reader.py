@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from modelhub import (
@@ -111,14 +111,31 @@ def read(checkpoint: Checkpoint) -> Records:
         yield from _archive(file)
         return
     with hdf5.opened(hdf5.Window(file), file.name) as opened:
-        text = hdf5.attribute(opened, "model_config")
-        found = None
-        if isinstance(text, str):
-            found = config.examine(config.load(text, f"{file.name}: its model_config"), file.name)
+        found = _model_config(opened, file)
+        if found is not None:
             yield from found.findings
-            yield from config.warnings(found, file.name)
         tensors = yield from _weights(opened, file, hdf5.placed(file, 0))
         yield describe.metadata(opened, found, tensors, _layout(opened), "hdf5")
+
+
+def configuration(file: File) -> config.Config | None:
+    """The configuration of the model in ``file``; None for weights alone."""
+    if file.head.startswith(ZIP):
+        return _config_json(file, {member.name: member for member in zip_members(file)})
+    with hdf5.opened(hdf5.Window(file), file.name) as opened:
+        return _model_config(opened, file)
+
+
+def _model_config(opened: Any, file: File) -> config.Config | None:
+    text = hdf5.attribute(opened, "model_config")
+    return config.examine(config.load(text, f"{file.name}: its model_config"), file.name) if isinstance(text, str) else None
+
+
+def _config_json(file: File, members: Mapping[str, ZipMember]) -> config.Config | None:
+    if "config.json" not in members:
+        return None
+    text = members["config.json"].read(file, limit=MAX_CONFIG)
+    return config.examine(config.load(text, f"{file.name}: config.json"), file.name)
 
 
 def _weights(opened: Any, file: File, place: hdf5.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
@@ -154,15 +171,12 @@ def _opaque(dataset: hdf5.Dataset) -> str:
 def _archive(file: File) -> Records:
     members = {member.name: member for member in zip_members(file)}
     notes: dict[str, Any] = {}
-    found = None
     if "metadata.json" in members:
         text = members["metadata.json"].read(file, limit=1 << 20)
         notes = config.load(text, f"{file.name}: metadata.json")
-    if "config.json" in members:
-        text = members["config.json"].read(file, limit=MAX_CONFIG)
-        found = config.examine(config.load(text, f"{file.name}: config.json"), file.name)
+    found = _config_json(file, members)
+    if found is not None:
         yield from found.findings
-        yield from config.warnings(found, file.name)
     weights = members.get(WEIGHTS)
     if weights is None:
         others = sorted(name for name in members if "weights" in name)

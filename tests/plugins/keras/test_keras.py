@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from modelhub import dtypes, plugins
+from modelhub import Extent, dtypes, plugins
 from modelhub.detect import inspect_path
 from modelhub.engine import read_tensor
 from modelhub.found import Found
@@ -188,7 +188,7 @@ def test_without_h5py_files_are_told_and_the_extra_is_named(made: Path) -> None:
     program = f"""
 import sys
 sys.modules["h5py"] = None
-from modelhub import dtypes, plugins
+from modelhub import plugins
 from modelhub.detect import inspect_path
 for name in {[str(made / f"digits{kind}") for kind in KINDS]!r}:
     found = inspect_path(name, plugins.get().formats)
@@ -272,6 +272,17 @@ def test_custom_objects_are_a_warning(made: Path, modelhub: Modelhub) -> None:
     result = modelhub("verify", made / "custom.keras")
     assert "lab>Mine" in result.stdout
     assert "warning" in result.stdout
+
+
+def test_a_flipped_bit_in_an_archive_is_found_by_its_checksum(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    data = bytearray((made / "digits.keras").read_bytes())
+    place = look(made / "digits.keras").load_table().by_name["hidden/kernel"].value
+    assert isinstance(place, Extent)
+    data[place.offset + 100] ^= 1
+    (tmp_path / "m.keras").write_bytes(data)
+    assert modelhub("verify", made / "digits.keras", "--level", "values").lines[0].startswith("ok")
+    result = modelhub("verify", tmp_path / "m.keras", "--level", "values", status=1)
+    assert "model.weights.h5 is corrupt" in result.stdout
 
 
 def test_nothing_in_it_is_ever_run(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
