@@ -16,6 +16,8 @@ from typing import Any
 
 from modelhub import Finding, InvalidFile
 
+from modelhub_keras import known
+
 CHECK = "keras-code"
 MAX_NODES = 2_000_000
 MAX_FINDINGS = 200
@@ -24,6 +26,10 @@ _OURS = ("keras", "tf_keras", "tensorflow", "keras_hub", "keras_nlp", "keras_cv"
 """Packages whose own objects are not "custom"."""
 _CODE = {"__lambda__": "a Python function as marshalled bytecode", "Lambda": "a Lambda layer, whose code is a part of the file"}
 _PICKLED = ("TorchModuleWrapper", "__torch_module__")
+_AWARE = ("QuantizeWrapper", "QuantizeWrapperV2", "QuantizeLayer", "QuantizeAnnotate")
+"""What TensorFlow Model Optimization wraps layers in (``quantization/keras/quantize_wrapper.py``)."""
+_PLAIN = ("dict", "list", "tuple", "int", "float", "str", "bool", "slice")
+_OURS_REGISTERED = ("keras", "builtins>")
 _READS = ("StringLookup", "IntegerLookup", "TextVectorization")
 _TF_CALLS = ("io.", "raw_ops.", "py_function", "numpy_function", "load_library", "load_op_library", "saved_model.", "data.")
 _STRUCTURE = (
@@ -34,13 +40,11 @@ _STRUCTURE = (
 
 @dataclass(slots=True)
 class Config:
-    """What was found: ``layers``: class -> how many; ``classes``: a layer's path by names -> its class; ``custom``: what
-    is not Keras's own, and where it stands."""
+    """What was found: ``layers``: class -> how many; ``custom``: what is not Keras's own, and where it stands."""
 
     kind: str = ""
     name: str = ""
     layers: Counter[str] = field(default_factory=Counter)
-    classes: dict[str, str] = field(default_factory=dict)
     custom: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     unsafe: set[tuple[str, ...]] = field(default_factory=set)
@@ -104,42 +108,49 @@ def _is_layer(node: Mapping[str, Any]) -> bool:
 
 
 def _object(config: Config, node: Mapping[str, Any], path: tuple[str, ...], file: str) -> None:
-    kind, module = _word(node.get("class_name")), _word(node.get("module"))
-    registered = _word(node.get("registered_name"))
+    kind = _word(node.get("class_name"))
     inner = node.get("config")
     named = isinstance(inner, Mapping) and isinstance(inner.get("name"), str) and _is_layer(node)
     if named and "compile_config" not in node and len(path) > 1:
         config.layers[kind] += 1
-    if named:
-        config.classes.setdefault("/".join(path[1:]), kind)
     if kind in _CODE or kind.endswith(">Lambda"):
         _unsafe(config, path, _CODE.get(kind, _CODE["Lambda"]), file)
     elif kind in _PICKLED:
         _unsafe(config, path, "a PyTorch module as a pickle", file)
+    elif kind == "TFSMLayer":
+        place = _word(inner.get("filepath")) if isinstance(inner, Mapping) else ""
+        _unsafe(config, path, f"a layer that loads TensorFlow's program at {place!r}", file)
     elif kind == "TFOpLambda" and isinstance(inner, Mapping):
         function = _word(inner.get("function"))
         if function.startswith(_TF_CALLS):
             _unsafe(config, path, f"a call of TensorFlow's {function}", file)
     elif kind in _READS and isinstance(inner, Mapping) and isinstance(inner.get("vocabulary"), str):
         _unsafe(config, path, f"a {kind} layer that reads {inner['vocabulary'][:KEPT]!r} when it is made", file)
-    top = module.partition(".")[0]
-    if kind in _STRUCTURE or not (module or registered):
-        return
-    if top in sys.stdlib_module_names and not (top == "builtins" and kind == "function"):
-        if top != "builtins" or kind not in ("dict", "list", "tuple", "int", "float", "str", "bool", "slice"):
+    if kind in _AWARE:
+        config.quantization = config.quantization or "quantization-aware training"
+    elif kind == "QuantizedDTypePolicy" and isinstance(inner, Mapping):
+        config.quantization = config.quantization or _word(inner.get("mode"))
+    if kind not in _STRUCTURE:
+        _foreign(config, node, path, file, named)
+
+
+def _foreign(config: Config, node: Mapping[str, Any], path: tuple[str, ...], file: str, named: bool) -> None:
+    """What is not Keras's own: somebody's layers and functions, or what no honest model names."""
+    kind, module, registered = (_word(node.get(key)) for key in ("class_name", "module", "registered_name"))
+    inner, where, top = node.get("config"), "/".join(path), module.partition(".")[0]
+    if top == "builtins" and kind == "function":
+        config.custom.setdefault(f"function {_word(inner)}" if isinstance(inner, str) else kind, where)
+    elif top in sys.stdlib_module_names:
+        if top != "builtins" or kind not in _PLAIN:
             _unsafe(config, path, f"{module}.{kind}, which Keras would import from Python's own library", file)
-    elif top == "builtins":
-        config.custom.setdefault(f"function {_word(inner)}" if isinstance(inner, str) else kind, "/".join(path))
-    elif top not in _OURS and (module or ">" in registered):
-        config.custom.setdefault(f"{module}.{kind}" if module else registered, "/".join(path))
-    elif kind.startswith("Quantiz") and "quantize" in module + kind.lower() and not config.quantization:
-        _quantized(config, inner)
-
-
-def _quantized(config: Config, inner: Any) -> None:
-    """Weights quantized by Keras itself, or training that is aware of it (TensorFlow Model Optimization)."""
-    if isinstance(inner, Mapping) and isinstance(inner.get("mode"), str):
-        config.quantization = inner["mode"][:KEPT]
+    elif top and top not in _OURS:
+        config.custom.setdefault(f"{module}.{kind}", where)
+    elif ">" in kind or ">" in registered:
+        if not (registered or kind).startswith(_OURS_REGISTERED):
+            config.custom.setdefault(registered or kind, where)
+    elif not module and kind and (registered or named) and kind not in known.NAMES and kind not in _AWARE:
+        # Newer files say null for the module of what nobody registered; older ones say no modules at all.
+        config.custom.setdefault(kind, where)
 
 
 def _unsafe(config: Config, path: tuple[str, ...], what: str, file: str) -> None:

@@ -242,6 +242,7 @@ UNSAFE = {
     "torch": (model(layer("TorchModuleWrapper", module_pickled="gASV")), "pickle"),
     "vocabulary": (model(layer("StringLookup", vocabulary="/etc/passwd")), "'/etc/passwd'"),
     "tensorflow": (model(layer("TFOpLambda", function="io.write_file", module="tensorflow")), "io.write_file"),
+    "saved model": (model(layer("TFSMLayer", filepath="../other")), "'../other'"),
     "deep": (json.loads('{"class_name":"A","config":' * 300 + json.dumps(layer("Lambda")) + "}" * 300), "Lambda"),
 }  # fmt: skip
 
@@ -263,8 +264,10 @@ def test_a_thousand_lambdas_are_told_in_bounds(made: Path, tmp_path: Path) -> No
 
 def test_what_is_keras_s_own_is_not_suspected(made: Path) -> None:
     for name in ("digits", "tagger", "halves"):
-        assert not look(made / f"{name}.keras").findings
-        assert not look(made / f"{name}.h5").findings
+        for kind in (".keras", ".h5"):
+            found = look(made / f"{name}{kind}")
+            assert not found.findings
+            assert "custom_objects" not in found.metadata
     assert not look(made / "int8.keras").findings
 
 
@@ -283,6 +286,26 @@ def test_a_flipped_bit_in_an_archive_is_found_by_its_checksum(made: Path, tmp_pa
     assert modelhub("verify", made / "digits.keras", "--level", "values").lines[0].startswith("ok")
     result = modelhub("verify", tmp_path / "m.keras", "--level", "values", status=1)
     assert "model.weights.h5 is corrupt" in result.stdout
+
+
+def test_models_of_older_kerases_say_what_is_somebody_s_own(tmp_path: Path, modelhub: Modelhub) -> None:
+    """As tf-keras writes them: no modules, and wrappers where training was aware of quantization."""
+    inner = {"class_name": "Dense", "config": {"name": "d", "kernel_initializer": {"class_name": "GlorotUniform", "config": {}}}}
+    wrapped = {"class_name": "QuantizeWrapperV2", "config": {"name": "quant_d", "layer": inner}}
+    config = {"class_name": "Functional", "config": {"name": "m", "layers": [
+        {"class_name": "InputLayer", "config": {"batch_input_shape": [None, 4], "name": "in"}},
+        wrapped,
+        {"class_name": "AttentionWeightedAverage", "config": {"name": "attention"}},
+    ]}}  # fmt: skip
+    old_weights(tmp_path / "m.h5", {"quant_d": {"quant_d/kernel:0": np.ones((4, 2), "f4")}}, version="2.15.0")
+    with h5py.File(tmp_path / "m.h5", "a") as file:
+        file.attrs["model_config"] = json.dumps(config)
+    said = modelhub("show", tmp_path / "m.h5", "--json").json["metadata"]
+    assert said["quantization"] == "quantization-aware training"
+    assert said["custom_objects"] == ["AttentionWeightedAverage"]
+    assert said["input_shape"] == "[?, 4]"
+    assert said["layers"]["Dense"] == 1
+    assert "AttentionWeightedAverage (m/attention)" in modelhub("verify", tmp_path / "m.h5").stdout
 
 
 def test_nothing_in_it_is_ever_run(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:

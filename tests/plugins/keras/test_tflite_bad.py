@@ -39,7 +39,7 @@ def test_a_drive_of_them_holds_nobody_up(tmp_path: Path, modelhub: Modelhub) -> 
     assert modelhub("ls", "good", "--json").json[0]["state"] == "ready"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 3))
 def test_any_damage_ends_in_a_table_or_in_words(
     tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int]], cut: int
