@@ -8,7 +8,8 @@ Newer ones number a layer's variables, under groups that are called after its cl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modelhub import Finding
@@ -50,11 +51,14 @@ def readable(file: Any, paths: Sequence[str], who: str) -> tuple[dict[str, str],
         found = _listed(root, base, set(paths), findings, who)
         found |= {path: path for path in paths if path not in found}
     else:
-        found = _numbered(file, paths)
-    counts: dict[str, int] = {}
-    for name in found.values():
-        counts[name] = counts.get(name, 0) + 1
-    return {path: name if counts[name] == 1 else path for path, name in found.items()}, findings
+        found = numbered(paths, owners(file, paths))
+    return unique(found), findings
+
+
+def unique(found: Mapping[str, str]) -> dict[str, str]:
+    """Path -> name, or the path again where several would have the name."""
+    counts = Counter(found.values())
+    return {path: name if counts[name] == 1 else path for path, name in found.items()}
 
 
 def is_optimizer(path: str) -> bool:
@@ -97,25 +101,35 @@ def weight_name(layer: str, weight: str) -> str:
     return name if layer == "top_level_model_weights" else f"{layer}/{name}"
 
 
-def _numbered(file: Any, paths: Sequence[str]) -> dict[str, str]:
-    """By the names that stand beside numbered variables."""
-    counts: dict[str, int] = {}
-    for path in paths:
-        group, _, _ = path.rpartition("/")
-        counts[group] = counts.get(group, 0) + 1
-    known: dict[str, str] = {}
+def owners(file: Any, paths: Sequence[str]) -> dict[str, str]:
+    """The group of numbered variables -> the names of the layers down to it, by what stands beside them."""
     found: dict[str, str] = {}
     for path in paths:
-        group, _, number = path.rpartition("/")
-        node, _, last = group.rpartition("/")
-        if (last != "vars" and group != "vars") or not number.isdigit() or is_optimizer(path):
+        group = _group_of_variable(path)
+        if group and group not in found:
+            found[group] = _owner(file, group.removesuffix("vars").rstrip("/"))
+    return found
+
+
+def numbered(paths: Sequence[str], owner: Mapping[str, str]) -> dict[str, str]:
+    """By the names of the layers, and the classes that their groups are called after."""
+    counts = Counter(path.rpartition("/")[0] for path in paths)
+    found: dict[str, str] = {}
+    for path in paths:
+        group = _group_of_variable(path)
+        if group not in owner:
             found[path] = path
             continue
-        if group not in known:
-            known[group] = _owner(file, node)
-        variable = _variable(node, int(number), counts[group])
-        found[path] = "/".join(filter(None, (known[group], variable)))
+        variable = _variable(group.removesuffix("vars").rstrip("/"), int(path.rpartition("/")[2]), counts[group])
+        found[path] = "/".join(filter(None, (owner[group], variable)))
     return found
+
+
+def _group_of_variable(path: str) -> str:
+    """The group of a numbered variable; "" for any other dataset, and for the optimiser's."""
+    group, _, number = path.rpartition("/")
+    fits = (group == "vars" or group.endswith("/vars")) and number.isdigit() and number.isascii() and len(number) < 10
+    return group if fits and not is_optimizer(path) else ""
 
 
 def _owner(file: Any, node: str) -> str:

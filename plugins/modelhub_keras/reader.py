@@ -24,10 +24,10 @@ from modelhub import (
     zip_members,
 )
 
-from modelhub_keras import config, datasets, describe, hdf5, names
+from modelhub_keras import config, datasets, describe, hdf5, names, shards
 from modelhub_keras.hdf5 import group_at
 
-SUFFIXES = (".keras", ".h5", ".hdf5")
+SUFFIXES = (".keras", ".h5", ".hdf5", shards.INDEX)
 HDF5_SUFFIXES = (".h5", ".hdf5")
 ZIP = b"PK\x03\x04"
 WEIGHTS = "model.weights.h5"
@@ -44,6 +44,12 @@ Records = Iterator[Tensor | Metadata | Finding]
 
 def detect(file: File) -> Detection | Rejected | None:
     """A ``.keras`` archive, or an HDF5 file that Keras wrote."""
+    if file.name.endswith((shards.INDEX, ".weights.h5")):
+        try:
+            if (answer := shards.group(file)) is not None or file.name.endswith(shards.INDEX):
+                return answer
+        except FileProblem as problem:
+            return Rejected(problem.message, 30) if file.name.endswith(shards.INDEX) else None
     archive = file.name.lower().endswith(".keras")
     if file.head.startswith(ZIP) and archive:
         return _of_archive(file)
@@ -110,6 +116,9 @@ def read(checkpoint: Checkpoint) -> Records:
     if file.head.startswith(ZIP):
         yield from _archive(file)
         return
+    if len(checkpoint.files) > 1:
+        yield from _shards(checkpoint)
+        return
     with hdf5.opened(hdf5.Window(file), file.name) as opened:
         found = _model_config(opened, file)
         if found is not None:
@@ -139,15 +148,26 @@ def _config_json(file: File, members: Mapping[str, ZipMember]) -> config.Config 
 
 
 def _weights(opened: Any, file: File, place: hdf5.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
-    """The tensors of an HDF5 file; those of the optimiser are stored alone. Returns the model's own."""
+    """The tensors of an HDF5 file. Returns the model's own."""
+    found = yield from _datasets(opened, file, place)
+    readable, findings = names.readable(opened, list(found), file.name)
+    yield from findings
+    return (yield from _named(found, readable))
+
+
+def _datasets(opened: Any, file: File, place: hdf5.Place) -> Generator[Finding, None, dict[str, Tensor]]:
+    """Path -> tensor, under its path."""
     found: dict[str, Tensor] = {}
     for one in hdf5.walk(opened, file.name):
         if where := datasets.leads_out(one):
             message = f"{one.path[:200]!r} has {where}: a reader of the model would open that file; it is not opened here"
             yield Finding(OUTSIDE, "unsafe", message, file=file.name)
         found[one.path] = datasets.tensor(one, place, file.name, opaque=_opaque(one))
-    readable, findings = names.readable(opened, list(found), file.name)
-    yield from findings
+    return found
+
+
+def _named(found: Mapping[str, Tensor], readable: Mapping[str, str]) -> Generator[Tensor, None, list[Tensor]]:
+    """The tensors under the names that people know them by; those of the optimiser are stored alone. Returns the model's own."""
     made: list[Tensor] = []
     for path in readable:
         view = "stored" if names.is_optimizer(path) else "both"
@@ -166,6 +186,29 @@ def _opaque(dataset: hdf5.Dataset) -> str:
         return ""
     noted = hdf5.attribute(h5py.Dataset(dataset.id), "dtype")
     return noted if isinstance(noted, str) else "bfloat16"
+
+
+def _shards(checkpoint: Checkpoint) -> Records:
+    """One table of several files, and their index held against it."""
+    found: dict[str, Tensor] = {}
+    owners: dict[str, str] = {}
+    groups: dict[str, set[str]] = {}
+    metadata = Metadata()
+    for file in checkpoint:
+        if file.name.endswith(shards.INDEX):
+            continue
+        with hdf5.opened(hdf5.Window(file), file.name) as opened:
+            part = yield from _datasets(opened, file, hdf5.placed(file, 0))
+            if double := sorted(set(part) & set(found)):
+                raise InvalidFile(f"{file.name}: {double[0][:200]!r} stands in another file of the same weights too")
+            found |= part
+            owners |= names.owners(opened, list(part))
+            for path in part:
+                groups.setdefault(path.rpartition("/")[0], set()).add(file.name)
+            metadata = describe.metadata(opened, None, list(part.values()), "variables", "hdf5")
+    yield from _named(found, names.unique(names.numbered(list(found), owners)))
+    yield metadata
+    yield from shards.check(checkpoint.open(checkpoint.files[-1]), groups)
 
 
 def _archive(file: File) -> Records:

@@ -176,6 +176,40 @@ def test_a_name_without_a_suffix_is_enough_for_keras(made: Path, tmp_path: Path)
     assert look(tmp_path / "checkpoint").format == "keras"
 
 
+def test_weights_in_several_files_are_one_checkpoint(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    parts = sorted(made.glob("wide*"))
+    assert len(parts) > 3
+    for part in parts:
+        (tmp_path / part.name).write_bytes(part.read_bytes())
+    modelhub("scan", tmp_path)
+    (found,) = modelhub("ls", "--json").json
+    assert (found["name"], found["state"], len(found["files"]), found["parameters"]) == ("wide", "ready", len(parts), 5 * 65 * 64)
+    whole = values(look(made / "whole.weights.h5").load_table())
+    assert set(whole) == {f"{layer}/{name}" for layer in "abcde" for name in ("kernel", "bias")}
+    for part in (parts[0], parts[-1]):
+        got = values(look(part).load_table())
+        # Keras writes no name beside a layer that begins a file: it goes by its class and number there.
+        order = {f"dense{f'_{number}' if number else ''}": layer for number, layer in enumerate("abcde")}
+        renamed = {
+            "/".join((order.get(layer, layer), name)): got[f"{layer}/{name}"] for layer, name in (key.split("/") for key in got)
+        }
+        assert set(renamed) == set(whole)
+        assert all(np.array_equal(renamed[name], array) for name, array in whole.items())
+    assert modelhub("verify", parts[0]).lines[0].startswith("ok")
+    (tmp_path / parts[1].name).unlink()
+    assert look(tmp_path / parts[0].name).state == "incomplete"
+
+
+@pytest.mark.parametrize("target", ["../../etc/passwd", "/etc/passwd", "a/b.weights.h5", 7, None])
+def test_an_index_names_files_beside_it_alone(made: Path, tmp_path: Path, target: Any) -> None:
+    shard = next(made.glob("wide_*"))
+    (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    (tmp_path / "wide.weights.json").write_text(json.dumps({"weight_map": {"/layers/dense/vars": [shard.name, target]}}))
+    found = look(tmp_path / "wide.weights.json")
+    assert found.state == "invalid"
+    assert "beside it" in found.reason
+
+
 def test_an_archive_that_somebody_compressed(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
     path = tmp_path / "packed.keras"
     with zipfile.ZipFile(made / "tagger.keras") as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
