@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -139,6 +140,9 @@ def served(path: Path, **settings: Any) -> Iterator[Any]:
     for name, value in settings.items():
         setattr(parameters, name, value)
     server = xllamacpp.Server(parameters)
+    # Its own loop answers this. Where it is told to end before that runs, it never does, and whoever drops it waits for ever.
+    with urllib.request.urlopen(f"{server.listening_address}/slots", timeout=60) as answer:
+        answer.read()
     try:
         yield server
     finally:
