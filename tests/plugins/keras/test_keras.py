@@ -20,10 +20,28 @@ from modelhub.detect import inspect_path
 from modelhub.engine import read_tensor
 from modelhub.found import Found
 from modelhub.table import Table
+from modelhub.testing import FormatConformance
 
 from tests.conftest import Modelhub
 
 KINDS = (".keras", ".h5", ".weights.h5")
+
+
+class TestKeras(FormatConformance):
+    """Weights that belong to the model itself and to no layer, which have the names that they are given."""
+
+    format = "keras"
+    library_dtypes = ("F32", "F64", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64", "C128")
+
+    def write(self, path: Path, tensors: dict[str, Any]) -> None:
+        if any(".." in name for name in tensors):
+            raise ValueError("h5py takes this for a name like any other, and others do not")
+        with h5py.File(path, "w") as file:
+            file.attrs["layer_names"] = np.asarray([], "S1")
+            group = file.create_group("top_level_model_weights")
+            group.attrs["weight_names"] = np.asarray([name.encode() for name in tensors])
+            for name, array in tensors.items():
+                group.create_dataset(name, data=array)
 
 
 def look(path: Path) -> Found:
