@@ -12,13 +12,12 @@ from importlib.util import find_spec
 from modelhub import Check, Format, hookimpl
 
 from modelhub_keras import checks, hdf5
-from modelhub_keras.reader import HDF5_SUFFIXES, SUFFIXES, detect, detect_plain, read
+from modelhub_keras.reader import HDF5_SUFFIXES, HINT, SUFFIXES, detect, detect_plain, read, read_without
 
 DTYPES = (
     "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64",
     "C128",
 )  # fmt: skip
-HINT = "pip install 'modelhub-registry[keras]'"
 
 
 @hookimpl
@@ -34,7 +33,7 @@ def modelhub_formats() -> Iterator[Format]:
         extension=".keras",
         sharing="exact",
         detect=detect,
-        read=read if there else None,
+        read=read if there else read_without,
         unavailable=missing,
     )
     yield Format(

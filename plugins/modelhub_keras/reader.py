@@ -36,6 +36,7 @@ MAX_INFLATED = 512 << 20
 """Weights that were compressed with their archive are read whole to find what is in them."""
 MAX_CONFIG = 64 << 20
 MAX_LOOKED = 1000
+HINT = "pip install 'modelhub-registry[keras]'"
 _MARKS = (b"layer_names", b"keras_version", b"model_config", b"model_weights", b"_layer_checkpoint_dependencies")
 """What stands somewhere in the headers of Keras's files, where nobody can look closer."""
 
@@ -125,6 +126,16 @@ def read(checkpoint: Checkpoint) -> Records:
             yield from found.findings
         tensors = yield from _weights(opened, file, hdf5.placed(file, 0))
         yield describe.metadata(opened, found, tensors, _layout(opened), "hdf5")
+
+
+def read_without(checkpoint: Checkpoint) -> Records:
+    """Where h5py is not installed: an archive's configuration needs none, so that code in it is told all the same."""
+    file = checkpoint.primary
+    if file.head.startswith(ZIP):
+        found = _config_json(file, {member.name: member for member in zip_members(file)})
+        if found is not None:
+            yield from found.findings
+    raise UnsupportedFile(f"Keras is known but its weights cannot be read: {HINT}")
 
 
 def configuration(file: File) -> config.Config | None:

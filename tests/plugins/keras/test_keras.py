@@ -245,9 +245,13 @@ from modelhub.detect import inspect_path
 for name in {[str(made / f"digits{kind}") for kind in KINDS]!r}:
     found = inspect_path(name, plugins.get().formats)
     print(found.format, found.state, found.reason)
+found = inspect_path({str(made / "code.keras")!r}, plugins.get().formats)
+print(*[item.severity for item in found.findings])
+print(*[report.status for report in plugins.get().reports if report.name == "keras"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    lines = done.stdout.splitlines()
+    *lines, findings, status = done.stdout.splitlines()
+    assert (findings, status) == ("unsafe", "partial")
     assert len(lines) == len(KINDS)
     assert all(line.startswith("keras unsupported") and "[keras]" in line for line in lines), lines
 
