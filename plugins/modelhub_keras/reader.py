@@ -46,11 +46,13 @@ Records = Iterator[Tensor | Metadata | Finding]
 def detect(file: File) -> Detection | Rejected | None:
     """A ``.keras`` archive, or an HDF5 file that Keras wrote."""
     if file.name.endswith((shards.INDEX, ".weights.h5")):
+        index = file.name.endswith(shards.INDEX)
         try:
-            if (answer := shards.group(file)) is not None or file.name.endswith(shards.INDEX):
+            if (answer := shards.group(file)) is not None or index:
                 return answer
-        except FileProblem as problem:
-            return Rejected(problem.message, 30) if file.name.endswith(shards.INDEX) else None
+        except FileProblem as problem:  # the index's own trouble: a part of it can be looked at by itself
+            if index:
+                return Rejected(problem.message, 30)
     archive = file.name.lower().endswith(".keras")
     if file.head.startswith(ZIP) and archive:
         return _of_archive(file)

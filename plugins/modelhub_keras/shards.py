@@ -27,6 +27,8 @@ def group(file: File) -> Detection | None:
         return None
     directory = os.path.dirname(file.path)
     with File(os.path.join(directory, name), siblings=file.siblings) as index:
+        if not isinstance(read_json(index).get("weight_map"), Mapping):
+            return None
         parts = [part for parts in weight_map(index).values() for part in parts]
     promised = sorted(dict.fromkeys(parts))
     if found and file.name not in promised:

@@ -228,6 +228,17 @@ def test_an_index_names_files_beside_it_alone(made: Path, tmp_path: Path, target
     assert "beside it" in found.reason
 
 
+def test_a_document_of_somebody_else_s_is_no_index(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    shard = next(made.glob("wide_*"))
+    (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    (tmp_path / "wide.weights.json").write_text('{"epochs": 3}')
+    (tmp_path / "other.weights.json").write_text("not JSON")
+    modelhub("scan", tmp_path)
+    states = {item["path"]: item["state"] for item in modelhub("ls", "--json").json}
+    assert states.pop(shard.name) == "ready"
+    assert "wide.weights.json" not in states
+
+
 def test_an_archive_that_somebody_compressed(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
     path = tmp_path / "packed.keras"
     with zipfile.ZipFile(made / "tagger.keras") as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
