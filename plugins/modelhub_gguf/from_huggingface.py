@@ -79,12 +79,14 @@ def row_of(raw: Mapping[str, Any]) -> Architecture:
 
 
 def _refuse_packed(raw: Mapping[str, Any], table: Table) -> None:
-    """Weights that are packed (GPTQ, AWQ, bitsandbytes, ...) need their own decoding first."""
-    method = text(mapping(raw.get("quantization_config")).get("quant_method"))
-    packed = [tensor for tensor in table.logical if tensor.dtype in ("I32", "U8", "I8", "U32")]
-    if method and (packed or method in ("fp8", "compressed-tensors", "modelopt", "mxfp4")):
+    """Packed weights (GPTQ, AWQ, bitsandbytes, ...) are carried as what they stand for; where that was not understood, refused."""
+    said = mapping(raw.get("quantization_config")) or mapping(raw.get("compression_config"))
+    method = text(said.get("quant_method")) or ("mlx" if raw.get("quantization") else "")
+    packed = [tensor for tensor in table.logical if tensor.dtype in ("I32", "U8", "I8", "U32", "F8_E4M3", "F8_E5M2")]
+    if method and packed:
         raise UnsupportedFile(
-            f"the weights are quantized ({method}) and cannot become GGUF as they are: convert the model that they were made from"
+            f"the weights are quantized ({method}), and {packed[0].name} ({packed[0].dtype}) stays packed "
+            "(`modelhub verify` says why): convert the model that they were made from"
         )
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Format, hookimpl
+from modelhub import Format, Op, hookimpl
 
+from modelhub_huggingface import packed
 from modelhub_huggingface.layout import detect_directory
 from modelhub_huggingface.reader import read
 from modelhub_huggingface.writer import create
@@ -31,3 +32,8 @@ def modelhub_formats() -> Iterator[Format]:
         read=read,
         create=create,
     )
+
+
+@hookimpl
+def modelhub_ops() -> Iterator[Op]:
+    yield from packed.all_ops()

@@ -1,23 +1,36 @@
 """How a checkpoint was quantized, from ``quantization_config`` and its older relatives: what people call it, and its settings.
 
-The label only: the packed words are listed as they are stored. (transformers ``utils/quantization_config.py`` names the methods
-and their fields; ``quantize_config.json`` is AutoGPTQ's and ``quant_config.json`` AutoAWQ's file of before.)
+What the packed words stand for is the business of `modelhub_huggingface.packed`. (transformers ``utils/quantization_config.py``
+names the methods and their fields; ``quantize_config.json`` is AutoGPTQ's and ``quant_config.json`` AutoAWQ's file of before.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from modelhub_huggingface.config import is_count, text
 
 OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
-def quantization(
-    config: Mapping[str, Any], older: Mapping[str, Any] | None = None, older_method: str = ""
-) -> tuple[str, dict[str, Any]]:
-    """(precision label, settings); ("", {}) where the weights are plain. ``older``: the contents of one of `OLDER_FILES`."""
+KEYS = ("quantization_config", "compression_config", "quantization")
+"""Where ``config.json`` says it."""
+
+
+class Quantization(NamedTuple):
+    """``label``: the precision in words; ``shown``: the settings that are shown; ``method`` and ``said``: what the directory says
+    itself. All empty where the weights are plain."""
+
+    label: str = ""
+    shown: Mapping[str, Any] = MappingProxyType({})
+    method: str = ""
+    said: Mapping[str, Any] = MappingProxyType({})
+
+
+def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = None, older_method: str = "") -> Quantization:
+    """How a checkpoint was quantized. ``older``: the contents of one of `OLDER_FILES`."""
     found = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(found, dict):
         inner = config.get("text_config")
@@ -29,7 +42,7 @@ def quantization(
         elif older:
             found, method = dict(older), older_method
         else:
-            return "", {}
+            return Quantization()
     method = (text(found.get("quant_method")) or method).lower() or _guess(found)
     settings: dict[str, Any] = {"method": method}
     bits = _bits(found)
@@ -56,7 +69,10 @@ def quantization(
         settings["group_size"] = group
     if isinstance(found.get("desc_act"), bool):
         settings["desc_act"] = found["desc_act"]
-    return label or method.upper(), settings
+    label = label or method.upper()
+    if is_count(group) and label.rpartition("-INT")[2].isdecimal():
+        label = f"{label} g{group}"
+    return Quantization(label, settings, method, found)
 
 
 def _guess(found: Mapping[str, Any]) -> str:

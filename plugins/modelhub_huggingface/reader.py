@@ -5,33 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from modelhub import Checkpoint, FileProblem, Finding, Metadata, Tensor, read_as, read_index, read_json
+from modelhub import Checkpoint, Columns, FileProblem, Finding, Metadata, Tensor, read_as, read_index, read_json
 
 from modelhub_huggingface.card import read_card
 from modelhub_huggingface.config import describe
 from modelhub_huggingface.layout import CONFIG, CONTAINERS, MAX_CONFIG, cache_name
-from modelhub_huggingface.quantization import OLDER_FILES, quantization
+from modelhub_huggingface.packed import unpack
+from modelhub_huggingface.quantization import OLDER_FILES, Quantization, quantization
 
 
-def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
+def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata | Finding]:
     """The tensors and findings of the container as they are, and one `Metadata` for the whole."""
     config = read_json(checkpoint.open(CONFIG), limit=MAX_CONFIG)
     values = describe(config)
-    precision, settings = _quantization(checkpoint, config)
-    if settings:
-        values["quantization"] = settings
+    quantized = _quantization(checkpoint, config)
+    precision = quantized.label
+    if quantized.shown:
+        values["quantization"] = quantized.shown
     values.update(_beside(checkpoint))
 
     container, weights = weights_of(checkpoint.directory, checkpoint.files)
     stored: dict[str, str] = {}
+    packed: list[Tensor] = []
     if weights:
         for record in read_as(container, checkpoint, weights):
             if isinstance(record, Metadata):
                 stored.update(record.stored)
                 values = {**record.values, **values}
                 precision = precision or record.precision
+            elif quantized.method and isinstance(record, Columns):
+                packed += record.tensors()
+            elif quantized.method and isinstance(record, Tensor):
+                packed.append(record)
             else:
                 yield record
+        yield from unpack(packed, quantized.method, quantized.said)
     else:
         for path in checkpoint.files:
             if ".index." in path and path.endswith(".json"):
@@ -51,7 +59,7 @@ def weights_of(directory: str, files: tuple[str, ...]) -> tuple[str, list[str]]:
     return (named[0] if named else ""), []
 
 
-def _quantization(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _quantization(checkpoint: Checkpoint, config: dict[str, Any]) -> Quantization:
     for name, method in OLDER_FILES.items():
         if name in checkpoint:
             try:

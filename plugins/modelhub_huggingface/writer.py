@@ -1,8 +1,9 @@
 """Lays out a Hugging Face directory: the weights as safetensors, and the source's configuration, tokenizer and documents beside
 them.
 
-The configuration is the source's own, or the one that a conversion made with the table. Only its dtype is changed, and only
-where a recipe changed the weights': ``from_pretrained`` loads into the dtype that the configuration names.
+The configuration is the source's own, or the one that a conversion made with the table. Its dtype is changed where a recipe
+changed the weights', for ``from_pretrained`` loads into the dtype that the configuration names; and where packed weights are
+written as what they stand for, nothing says any more that they are packed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from modelhub import CopyFile, File, ModelhubError, Node, StartFile, Table, WriteOptions, Writer, read_json, write_as
 
 from modelhub_huggingface.layout import CONFIG, MAX_CONFIG
+from modelhub_huggingface.quantization import KEYS, OLDER_FILES
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -72,7 +74,10 @@ def _source_directory(table: Table) -> str:
 def _documents(directory: str, table: Table) -> Iterator[str]:
     """The source's files that are no weights, relative to its directory."""
     prefix = directory.rstrip("/") + "/"
+    unpacked = _unpacked(table)
     for path in table.files:
+        if unpacked and path[len(prefix) :] in OLDER_FILES:
+            continue
         if path.startswith(prefix) and not path.endswith(_WEIGHTS) and not (".index." in path and path.endswith(".json")):
             yield path[len(prefix) :]
 
@@ -80,16 +85,27 @@ def _documents(directory: str, table: Table) -> Iterator[str]:
 def _config_of_recipe(config: dict[str, Any], table: Table) -> dict[str, Any] | None:
     """The configuration with the dtype that a recipe gave the weights; None where it can stay as it is."""
     casts = any(isinstance(tensor.value, Node) and tensor.value.op == "cast" for tensor in table.logical)
-    if not casts and CONFIG not in table.documents:
+    unpacked = _unpacked(table)
+    for key in KEYS if unpacked else ():
+        config.pop(key, None)
+    if not casts and not unpacked and CONFIG not in table.documents:
         return None
     count: Counter[str] = Counter()
     for tensor in table.logical:
         if tensor.dtype in DTYPES:
             count[tensor.dtype] += prod(tensor.shape)
     dtype = DTYPES[count.most_common(1)[0][0]] if count else ""
-    if not dtype or not _set_dtype(config, dtype):
-        return None
-    return config
+    changed = bool(dtype) and _set_dtype(config, dtype)
+    return config if changed or unpacked else None
+
+
+def _unpacked(table: Table) -> bool:
+    """Whether weights that the source has packed are written as what they stand for."""
+    return any(_dequantizes(tensor.value) for tensor in table.logical)
+
+
+def _dequantizes(value: object) -> bool:
+    return isinstance(value, Node) and (value.op.startswith("dequant.") or any(map(_dequantizes, value.inputs)))
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> bool:

@@ -264,10 +264,10 @@ def test_variants_and_unusual_names(copy: Any) -> None:
 QUANTIZED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     (
         {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True},
-        "GPTQ-INT4",
+        "GPTQ-INT4 g128",
         {"group_size": 128, "desc_act": True},
     ),
-    ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}, "AWQ-INT4", {"bits": 4}),
+    ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}, "AWQ-INT4 g64", {"bits": 4}),
     ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "BNB-NF4", {"bits": 4}),
     ({"load_in_8bit": True}, "BNB-INT8", {"method": "bitsandbytes"}),
     ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8", {"bits": 8}),
@@ -297,7 +297,7 @@ def test_older_quantization_files(copy: Any) -> None:
     (directory / "quantize_config.json").unlink()
     (directory / "quant_config.json").write_text('{"zero_point": true, "q_group_size": 128, "w_bit": 4}')
     found = look(directory)
-    assert (found.precision, found.metadata["quantization"]["group_size"]) == ("AWQ-INT4", 128)
+    assert (found.precision, found.metadata["quantization"]["group_size"]) == ("AWQ-INT4 g128", 128)
 
 
 def test_nested_configurations(copy: Any) -> None:

@@ -1,0 +1,50 @@
+"""Packed weights of Hugging Face directories as the tensors that they stand for, by the scheme that the configuration names.
+
+One module a method; a row in `SCHEMES` makes it known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from modelhub import Finding, Op, Tensor
+
+from modelhub_huggingface.packed import awq, gptq, mlx
+from modelhub_huggingface.packed.scheme import Kept, Scheme, Whole
+
+SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, mlx.SCHEME)
+
+
+def unpack(tensors: Sequence[Tensor], method: str, settings: Mapping[str, Any]) -> Iterator[Tensor | Finding]:
+    """The table of a checkpoint that was quantized by ``method``: parts of a whole as ``stored``, wholes as ``logical``. What
+    stays packed is listed as it is, and one finding says how many and why the first does."""
+    scheme = next((scheme for scheme in SCHEMES if method in scheme.methods), None)
+    if scheme is None:
+        yield from tensors
+        return
+    by_name = {tensor.name: tensor for tensor in tensors}
+    wholes: list[Whole] = []
+    kept: list[Kept] = []
+    parts: set[str] = set()
+    for found in scheme.unpack(by_name, settings):
+        if isinstance(found, Kept):
+            kept.append(found)
+        elif found.tensor.name in by_name and found.tensor.name not in found.parts:
+            kept.append(Kept(found.parts[0], f"there is a tensor {found.tensor.name} as well"))
+        else:
+            wholes.append(found)
+            parts.update(found.parts)
+    for tensor in tensors:
+        yield tensor._replace(view="stored") if tensor.name in parts else tensor
+    for found in wholes:
+        yield found.tensor
+    if kept:
+        more = f" (and {len(kept) - 1} more)" if len(kept) > 1 else ""
+        yield Finding("packed", "warning", f"stays packed{more}: {kept[0].reason}", tensor=kept[0].name)
+
+
+def all_ops() -> Iterator[Op]:
+    """What the plugin registers."""
+    for scheme in SCHEMES:
+        yield from scheme.ops

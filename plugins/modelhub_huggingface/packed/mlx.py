@@ -1,0 +1,76 @@
+"""MLX's quantization: each row in groups, ``weight = scale x number + bias``.
+
+``weight`` U32 (N, K x bits / 32), lowest bits first, one run of bits a row; ``scales`` and ``biases`` (N, K / group). Embeddings
+are packed as well. (mlx ``nn/layers/quantized.py``, ``mx.quantize``.) Modules may have settings of their own in ``config.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from modelhub import Op, ops
+
+from modelhub_huggingface.packed.numbers import affine, float32_of, stored, unpack_words
+from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Settings, Tensors, Whole, lack, member, modules, typed, whole
+
+BITS = (2, 3, 4, 5, 6, 8)
+_Spec = tuple[str, tuple[int, ...]]
+
+
+def unpack(tensors: Tensors, settings: Settings) -> Iterator[Whole | Kept]:
+    """Every module with ``scales``. Only the size of a group is taken from the settings: the bits follow from the shapes."""
+    for module in modules(tensors, "scales"):
+        own = settings.get(module)
+        used = {**settings, **own} if isinstance(own, Mapping) else settings
+        parts = tuple(member(module, part) for part in ("weight", "scales", "biases"))
+        mode, group = used.get("mode") or "affine", used.get("group_size")
+        why = lack(tensors, {parts[0]: ("U32",)})
+        if not why and mode != "affine":
+            why = f"the mode {mode!r:.40} is not read; affine is"
+        why = why or lack(tensors, {parts[1]: FLOATS, parts[2]: FLOATS})
+        if not why:
+            try:
+                value = ops.dequant("mlx", *(typed(tensors[part]) for part in parts), group=group)
+            except ValueError as error:
+                why = str(error)
+            else:
+                yield whole(parts[0], value, parts)
+        if why:
+            yield Kept(parts[0], why)
+
+
+def _sizes(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(rows, columns, bits); leading sides (experts) are rows too."""
+    shapes = [shape for _, shape in inputs]
+    group = args["group"]
+    if type(group) is not int or not 0 < group <= 1 << 20 or len(shapes) != 3 or any(len(shape) < 2 for shape in shapes):
+        raise ValueError(f"MLX takes three matrices in groups, not {[list(shape) for shape in shapes]} by {group!r}")
+    if shapes[1] != shapes[2] or shapes[0][:-1] != shapes[1][:-1]:
+        raise ValueError(f"weight {list(shapes[0])}, scales {list(shapes[1])} and biases {list(shapes[2])} do not fit each other")
+    columns = shapes[1][-1] * group
+    bits = shapes[0][-1] * 32 // columns if columns else 0
+    if bits not in BITS or shapes[0][-1] * 32 != columns * bits:
+        raise ValueError(f"{shapes[0][-1]} words a row for {columns} columns are of no 2, 3, 4, 5, 6 or 8 bits")
+    return shapes[0][0], columns, bits
+
+
+def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
+    _, columns, _ = _sizes(inputs, args)
+    if inputs[0][0] != "U32" or inputs[1][0] not in FLOATS or inputs[2][0] != inputs[1][0]:
+        raise ValueError(f"MLX takes U32 words and floats, not {[kind for kind, _ in inputs]}")
+    return inputs[1][0], (*inputs[0][1][:-1], columns)
+
+
+def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
+    _, columns, bits = _sizes([(source.dtype, source.shape) for source in sources], args)
+    words, scales, biases = (source.read(start, stop) for source in sources)
+    numbers = unpack_words(words.reshape(-1, words.shape[-1]), bits, columns)
+    scales, biases = (float32_of(rows.reshape(-1, rows.shape[-1]), sources[1].dtype) for rows in (scales, biases))
+    group = args["group"]
+    values = affine(numbers, None, scales, None, group).reshape(len(numbers), -1, group) + biases[:, :, None]
+    return stored(values, sources[1].dtype).reshape(stop - start, *sources[0].shape[1:-1], columns)
+
+
+OPS = (Op(name="dequant.mlx", rows=_rows, infer=_infer, needs=lambda inputs, args, start, stop: [(start, stop)] * 3),)
+SCHEME = Scheme(methods=("mlx",), unpack=unpack, ops=OPS)

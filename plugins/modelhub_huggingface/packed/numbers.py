@@ -1,0 +1,111 @@
+"""The arithmetic that packings share: bits out of words, floats as they are stored, and the affine step in between.
+
+Everything works on the rows that are asked for. Computed in float32, where a scale of 16 bits times a small integer is exact;
+then rounded once to the dtype that the weights have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelhub import InvalidFile
+
+
+def unpack_words(words: Any, bits: int, count: int) -> Any:
+    """Rows of 32-bit words as rows of ``count`` numbers of ``bits`` bits (dtype ``uint8``), lowest bits first. Numbers may
+    straddle words: a row is one run of bits."""
+    import numpy as np
+
+    rows = np.ascontiguousarray(words).view("<u4")
+    if bits == 8:
+        return rows.view(np.uint8)[:, :count]
+    if bits in (2, 4):
+        data = rows.view(np.uint8)
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        found = (data[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
+        return found.reshape(len(data), -1)[:, :count]
+    stream = np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little")[:, : count * bits]
+    weights = (1 << np.arange(bits)).astype(np.uint8)
+    return (stream.reshape(len(rows), count, bits) * weights).sum(axis=2, dtype=np.uint8)
+
+
+def float32_of(rows: Any, dtype: str) -> Any:
+    """Stored floats (F32, F16, BF16, F8_E4M3, F8_E8M0) as float32."""
+    import numpy as np
+
+    if dtype == "BF16":
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F8_E4M3":
+        return e4m3()[rows.view(np.uint8)]
+    if dtype == "F8_E8M0":
+        return np.exp2(rows.view(np.uint8).astype(np.float32) - 127).astype(np.float32)
+    return rows.astype(np.float32)
+
+
+def e4m3() -> Any:
+    """The 256 values of F8_E4M3 (the "FN" kind: no infinities, NaN at 0x7f and 0xff; OCP 8-bit floating point specification)."""
+    import numpy as np
+
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    value = np.where(exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
+    value[(code & 127) == 127] = np.nan
+    return np.where(code & 128, -value, value).astype(np.float32)
+
+
+def stored(values: Any, dtype: str) -> Any:
+    """float32 as stored units of ``dtype`` (F32, F16, BF16), rounded to nearest, ties to even."""
+    import numpy as np
+
+    values = np.ascontiguousarray(values, np.float32)
+    if dtype == "F32":
+        return values
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
+    word = values.view(np.uint32)
+    rounded = (word + (0x7FFF + (word >> 16 & 1))) >> 16
+    return np.where(np.isnan(values), (word >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def affine(numbers: Any, zeros: Any, scales: Any, groups: Any, group: int) -> Any:
+    """(numbers - zeros) x scales, in float32. ``numbers``: (rows, columns); ``zeros`` (or None) and ``scales``: (rows, groups);
+    ``groups``: the group of each column, or None where each ``group`` neighbours are one."""
+    import numpy as np
+
+    rows, columns = numbers.shape
+    values = numbers.astype(np.float32)
+    if groups is not None:
+        values = values if zeros is None else values - zeros[:, groups]
+        return values * scales[:, groups]
+    count = scales.shape[1]
+    if count * group != columns:  # the last group is short
+        index = np.arange(columns) // group
+        return affine(numbers, zeros, scales, index, group)
+    parts = values.reshape(rows, count, group)
+    if zeros is not None:
+        parts -= zeros[:, :, None]
+    parts *= scales[:, :, None]
+    return parts.reshape(rows, columns)
+
+
+def whole_of(source: Any) -> Any:
+    """All rows of an input, read once by each thread that computes with it."""
+    found = source.state.get("whole")
+    if found is None:
+        found = source.state["whole"] = source.read(0, source.shape[0])
+    return found
+
+
+def groups_of(source: Any, count: int, group: int) -> Any:
+    """The group of each column, from ``g_idx``; None where they are neighbours. `InvalidFile` where there is no such group."""
+    import numpy as np
+
+    if "groups" not in source.state:
+        index = whole_of(source).astype(np.int64)
+        strange = index[(index < 0) | (index >= count)]
+        if len(strange):
+            raise InvalidFile(f"g_idx names group {strange[0]}, there are {count} groups")
+        plain = np.array_equal(index, np.arange(len(index)) // group)
+        source.state["groups"] = None if plain else index
+    return source.state["groups"]
