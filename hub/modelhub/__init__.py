@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelhub import dtypes, flatbuffers, home, ops, protobuf
+    from modelhub.checksums import crc32c
     from modelhub.declared import (
         Assignment,
         Check,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from modelhub.zips import StoredZip, ZipMember, zip_members
 
 _PUBLIC = {
+    "crc32c": "checksums",
     "read_json": "documents",
     "DType": "dtypes",
     **dict.fromkeys(
@@ -147,6 +149,7 @@ __all__ = [
     "Writer",
     "ZipMember",
     "check_index",
+    "crc32c",
     "dtypes",
     "flatbuffers",
     "group_of",

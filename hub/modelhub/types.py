@@ -167,7 +167,7 @@ class StartFile:
 class Put:
     """Write a tensor's bytes (or any value's) here. The engine answers with a `Placed`.
 
-    ``align``: pad with zeros to a multiple of this first. ``checksum``: "" or "crc32".
+    ``align``: pad with zeros to a multiple of this first. ``checksum``: "", "crc32" or "crc32c".
     """
 
     tensor: Tensor

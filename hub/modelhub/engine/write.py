@@ -13,13 +13,14 @@ import threading
 import time
 import zlib
 from bisect import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes
+from modelhub.checksums import crc32c
 from modelhub.declared import Format, ProgramResult
 from modelhub.engine.cast import cast_source, encoder_of
 from modelhub.engine.copy import copy_range, pwrite_all, shares_blocks, write_array
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 PIECE = 64 << 20
 """A tensor larger than this is filled in by several tasks."""
+CHECKSUMS: Mapping[str, Callable[[Any, int], int]] = {"crc32": zlib.crc32, "crc32c": crc32c}
+"""What a `Put` may ask for; each goes on from what came to its second argument."""
 FLUSH_EVERY = 256 << 20
 """Write-back is started while copying goes on, so that the last fsync has little left to do."""
 
@@ -251,17 +254,17 @@ class _Work:
             )
         offset = file.reserve(nbytes, piece.align)
         self.written.values[tensor.name] = tensor.value
-        if piece.checksum not in ("", "crc32"):
-            raise PluginError(f"checksum {piece.checksum!r} is not known; use crc32")
+        if piece.checksum and piece.checksum not in CHECKSUMS:
+            raise PluginError(f"checksum {piece.checksum!r} is not known; use {' or '.join(CHECKSUMS)}")
         if not nbytes:
             return Placed(offset, 0, lambda: 0)
         if piece.checksum:
             grid = grid_of(cast_source(tensor)[1])
-            task = self._pool.submit(self._fill, _Part(tensor, grid, 0, grid.count, offset), file, True)
+            task = self._pool.submit(self._fill, _Part(tensor, grid, 0, grid.count, offset), file, piece.checksum)
             self._tasks.append(task)
             return Placed(offset, nbytes, task.result)
         for part in self._parts(tensor, offset):
-            self._tasks.append(self._pool.submit(self._fill, part, file, False))
+            self._tasks.append(self._pool.submit(self._fill, part, file, ""))
         return Placed(offset, nbytes, _unasked)
 
     def _parts(self, tensor: Tensor, offset: int) -> Iterator[_Part]:
@@ -280,8 +283,8 @@ class _Work:
                 offset + start * grid.elements // want.block * want.block_bytes,
             )
 
-    def _fill(self, part: _Part, file: _OutFile, checksum: bool) -> int:
-        """Write one part's bytes; their CRC-32 where asked for."""
+    def _fill(self, part: _Part, file: _OutFile, checksum: str) -> int:
+        """Write one part's bytes; their checksum where asked for."""
         crc = 0
         tensor, grid, at = part.tensor, part.grid, part.offset
         dtype = dtypes.get(tensor.dtype)
@@ -300,7 +303,7 @@ class _Work:
                 sums = ErrorSums() if cast_source(tensor)[0] else None
                 for chunk in self._chunks(part, sums):
                     if checksum:
-                        crc = zlib.crc32(chunk.data, crc)
+                        crc = CHECKSUMS[checksum](chunk.data, crc)
                     stamp = time.perf_counter()
                     write_array(file.fd, chunk, at, what, self.check)
                     self._spent("write", stamp)

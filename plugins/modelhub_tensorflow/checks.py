@@ -1,0 +1,58 @@
+"""Validators of TensorFlow's files: checksums of tensors, operators that reach out of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from modelhub import Checkpoint, FileProblem, Finding, Table, crc32c
+
+from modelhub_tensorflow import bundle, elements, sorted_table
+from modelhub_tensorflow.bundle import INDEX, Bundle, Stored
+
+CHECKSUMS = "tensorflow-crc"
+_STEP = 4 << 20
+_SHOWN = 20
+
+
+def checksums(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
+    """The CRC-32C that the index has of every tensor, held against its bytes."""
+    path = next((path for path in checkpoint.files if path.endswith(INDEX)), None)
+    if path is None:
+        return
+    found = bundle.read(checkpoint.open(path))
+    bad = 0
+    for name, entry in found.data():
+        file = os.path.join(os.path.dirname(path), found.shard_name(entry.shard))
+        if file not in checkpoint:
+            continue
+        try:
+            crc = _crc(checkpoint, file, entry, found)
+        except FileProblem as problem:
+            yield Finding(CHECKSUMS, "error", str(problem), tensor=name, file=os.path.basename(file))
+            continue
+        if crc != entry.crc:
+            bad += 1
+            if bad <= _SHOWN:
+                message = f"its CRC-32C is {crc:08x}, the index says {entry.crc:08x}: the data is damaged, or not this index's"
+                yield Finding(CHECKSUMS, "error", message, tensor=name, file=os.path.basename(file))
+    if bad > _SHOWN:
+        yield Finding(CHECKSUMS, "error", f"and {bad - _SHOWN} more tensors whose CRC-32C is another")
+
+
+def _crc(checkpoint: Checkpoint, path: str, entry: Stored, found: Bundle) -> int:
+    """The masked CRC-32C of an entry's bytes. Of strings, that of their lengths as numbers of four (eight) bytes, of the checksum
+    that follows them, and of the texts."""
+    file, value, start, end = checkpoint.open(path), 0, entry.offset, entry.offset + entry.size
+    if entry.number == elements.STRING:
+        count = 1
+        for side in entry.shape.sides:
+            count *= side
+        data, at, lengths = file.read(start, entry.size), 0, bytearray()
+        for _ in range(count):
+            length, at = sorted_table.varint(data, at, len(data), file.name)
+            lengths += length.to_bytes(4 if length < 1 << 32 else 8, "little")
+        return sorted_table.mask(crc32c(data[at:], crc32c(bytes(lengths))))
+    for offset in range(start, end, _STEP):
+        value = crc32c(file.read(offset, min(_STEP, end - offset)), value)
+    return sorted_table.mask(value)

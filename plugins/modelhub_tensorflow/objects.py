@@ -1,0 +1,168 @@
+"""The graph of objects that TensorFlow 2 stores beside the variables: which name people know a variable by, and which of them are
+an optimizer's.
+
+Facts: ``core/protobuf/trackable_object_graph.proto``; how strings are stored: ``WriteStringTensor`` in ``tensor_bundle.cc``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from modelhub import InvalidFile, protobuf
+
+from modelhub_tensorflow import sorted_table
+
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+MAX_GRAPH = 256 << 20
+MAX_NODES = 5_000_000
+
+_BOOKKEEPING = frozenset(("save_counter" + VALUE,))
+_SLOTS = (
+    "Adam", "Adam_1", "adam_m", "adam_v", "AdamW", "AdamW_1", "LAMB", "LAMB_1", "lamb_m", "lamb_v", "Momentum", "momentum",
+    "RMSProp", "RMSProp_1", "RMSProp_2", "Adagrad", "Adadelta", "Adadelta_1", "Ftrl", "Ftrl_1", "AdafactorVR", "vr", "vc",
+)  # fmt: skip
+"""What TensorFlow 1's optimizers, and those of BERT and T5, put behind a variable's name."""
+_POWERS = re.compile(r"(?:.*/)?beta[12]_power(?:_\d+)?", re.ASCII)
+_SLOT = "/.OPTIMIZER_SLOT/"
+_OPTIMIZERS = ("optimizer", "_optimizer")
+_NOT_STATE = ("_trainable_variables",)
+"""What an optimizer of Keras 3 refers to: the model's own variables."""
+
+
+@dataclass(slots=True)
+class Names:
+    """``full``: key -> the variable's own name; ``slots``: keys of an optimizer's variables."""
+
+    full: dict[str, str] = field(default_factory=dict)
+    slots: set[str] = field(default_factory=set)
+
+
+def strings(data: bytes, count: int, who: str) -> list[bytes]:
+    """A tensor of ``count`` strings as it is stored: their lengths as varints, the masked CRC-32C of those, and the bytes."""
+    at, lengths = 0, []
+    for _ in range(count):
+        length, at = sorted_table.varint(data, at, len(data), who)
+        lengths.append(length)
+    at += 4
+    found = []
+    for length in lengths:
+        if at + length > len(data):
+            raise InvalidFile(f"{who}: a string of {length} bytes at {at}, there are {len(data)}")
+        found.append(data[at : at + length])
+        at += length
+    return found
+
+
+def names(data: bytes, who: str) -> Names:
+    """What the graph says; `InvalidFile` where it is none."""
+    wire = protobuf.Wire(data, who)
+    nodes: list[list[tuple[str, str]]] = []
+    slot_nodes: set[int] = set()
+    children: list[list[tuple[int, str]]] = []
+    for number, kind, a, b in wire.fields():
+        if number != 1 or kind != protobuf.BYTES:
+            continue
+        if len(nodes) >= MAX_NODES:
+            raise InvalidFile(f"{who}: more than {MAX_NODES} objects")
+        attributes: list[tuple[str, str]] = []
+        below: list[tuple[int, str]] = []
+        for inner, inner_kind, c, d in wire.fields(a, b):
+            if inner_kind != protobuf.BYTES:
+                continue
+            if inner == 1:
+                below.append(_child(wire, c, d))
+            elif inner == 2:
+                attributes.append(_attribute(wire, c, d))
+            elif inner == 3:
+                slot_nodes.add(_slot(wire, c, d))
+        nodes.append(attributes)
+        children.append(below)
+    found = Names()
+    slot_nodes |= _below_optimizers(children)
+    for node, attributes in enumerate(nodes):
+        for full, key in attributes:
+            if full:
+                found.full[key] = full
+            if node in slot_nodes:
+                found.slots.add(key)
+    return found
+
+
+def _below_optimizers(children: list[list[tuple[int, str]]]) -> set[int]:
+    """Objects that are reached over an ``optimizer`` only: its state, and not the model's variables that it refers to."""
+    others, todo = {0}, [0]
+    roots: list[int] = []
+    while todo:
+        for node, name in children[todo.pop()] if children else ():
+            if not 0 <= node < len(children):
+                continue
+            if name in _OPTIMIZERS:
+                roots.append(node)
+            elif node not in others:
+                others.add(node)
+                todo.append(node)
+    mine, todo = set(roots) - others, roots
+    while todo:
+        for node, name in children[todo.pop()]:
+            if 0 <= node < len(children) and node not in others and node not in mine and name not in _NOT_STATE:
+                mine.add(node)
+                todo.append(node)
+    return mine
+
+
+def _child(wire: protobuf.Wire, start: int, end: int) -> tuple[int, str]:
+    node, name = 0, ""
+    for number, kind, a, b in wire.fields(start, end):
+        if number == 1 and kind == protobuf.VARINT:
+            node = protobuf.signed(a)
+        elif number == 2 and kind == protobuf.BYTES:
+            name = wire.text(a, b)
+    return node, name
+
+
+def _attribute(wire: protobuf.Wire, start: int, end: int) -> tuple[str, str]:
+    """(full name, key) of a ``SerializedTensor``."""
+    full = key = ""
+    for number, kind, a, b in wire.fields(start, end):
+        if number == 2 and kind == protobuf.BYTES:
+            full = wire.text(a, b)
+        elif number == 3 and kind == protobuf.BYTES:
+            key = wire.text(a, b)
+    return full, key
+
+
+def _slot(wire: protobuf.Wire, start: int, end: int) -> int:
+    node = 0
+    for number, kind, a, _ in wire.fields(start, end):
+        if number == 3 and kind == protobuf.VARINT:
+            node = protobuf.signed(a)
+    return node
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def readable(keys: Collection[str], found: Names) -> dict[str, str]:
+    """Key -> the name to show: the variable's own where no other thing is called so, else the key. (Variables that nobody named
+    are all called ``Variable``.)"""
+    taken = Counter(found.full.get(key, key) for key in keys)
+    everything = set(keys)
+    shown = {}
+    for key in keys:
+        full = found.full.get(key, "")
+        free = full and taken[full] == 1 and (full == key or full not in everything)
+        shown[key] = full if free else key
+    return shown
+
+
+def is_state(key: str, name: str, keys: Collection[str], found: Names) -> bool:
+    """Whether a variable is an optimizer's, or the checkpoint's own book-keeping."""
+    if key in _BOOKKEEPING or key in found.slots or _SLOT in key:
+        return True
+    base, _, last = key.rpartition("/")
+    if base in keys and last in _SLOTS:
+        return True
+    return _POWERS.fullmatch(key) is not None
