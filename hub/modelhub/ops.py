@@ -72,6 +72,15 @@ def node(name: str, *inputs: Value, **args: Any) -> Node:
     return Node(name, inputs, args, dtype, tuple(shape))
 
 
+def leaves(value: Value | None) -> Iterator[Extent | Inline]:
+    """The runs of bytes that a value is made of."""
+    if isinstance(value, Node):
+        for inner in value.inputs:
+            yield from leaves(inner)
+    elif value is not None:
+        yield value
+
+
 # --- the storage ops ----------------------------------------------------------------------------------------------
 
 

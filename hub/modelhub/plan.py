@@ -279,12 +279,15 @@ def _tie(table: Table, target: Format, losses: list[str]) -> Table:
 
 
 def _note_losses(source: Table, losses: list[str]) -> None:
+    wholes = [tensor for tensor in source.logical if tensor.view == "logical" and isinstance(tensor.value, Node)]
+    used = {leaf for tensor in wholes for leaf in ops.leaves(tensor.value)}
     aside = [tensor for tensor in source.stored if tensor.view == "stored"]
-    packed = [tensor for tensor in aside if tensor.name in source.by_name]
-    if packed:
-        first, more = packed[0], f" and {len(packed) - 1} more" if len(packed) > 1 else ""
-        losses.append(f"dequantized: {first.name} ({first.dtype} to {source.by_name[first.name].dtype}){more}")
-    names = [tensor.name for tensor in aside if tensor.name not in source.by_name]
+    parts = [tensor for tensor in aside if used.intersection(ops.leaves(tensor.value))]
+    if parts:
+        first, more = wholes[0], f" and {len(wholes) - 1} more" if len(wholes) > 1 else ""
+        losses.append(f"dequantized to {first.dtype}: {first.name}{more}")
+    known = {tensor.name for tensor in parts} | set(source.by_name)
+    names = [tensor.name for tensor in aside if tensor.name not in known]
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         losses.append(f"not part of the model, left behind: {', '.join(names[:3])}{more}")

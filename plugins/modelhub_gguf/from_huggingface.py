@@ -79,7 +79,7 @@ def row_of(raw: Mapping[str, Any]) -> Architecture:
 
 
 def _refuse_packed(raw: Mapping[str, Any], table: Table) -> None:
-    """Packed weights (GPTQ, AWQ, bitsandbytes, ...) are carried as what they stand for; where that was not understood, refused."""
+    """Packed weights (GPTQ, AWQ, bitsandbytes, ...) are carried as what they stand for; where that is not known, refused."""
     said = mapping(raw.get("quantization_config")) or mapping(raw.get("compression_config"))
     method = text(said.get("quant_method")) or ("mlx" if raw.get("quantization") else "")
     packed = [tensor for tensor in table.logical if tensor.dtype in ("I32", "U8", "I8", "U32", "F8_E4M3", "F8_E5M2")]

@@ -73,6 +73,13 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+DTYPES_OF_TORCH = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+"""The dtypes that a model's weights may have as a whole, by torch's names."""
+
+
 def is_count(value: Any) -> TypeGuard[int]:
     """A whole number that something can be counted with (a boolean is none)."""
     return type(value) is int and 0 <= value < _MAX_INT

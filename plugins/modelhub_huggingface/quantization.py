@@ -6,6 +6,7 @@ names the methods and their fields; ``quantize_config.json`` is AutoGPTQ's and `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -70,7 +71,7 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
     if isinstance(found.get("desc_act"), bool):
         settings["desc_act"] = found["desc_act"]
     label = label or method.upper()
-    if is_count(group) and label.rpartition("-INT")[2].isdecimal():
+    if is_count(group) and re.search(r"\bINT\d+$", label):
         label = f"{label} g{group}"
     return Quantization(label, settings, method, found)
 
@@ -98,7 +99,8 @@ def _compressed(found: Mapping[str, Any]) -> tuple[str, int, int | None]:
         return "", 0, None
     bits = _bits(weights)
     group = weights.get("group_size")
-    if text(found.get("format")).startswith("nvfp4"):
-        return "NVFP4", bits, group if is_count(group) else None
+    for kind in ("nvfp4", "mxfp4"):
+        if text(found.get("format")).startswith(kind):
+            return kind.upper(), bits, group if is_count(group) else None
     kind = {"float": "FP", "int": "INT"}.get(text(weights.get("type")), "")
     return (f"{kind}{bits}" if kind and bits else ""), bits, group if is_count(group) else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from modelhub import Checkpoint, Columns, FileProblem, Finding, Metadata, Tensor, read_as, read_index, read_json
+from modelhub import Checkpoint, Columns, Extent, FileProblem, Finding, Metadata, Tensor, read_as, read_index, read_json
 
 from modelhub_huggingface.card import read_card
-from modelhub_huggingface.config import describe
+from modelhub_huggingface.config import DTYPES_OF_TORCH, describe
 from modelhub_huggingface.layout import CONFIG, CONTAINERS, MAX_CONFIG, cache_name
 from modelhub_huggingface.packed import unpack
 from modelhub_huggingface.quantization import OLDER_FILES, Quantization, quantization
@@ -39,7 +39,10 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata | Findi
                 packed.append(record)
             else:
                 yield record
-        yield from unpack(packed, quantized.method, quantized.said)
+        dtype = DTYPES_OF_TORCH.get(str(values.get("torch_dtype")), "")
+        yield from unpack(
+            packed, quantized.method, quantized.said, dtype, lambda tensor, limit: _bytes(checkpoint, tensor, limit)
+        )
     else:
         for path in checkpoint.files:
             if ".index." in path and path.endswith(".json"):
@@ -57,6 +60,13 @@ def weights_of(directory: str, files: tuple[str, ...]) -> tuple[str, list[str]]:
             return container.format, weights + [path for path in files if index in path[len(prefix) :] and path.endswith(".json")]
     named = [container.format for container in CONTAINERS for path in files if f"{container.suffix}.index." in path]
     return (named[0] if named else ""), []
+
+
+def _bytes(checkpoint: Checkpoint, tensor: Tensor, limit: int) -> bytes:
+    place = tensor.value
+    if not isinstance(place, Extent) or place.nbytes > limit:
+        return b""
+    return checkpoint.open(place.file).read(place.offset, place.nbytes)
 
 
 def _quantization(checkpoint: Checkpoint, config: dict[str, Any]) -> Quantization:

@@ -18,13 +18,11 @@ from typing import Any
 
 from modelhub import CopyFile, File, ModelhubError, Node, StartFile, Table, WriteOptions, Writer, read_json, write_as
 
+from modelhub_huggingface.config import DTYPES_OF_TORCH
 from modelhub_huggingface.layout import CONFIG, MAX_CONFIG
 from modelhub_huggingface.quantization import KEYS, OLDER_FILES
 
-DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip
+DTYPES = {dtype: name for name, dtype in DTYPES_OF_TORCH.items()}
 """What torch calls the dtypes that a model's weights may have as a whole."""
 _KEYS = ("dtype", "torch_dtype")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")

@@ -5,20 +5,22 @@ One module a method; a row in `SCHEMES` makes it known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modelhub import Finding, Op, Tensor
 
-from modelhub_huggingface.packed import awq, gptq, mlx
-from modelhub_huggingface.packed.scheme import Kept, Scheme, Whole
+from modelhub_huggingface.packed import awq, bitsandbytes, gptq, mlx, mxfp4, scaled
+from modelhub_huggingface.packed.scheme import Kept, Scheme, Stored, Whole
 
-SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, mlx.SCHEME)
+SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, mlx.SCHEME, bitsandbytes.SCHEME, scaled.SCHEME, mxfp4.SCHEME)
 
 
-def unpack(tensors: Sequence[Tensor], method: str, settings: Mapping[str, Any]) -> Iterator[Tensor | Finding]:
+def unpack(
+    tensors: Sequence[Tensor], method: str, settings: Mapping[str, Any], dtype: str, read: Callable[[Tensor, int], bytes]
+) -> Iterator[Tensor | Finding]:
     """The table of a checkpoint that was quantized by ``method``: parts of a whole as ``stored``, wholes as ``logical``. What
-    stays packed is listed as it is, and one finding says how many and why the first does."""
+    stays packed is listed as it is, and one finding says how many and why the first does. `Stored` says what the rest is."""
     scheme = next((scheme for scheme in SCHEMES if method in scheme.methods), None)
     if scheme is None:
         yield from tensors
@@ -27,7 +29,7 @@ def unpack(tensors: Sequence[Tensor], method: str, settings: Mapping[str, Any]) 
     wholes: list[Whole] = []
     kept: list[Kept] = []
     parts: set[str] = set()
-    for found in scheme.unpack(by_name, settings):
+    for found in scheme.unpack(Stored(by_name, settings, dtype, read)):
         if isinstance(found, Kept):
             kept.append(found)
         elif found.tensor.name in by_name and found.tensor.name not in found.parts:

@@ -12,25 +12,25 @@ from typing import Any
 from modelhub import Op, ops
 
 from modelhub_huggingface.packed.numbers import affine, float32_of, stored, whole_of
-from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Settings, Tensors, Whole, lack, member, modules, typed, whole
+from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _READ = ("gemm", "exllama", "")
 _Spec = tuple[str, tuple[int, ...]]
 
 
-def unpack(tensors: Tensors, settings: Settings) -> Iterator[Whole | Kept]:
+def unpack(source: Stored) -> Iterator[Whole | Kept]:
     """Every module with a ``qweight``."""
-    layout = str(settings.get("version") or "").lower()
-    for module in modules(tensors, "qweight"):
+    layout = str(source.settings.get("version") or "").lower()
+    for module in modules(source.tensors, "qweight"):
         parts = tuple(member(module, part) for part in ("qweight", "qzeros", "scales"))
         words = ("I32", "U32")
-        why = lack(tensors, dict(zip(parts, (words, words, FLOATS), strict=True)))
+        why = lack(source.tensors, dict(zip(parts, (words, words, FLOATS), strict=True)))
         if layout not in _READ:
             why = f"the layout {layout!r:.40} is not read; only gemm is"
         if not why:
             try:
-                value = ops.dequant("awq", *(typed(tensors[part]) for part in parts))
+                value = ops.dequant("awq", *(typed(source.tensors[part]) for part in parts))
             except ValueError as error:
                 why = str(error)
             else:

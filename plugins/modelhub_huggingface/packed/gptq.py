@@ -14,7 +14,7 @@ from typing import Any
 from modelhub import Op, ops
 
 from modelhub_huggingface.packed.numbers import affine, float32_of, groups_of, stored, unpack_words, whole_of
-from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Settings, Tensors, Whole, lack, member, modules, typed, whole
+from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
 BITS = (2, 3, 4, 8)
 _LAYOUTS = {"gptq": 1, "gptq_v2": 0, "": 1}
@@ -22,26 +22,26 @@ _LAYOUTS = {"gptq": 1, "gptq_v2": 0, "": 1}
 _Spec = tuple[str, tuple[int, ...]]
 
 
-def unpack(tensors: Tensors, settings: Settings) -> Iterator[Whole | Kept]:
+def unpack(source: Stored) -> Iterator[Whole | Kept]:
     """Every module with a ``qweight``. Its bits follow from its shapes, so overrides of single modules need no look-up."""
-    layout = settings.get("checkpoint_format") or ""
-    for module in modules(tensors, "qweight"):
+    layout = source.settings.get("checkpoint_format") or ""
+    for module in modules(source.tensors, "qweight"):
         name = member(module, "qweight")
         if layout not in _LAYOUTS:
             yield Kept(name, f"the layout {layout!r:.40} is not read; there are gptq and gptq_v2")
             continue
         names = {part: member(module, part) for part in ("qweight", "qzeros", "scales")}
         words = ("I32", "U32")
-        why = lack(tensors, {names["qweight"]: words, names["qzeros"]: words, names["scales"]: FLOATS})
+        why = lack(source.tensors, {names["qweight"]: words, names["qzeros"]: words, names["scales"]: FLOATS})
         if why:
             yield Kept(name, why)
             continue
         parts = list(names.values())
         index = member(module, "g_idx")
-        if index in tensors and tensors[index].value is not None:
+        if index in source.tensors and source.tensors[index].value is not None:
             parts.append(index)
         try:
-            value = ops.dequant("gptq", *(typed(tensors[part]) for part in parts), zero=_LAYOUTS[layout])
+            value = ops.dequant("gptq", *(typed(source.tensors[part]) for part in parts), zero=_LAYOUTS[layout])
         except ValueError as error:
             yield Kept(name, str(error))
             continue

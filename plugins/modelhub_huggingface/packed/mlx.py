@@ -12,26 +12,26 @@ from typing import Any
 from modelhub import Op, ops
 
 from modelhub_huggingface.packed.numbers import affine, float32_of, stored, unpack_words
-from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Settings, Tensors, Whole, lack, member, modules, typed, whole
+from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
 BITS = (2, 3, 4, 5, 6, 8)
 _Spec = tuple[str, tuple[int, ...]]
 
 
-def unpack(tensors: Tensors, settings: Settings) -> Iterator[Whole | Kept]:
+def unpack(source: Stored) -> Iterator[Whole | Kept]:
     """Every module with ``scales``. Only the size of a group is taken from the settings: the bits follow from the shapes."""
-    for module in modules(tensors, "scales"):
-        own = settings.get(module)
-        used = {**settings, **own} if isinstance(own, Mapping) else settings
+    for module in modules(source.tensors, "scales"):
+        own = source.settings.get(module)
+        used = {**source.settings, **own} if isinstance(own, Mapping) else source.settings
         parts = tuple(member(module, part) for part in ("weight", "scales", "biases"))
         mode, group = used.get("mode") or "affine", used.get("group_size")
-        why = lack(tensors, {parts[0]: ("U32",)})
+        why = lack(source.tensors, {parts[0]: ("U32",)})
         if not why and mode != "affine":
             why = f"the mode {mode!r:.40} is not read; affine is"
-        why = why or lack(tensors, {parts[1]: FLOATS, parts[2]: FLOATS})
+        why = why or lack(source.tensors, {parts[1]: FLOATS, parts[2]: FLOATS})
         if not why:
             try:
-                value = ops.dequant("mlx", *(typed(tensors[part]) for part in parts), group=group)
+                value = ops.dequant("mlx", *(typed(source.tensors[part]) for part in parts), group=group)
             except ValueError as error:
                 why = str(error)
             else:

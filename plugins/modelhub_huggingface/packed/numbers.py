@@ -93,7 +93,7 @@ def whole_of(source: Any) -> Any:
     """All rows of an input, read once by each thread that computes with it."""
     found = source.state.get("whole")
     if found is None:
-        found = source.state["whole"] = source.read(0, source.shape[0])
+        found = source.state["whole"] = source.read(0, source.shape[0] if source.shape else 1)
     return found
 
 

@@ -28,17 +28,26 @@ class Kept(NamedTuple):
 
 
 Tensors = Mapping[str, Tensor]
-Settings = Mapping[str, Any]
-"""The directory's own words on how it was quantized (``quantization_config`` and its relatives)."""
+
+
+class Stored(NamedTuple):
+    """What a scheme sees: the stored ``tensors`` by name, the directory's own words on how it was quantized (``settings``:
+    ``quantization_config`` and its relatives), the ``dtype`` that the configuration names for the model ("" where none), and
+    ``read(tensor, limit)``, the bytes of a small tensor that describes others (empty where it has more than ``limit``)."""
+
+    tensors: Tensors
+    settings: Mapping[str, Any]
+    dtype: str
+    read: Callable[[Tensor, int], bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """``methods``: what ``quant_method`` may say. ``unpack(tensors, settings)`` finds the wholes; ``ops`` are what it computes
+    """``methods``: what ``quant_method`` may say. ``unpack(stored)`` finds the wholes; ``ops`` are what it computes
     them with."""
 
     methods: tuple[str, ...]
-    unpack: Callable[[Tensors, Settings], Iterator[Whole | Kept]]
+    unpack: Callable[[Stored], Iterator[Whole | Kept]]
     ops: tuple[Op, ...] = ()
 
 

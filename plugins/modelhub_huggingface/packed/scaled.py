@@ -1,0 +1,109 @@
+"""Weights beside their scales: compressed-tensors, FP8 of several makers, and NVFP4.
+
+What a module holds says what it is: ``weight_packed`` (INT4 or INT8 in words, or FP4), or a ``weight`` of FP8 or INT8, with
+``weight_scale`` (or DeepSeek's ``weight_scale_inv``, which multiplies as well), ``weight_zero_point``, ``weight_g_idx``,
+``weight_global_scale`` (divides) or ``weight_scale_2`` (multiplies). Scales of activations are no part of a weight.
+(compressed-tensors ``compressors/``, ``quantization/lifecycle/forward.py``; DeepSeek-V3 ``inference/fp8_cast_bf16.py``;
+modelopt ``torch/export``.)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+from modelhub import Inline, Tensor, ops
+
+from modelhub_huggingface.packed import rows
+from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, typed, whole
+
+METHODS = ("compressed-tensors", "fp8", "finegrained_fp8", "fbgemm_fp8", "modelopt", "quark")
+_SCALES = ("weight_scale", "weight_scale_inv")
+BLOCK = 128
+"""Rows and columns of DeepSeek's blocks, where ``weight_block_size`` says nothing else."""
+
+
+def unpack(source: Stored) -> Iterator[Whole | Kept]:
+    """Every module with packed, FP8 or INT8 weights."""
+    for name, tensor in source.tensors.items():
+        module, _, last = name.rpartition(".")
+        if last == "weight_packed" or (last == "weight" and tensor.dtype in ("F8_E4M3", "I8", "U8")):
+            found = _module(source, module, tensor)
+            yield Kept(name, found) if isinstance(found, str) else found
+
+
+def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
+    """The whole of a module, or why there is none."""
+    tensors = source.tensors
+    scale = next((tensors[member(module, name)] for name in _SCALES if member(module, name) in tensors), None)
+    if scale is None:
+        return f"there is no {member(module, _SCALES[0])}"
+    why = lack(tensors, {tensor.name: ("I32", "I8", "U8", "F8_E4M3"), scale.name: rows.SCALES})
+    if why:
+        return why
+    parts = [tensor, scale]
+    if tensor.dtype in ("I32", "I8"):
+        for name in ("weight_zero_point", "weight_g_idx"):
+            found = tensors.get(member(module, name))
+            if found is not None and found.value is not None and 0 not in found.shape:
+                parts.append(found)
+    factor = 1.0
+    others: list[str] = []
+    for name, inverse in (("weight_global_scale", True), ("weight_scale_2", False)):
+        part = tensors.get(member(module, name))
+        if part is not None:
+            number = _number(source, part)
+            if not number:
+                return f"{part.name} is no number"
+            factor = 1 / number if inverse else number
+            others.append(part.name)
+    shape = tensors.get(member(module, "weight_shape"))
+    columns, bits = _columns(source, tensor, shape)
+    if shape is not None:
+        others.append(shape.name)
+    if len(tensor.shape) != 2 or not columns:
+        return f"{tensor.name} has the shape {list(tensor.shape)}: a matrix was expected"
+    row_block, group = 1, 0
+    if len(scale.shape) == 2 and scale.shape[0] != tensor.shape[0] and prod(scale.shape) > 1:
+        sides = source.settings.get("weight_block_size")
+        row_block, group = sides if isinstance(sides, list) and _are_sides(sides) else (BLOCK, BLOCK)
+    dtype = scale.dtype if scale.dtype in ("F16", "BF16") else source.dtype if source.dtype in FLOATS else "F32"
+    args = rows.layout(columns, dtype, bits=bits, row_block=row_block, group=group, factor=factor)
+    try:
+        value = ops.dequant("rows", *(typed(part) for part in parts), **args)
+    except ValueError as error:
+        return str(error)
+    return whole(member(module, "weight"), value, (*(part.name for part in parts), *others))
+
+
+def _are_sides(sides: list[Any]) -> bool:
+    return len(sides) == 2 and all(type(side) is int and 0 < side <= 1 << 20 for side in sides)
+
+
+def _number(source: Stored, tensor: Tensor) -> float:
+    if tensor.dtype != "F32" or prod(tensor.shape) != 1:
+        return 0.0
+    data = tensor.value.data if isinstance(tensor.value, Inline) else source.read(tensor, 4)
+    number = struct.unpack("<f", data)[0] if len(data) == 4 else 0.0
+    return float(number) if 0 < number < float("inf") else 0.0
+
+
+def _columns(source: Stored, tensor: Tensor, shape: Tensor | None) -> tuple[int, int]:
+    """(columns of the whole, bits of packed integers)."""
+    units = tensor.shape[-1] if tensor.shape else 0
+    if tensor.dtype == "U8":
+        return units * 2, 0
+    if tensor.dtype != "I32":
+        return units, 0
+    data = source.read(shape, 16) if shape is not None else b""
+    kind = {"I64": "<2q", "I32": "<2i"}.get(shape.dtype if shape is not None else "", "")
+    said = struct.unpack(kind, data)[1] if kind and len(data) == struct.calcsize(kind) else 0
+    for bits in (4, 8, 2):
+        if said and -(-said // (32 // bits)) == units:
+            return said, bits
+    return (0, 0) if said else (units * 8, 4)
+
+
+SCHEME = Scheme(methods=METHODS, unpack=unpack, ops=rows.OPS)
