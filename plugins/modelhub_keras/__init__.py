@@ -1,4 +1,4 @@
-"""Keras for modelhub: whole models and weights in HDF5, and ``.keras`` archives, read with h5py and without Keras.
+"""Keras for modelhub: whole models and weights in HDF5, and ``.keras`` archives, read without Keras or h5py.
 
 What a model's configuration would run when it is loaded is named, never decoded. HDF5 files of others are read as well, by the
 paths of their datasets.
@@ -7,12 +7,11 @@ paths of their datasets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 from modelhub import Check, Format, hookimpl
 
 from modelhub_keras import checks, hdf5
-from modelhub_keras.reader import HDF5_SUFFIXES, HINT, SUFFIXES, detect, detect_plain, read, read_without
+from modelhub_keras.reader import HDF5_SUFFIXES, SUFFIXES, detect, detect_plain, read
 
 DTYPES = (
     "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64",
@@ -22,8 +21,6 @@ DTYPES = (
 
 @hookimpl
 def modelhub_formats() -> Iterator[Format]:
-    there = find_spec("h5py") is not None
-    missing = {} if there else {"read": HINT}
     yield Format(
         name="keras",
         title="Keras",
@@ -33,8 +30,7 @@ def modelhub_formats() -> Iterator[Format]:
         extension=".keras",
         sharing="exact",
         detect=detect,
-        read=read if there else read_without,
-        unavailable=missing,
+        read=read,
     )
     yield Format(
         name="hdf5",
@@ -44,12 +40,11 @@ def modelhub_formats() -> Iterator[Format]:
         extension=".h5",
         sharing="exact",
         detect=detect_plain,
-        read=read if there else None,
-        unavailable=missing,
+        read=read,
     )
 
 
 @hookimpl
 def modelhub_checks() -> Iterator[Check]:
-    yield Check(name=checks.CUSTOM, level="safety", formats=("keras",), run=checks.custom, requires=("h5py",), extra="keras")
+    yield Check(name=checks.CUSTOM, level="safety", formats=("keras",), run=checks.custom)
     yield Check(name=checks.CRC, level="values", formats=("keras",), run=checks.crc)

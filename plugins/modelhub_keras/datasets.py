@@ -1,237 +1,268 @@
 """A dataset as a tensor: its type, and its bytes as they lie: in one run, in the header, or in compressed chunks.
 
-Types, layouts and filters as in the HDF5 File Format Specification 3.0 (IV.A.2.d, .i and .l). Chunks become an expression: each
-is inflated, its bytes are put back in order ("shuffle" stores the first byte of all elements, then the second), and placed.
+Layouts and filters as in the HDF5 File Format Specification 3.0 (IV.A.2.i and .l, III.A.1 for chunks). Chunks become an
+expression: each is inflated, its bytes are put back in order ("shuffle" stores the first byte of all elements, then the second),
+and placed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from math import prod
-from typing import Any
+from typing import NamedTuple
 
 from modelhub import Extent, Inline, InvalidFile, Node, Tensor, dtypes, ops
 
-from modelhub_keras.hdf5 import Dataset, Place
+from modelhub_keras import attributes, types
+from modelhub_keras.hdf5 import (
+    DATASPACE,
+    DATATYPE,
+    EXTERNAL,
+    FILL,
+    FILTERS,
+    LAYOUT,
+    OLD_FILL,
+    Container,
+    Cursor,
+    Entry,
+    Place,
+)
 
 MAX_CHUNKS = 20_000
 """Of one dataset; a table holds a few numbers for each."""
+COMPACT, CONTIGUOUS, CHUNKED, VIRTUAL = range(4)
 _DEFLATE, _SHUFFLE, _FLETCHER = 1, 2, 3
 _FILTERS = {
-    4: "szip",
-    5: "nbit",
-    6: "scaleoffset",
-    32000: "LZF",
-    32001: "Blosc",
-    32004: "LZ4",
-    32008: "bitshuffle",
-    32015: "Zstandard",
-}
+    4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32015: "Zstandard",
+}  # fmt: skip
 """Those that are not read, by their registered numbers."""
-_FLOATS = {
-    (2, 15, 10, 5, 0, 10): "F16",
-    (2, 15, 7, 8, 0, 7): "BF16",
-    (4, 31, 23, 8, 0, 23): "F32",
-    (8, 63, 52, 11, 0, 52): "F64",
-    (1, 7, 2, 5, 0, 2): "F8_E5M2",
-}
-"""(bytes, sign, exponent's place and size, mantissa's place and size)."""
-_OPAQUE = {("bfloat16", 2): "BF16", ("float8_e4m3fn", 1): "F8_E4M3", ("float8_e5m2", 1): "F8_E5M2"}
-"""What Keras stores as bytes of no type, and notes beside them (``saving_lib.py``, ``H5Entry``)."""
 
 Value = Extent | Inline | Node
 
 
-def tensor(dataset: Dataset, place: Place, who: str, *, opaque: str = "") -> Tensor:
-    """The record of a dataset, under its path. ``opaque``: the type of elements that have none of their own."""
-    from h5py import h5d  # type: ignore[import-untyped]
+class Layout(NamedTuple):
+    """How a dataset is stored: at ``address``, in ``nbytes`` bytes, or as ``data`` of the header; ``sides`` of a chunk."""
 
-    if dataset.outside:
-        return Tensor(dataset.path, "LINK", (), None, unsupported=dataset.outside)
-    plan = dataset.id.get_create_plist()
-    if plan.get_layout() == h5d.VIRTUAL:  # before anything asks for its shape, for which the library may look for the others
-        return Tensor(dataset.path, "VIRTUAL", (), None, unsupported="virtual dataset, which is made of other files' data")
-    shape = _shape(dataset.id)
-    dtype, swapped, why = _dtype(dataset.id.get_type(), opaque)
-    if why or shape is None:
-        return Tensor(dataset.path, dtype, shape or (), None, unsupported=why or "dataset without a shape")
-    if plan.get_external_count():
-        return Tensor(dataset.path, dtype, shape, None, unsupported="dataset whose bytes lie in another file")
-    where = f"{who}: dataset {dataset.path[:200]!r}"
+    kind: int
+    address: int = -1
+    nbytes: int = 0
+    data: bytes = b""
+    sides: tuple[int, ...] = ()
+    why: str = ""
+
+
+class Chunk(NamedTuple):
+    """One stored chunk: where its first element belongs, its bytes, and which filters were left out."""
+
+    corner: tuple[int, ...]
+    address: int
+    nbytes: int
+    skipped: int
+
+
+class Dataset:
+    """One dataset's header, taken apart."""
+
+    def __init__(self, file: Container, entry: Entry) -> None:
+        self.file, self.where = file, f"{file.name}: dataset {entry.path[:200]!r}"
+        self.messages = {message.type: message.data for message in reversed(file.messages(entry.address))}
+        self.layout = self._layout()
+        kind, space = self.messages.get(DATATYPE), self.messages.get(DATASPACE)
+        if kind is None or space is None:
+            raise InvalidFile(f"{self.where} has no type, or no shape")
+        self.kind = types.parse(Cursor(kind, self.where))
+        if self.kind.opaque:  # older files leave the note out, and had but one such type
+            noted = attributes.text(file, entry.address, "dtype")
+            self.kind = types.of_opaque(self.kind, noted if isinstance(noted, str) else "bfloat16")
+        self.shape = types.shape(Cursor(space, self.where), file)
+
+    @property
+    def leads_out(self) -> str:
+        """Where its bytes come from if not from this file, in words; "" for an ordinary one."""
+        if self.layout.kind == VIRTUAL:
+            names = self._virtual_files()
+            return f"a virtual dataset of {', '.join(names)[:300]}" if names != ["."] else ""
+        if EXTERNAL in self.messages:
+            return f"its bytes in {self._external_file()[:300]}"
+        return ""
+
+    def value(self, place: Place) -> tuple[Value | None, str]:
+        """(its bytes, why they cannot be had)."""
+        if self.layout.kind == VIRTUAL:
+            return None, "virtual dataset, which is made of other datasets"
+        if self.kind.why or self.shape is None:
+            return None, self.kind.why or "dataset without a shape"
+        if EXTERNAL in self.messages:
+            return None, "dataset whose bytes lie in another file"
+        nbytes = dtypes.get(self.kind.dtype).nbytes(self.shape)
+        if not nbytes:
+            return Inline(b""), ""
+        if self.layout.why:
+            return None, self.layout.why
+        if self.layout.kind == COMPACT:
+            if len(self.layout.data) != nbytes:
+                raise self._sizes(nbytes, len(self.layout.data))
+            return Inline(self.layout.data), ""
+        if self.layout.address == self.file.undefined:  # never written: all elements are the one that stands in the header
+            return self._filled(self.shape), ""
+        if self.layout.kind == CHUNKED:
+            return self._chunked(self.shape, place)
+        if self.layout.nbytes not in (0, nbytes):  # old layouts do not say
+            raise self._sizes(nbytes, self.layout.nbytes)
+        return place(self.file.start + self.layout.address, nbytes), ""
+
+    def _sizes(self, nbytes: int, stored: int) -> InvalidFile:
+        return InvalidFile(f"{self.where}: {self.kind.dtype} {list(self.shape or ())} takes {nbytes} bytes, {stored} are stored")
+
+    # --- the header -------------------------------------------------------------------------------------------------
+
+    def _layout(self) -> Layout:
+        data = Cursor(self.messages[LAYOUT], self.where)
+        version = data.number(1)
+        if version in (1, 2):
+            rank, kind = data.number(1), data.number(1)
+            data.take(5)
+            address = data.number(self.file.offsets) if kind != COMPACT else -1
+            sides = tuple(data.number(4) for _ in range(rank))
+            if kind == COMPACT:
+                return Layout(kind, data=data.take(data.number(4)))
+            return Layout(kind, address, sides=sides[:-1] if kind == CHUNKED else ())
+        if version not in (3, 4, 5):
+            raise InvalidFile(f"{self.where}: a layout of version {version}")
+        kind = data.number(1)
+        if kind == COMPACT:
+            return Layout(kind, data=data.take(data.number(2)))
+        if kind == CONTIGUOUS:
+            return Layout(kind, data.number(self.file.offsets), data.number(self.file.lengths))
+        if kind == CHUNKED and version == 3:
+            rank, address = data.number(1), data.number(self.file.offsets)
+            return Layout(kind, address, sides=tuple(data.number(4) for _ in range(rank))[:-1])
+        if kind == CHUNKED:
+            return Layout(kind, why="dataset in chunks with an index of HDF5's latest format, which is not read")
+        if kind == VIRTUAL:
+            return Layout(kind, data.number(self.file.offsets), data.number(4))
+        raise InvalidFile(f"{self.where}: a layout of class {kind}")
+
+    def _external_file(self) -> str:
+        """The name of the first file of external storage (IV.A.2.h)."""
+        data = Cursor(self.messages[EXTERNAL], self.where)
+        data.take(8)
+        heap, name = data.number(self.file.offsets), data.number(self.file.lengths)
+        head = Cursor(self.file.at(heap, 8 + 2 * self.file.lengths + self.file.offsets, "a heap"), self.where, 8)
+        size = head.number(self.file.lengths)
+        head.take(self.file.lengths)
+        names = self.file.at(head.number(self.file.offsets), min(size, 1 << 20), "a heap's data")
+        return Cursor(names, self.where, name).text().decode("utf-8", "replace")
+
+    def _virtual_files(self) -> list[str]:
+        """The files that a virtual dataset is made of; its mappings stand in a global heap (IV.A.2.i)."""
+        if self.layout.address in (0, self.file.undefined):
+            return ["."]
+        data = Cursor(attributes.heap_object(self.file, self.layout.address, self.layout.nbytes), self.where)
+        data.take(1)
+        count = data.number(self.file.lengths)
+        return [data.text().decode("utf-8", "replace")] if count else ["."]
+
+    def _fill_value(self) -> bytes:
+        """The bytes of an element that was never written."""
+        size = dtypes.get(self.kind.dtype).block_bytes
+        found = b""
+        if FILL in self.messages:
+            data = Cursor(self.messages[FILL], self.where)
+            version = data.number(1)
+            defined = data.take(3)[2] if version < 3 else data.number(1) & 0x20
+            found = data.take(data.number(4)) if (version == 1 or defined) and len(data.data) >= data.at + 4 else b""
+        elif OLD_FILL in self.messages:
+            data = Cursor(self.messages[OLD_FILL], self.where)
+            found = data.take(data.number(4))
+        return found if len(found) == size else bytes(size)
+
+    def _filled(self, shape: tuple[int, ...]) -> Value:
+        return ops.strided(Inline(self._fill_value()), self.kind.dtype, shape, [0] * len(shape))
+
+    # --- chunks -----------------------------------------------------------------------------------------------------
+
+    def _codes(self) -> list[int]:
+        """The filters that chunks went through, in their order (IV.A.2.l)."""
+        if FILTERS not in self.messages:
+            return []
+        data = Cursor(self.messages[FILTERS], self.where)
+        version, count = data.number(1), data.number(1)
+        data.take(6 if version == 1 else 0)
+        found = []
+        for _ in range(count):
+            code = data.number(2)
+            length = data.number(2) if version == 1 or code >= 256 else 0
+            data.take(2)
+            values = data.number(2)
+            data.take(-(-length // 8) * 8 if version == 1 else length)
+            data.take(4 * values + (4 if version == 1 and values % 2 else 0))
+            found.append(code)
+        return found
+
+    def _chunks(self, rank: int) -> Iterator[Chunk]:
+        for key, address in self.file.entries(self.layout.address, 1, 8 + 8 * (rank + 1)):
+            data = Cursor(key, self.where)
+            nbytes, skipped = data.number(4), data.number(4)
+            yield Chunk(tuple(data.number(8) for _ in range(rank)), address, nbytes, skipped)
+
+    def _chunked(self, shape: tuple[int, ...], place: Place) -> tuple[Value | None, str]:
+        codes, sides = self._codes(), self.layout.sides
+        if strange := next((code for code in codes if code not in (_DEFLATE, _SHUFFLE, _FLETCHER)), None):
+            return None, f"dataset compressed with {_FILTERS.get(strange, f'filter {strange}')}, which is not read"
+        if codes != sorted(codes, key=(_SHUFFLE, _DEFLATE, _FLETCHER).index) or len(codes) != len(set(codes)):
+            return None, f"dataset with filters in the order {codes}, which is not read"
+        if len(sides) != len(shape) or 0 in sides or not shape:
+            raise InvalidFile(f"{self.where}: chunks of {list(sides)} in {list(shape)}")
+        grid = [range(0, whole, side) for whole, side in zip(shape, sides, strict=True)]
+        if (count := prod(map(len, grid))) > MAX_CHUNKS:
+            return None, f"dataset in {count} chunks, at most {MAX_CHUNKS} are read"
+        missing = set(product(*grid))
+        parts: list[Value] = []
+        boxes: list[list[list[int]]] = []
+        for chunk in self._chunks(len(shape)):
+            if chunk.corner not in missing:
+                continue  # left over from when the dataset was larger
+            missing.discard(chunk.corner)
+            boxes.append([[at, min(side, end - at)] for at, side, end in zip(chunk.corner, sides, shape, strict=True)])
+            parts.append(self._chunk(chunk, codes, [length for _, length in boxes[-1]], place))
+        if not parts:
+            return self._filled(shape), ""
+        for corner in sorted(missing):  # chunks that were never written
+            boxes.append([[at, min(side, end - at)] for at, side, end in zip(corner, sides, shape, strict=True)])
+            parts.append(self._filled(tuple(length for _, length in boxes[-1])))
+        return ops.place(parts, boxes, self.kind.dtype, shape), ""
+
+    def _chunk(self, chunk: Chunk, codes: list[int], kept: list[int], place: Place) -> Value:
+        """One chunk's elements that lie inside the whole, in C order."""
+        dtype, sides = self.kind.dtype, self.layout.sides
+        done = {code for number, code in enumerate(codes) if not chunk.skipped >> number & 1}
+        nbytes = dtypes.get(dtype).nbytes(sides)
+        stored = chunk.nbytes - (4 if _FLETCHER in done else 0)
+        if stored < 0 or (_DEFLATE not in done and stored != nbytes):
+            raise InvalidFile(f"{self.where}: a chunk of {list(sides)} takes {nbytes} bytes, {stored} are stored")
+        value: Value = place(self.file.start + chunk.address, stored)
+        if _DEFLATE in done:
+            value = ops.inflate(value, nbytes=nbytes, method="zlib")
+        size = dtypes.get(dtype).block_bytes
+        if _SHUFFLE in done and size > 1:
+            value = ops.strided(value, "U8", (nbytes // size, size), (1, nbytes // size))
+        if kept == list(sides):
+            return ops.reshape(value, dtype, sides)
+        return ops.strided(value, dtype, kept, [prod(sides[axis + 1 :]) for axis in range(len(sides))])
+
+
+def tensor(file: Container, entry: Entry, place: Place) -> tuple[Tensor, str]:
+    """(the record of a dataset, under its path; where it leads out of the file, or "")."""
+    if entry.outside:
+        return Tensor(entry.path, "LINK", (), None, unsupported=entry.outside), f"a {entry.outside}"
+    dataset = Dataset(file, entry)
     try:
-        value, why = _value(dataset.id, plan, dtype, swapped, shape, place, where)
-        if value is not None and swapped and 0 not in shape:
-            value = ops.byteswap(value, dtype, shape)
+        value, why = dataset.value(place)
+        shape = dataset.shape or ()
+        if value is not None and dataset.kind.big and 0 not in shape:
+            value = ops.byteswap(value, dataset.kind.dtype, shape)
     except ValueError as error:
-        raise InvalidFile(f"{where}: {str(error)[:300]}") from error
-    return Tensor(dataset.path, dtype, shape, value, unsupported=why)
-
-
-def leads_out(dataset: Dataset) -> str:
-    """Where a dataset's bytes come from if not from this file, in words; "" for an ordinary one."""
-    from h5py import h5d
-
-    if dataset.outside:
-        return f"a {dataset.outside}"
-    plan = dataset.id.get_create_plist()
-    if plan.get_layout() == h5d.VIRTUAL:
-        names = {plan.get_virtual_filename(number) for number in range(min(plan.get_virtual_count(), 10))} - {"."}
-        return f"a virtual dataset of {', '.join(sorted(names))[:300]}" if names else ""
-    if plan.get_external_count():
-        return f"its bytes in {plan.get_external(0)[0].decode('utf-8', 'replace')[:300]}"
-    return ""
-
-
-def _shape(identifier: Any) -> tuple[int, ...] | None:
-    from h5py import h5s
-
-    space = identifier.get_space()
-    if space.get_simple_extent_type() == h5s.NULL:
-        return None
-    return tuple(int(side) for side in space.get_simple_extent_dims())
-
-
-def _dtype(kind: Any, opaque: str) -> tuple[str, bool, str]:
-    """(dtype, whether it is big-endian, why it is none that is read)."""
-    from h5py import h5t
-
-    size = kind.get_size()
-    match kind.get_class():
-        case h5t.FLOAT:
-            found = _FLOATS.get((size, *kind.get_fields()))
-            if found is None and (size, *kind.get_fields()) == (1, 7, 3, 4, 0, 3):
-                found = "F8_E4M3"
-            if found is None:
-                return "FLOAT", False, f"dataset of floats of {size} bytes with fields {kind.get_fields()}"
-            return found, kind.get_order() == h5t.ORDER_BE and size > 1, ""
-        case h5t.INTEGER:
-            found = f"{'I' if kind.get_sign() else 'U'}{8 * size}"
-            if size not in (1, 2, 4, 8) or kind.get_precision() != 8 * size:
-                return "INTEGER", False, f"dataset of integers of {kind.get_precision()} bits in {size} bytes"
-            return found, kind.get_order() == h5t.ORDER_BE and size > 1, ""
-        case h5t.ENUM:
-            names = {kind.get_member_name(number) for number in range(min(kind.get_nmembers(), 3))}
-            if size == 1 and names == {b"FALSE", b"TRUE"}:
-                return "BOOL", False, ""
-            return "ENUM", False, "dataset of an enumeration"
-        case h5t.COMPOUND:
-            return _complex(kind, size)
-        case h5t.OPAQUE:
-            found = _OPAQUE.get((opaque, size))
-            return (found, False, "") if found else ("OPAQUE", False, f"dataset of {size} opaque bytes an element")
-        case h5t.STRING | h5t.VLEN:
-            return "STRING", False, "dataset of texts" if kind.get_class() == h5t.STRING else "dataset of lists of any length"
-    return "OTHER", False, "dataset of references or of another type that is no number"
-
-
-def _complex(kind: Any, size: int) -> tuple[str, bool, str]:
-    """h5py stores complex numbers as pairs ``r`` and ``i``."""
-    from h5py import h5t
-
-    names = [kind.get_member_name(number) for number in range(min(kind.get_nmembers(), 3))]
-    if names == [b"r", b"i"] and size in (8, 16) and kind.get_member_offset(1) == size // 2:
-        parts = [kind.get_member_type(number) for number in (0, 1)]
-        if all(one.get_class() == h5t.FLOAT and one.get_size() == size // 2 for one in parts):
-            return f"C{8 * size}", parts[0].get_order() == h5t.ORDER_BE, ""
-    return "RECORD", False, "dataset of records"
-
-
-def _value(
-    identifier: Any, plan: Any, dtype: str, swapped: bool, shape: tuple[int, ...], place: Place, who: str
-) -> tuple[Value | None, str]:
-    """(the bytes of a dataset, why they cannot be had)."""
-    from h5py import h5d
-
-    nbytes = dtypes.get(dtype).nbytes(shape)
-    if not nbytes:
-        return Inline(b""), ""
-    layout = plan.get_layout()
-    if layout == h5d.COMPACT:
-        import numpy as np
-        from h5py import h5s
-
-        if identifier.get_storage_size() != nbytes:
-            raise InvalidFile(f"{who}: {dtype} {list(shape)} takes {nbytes} bytes, {identifier.get_storage_size()} are stored")
-        data = np.empty(nbytes, "u1")
-        identifier.read(h5s.ALL, h5s.ALL, data, mtype=identifier.get_type())
-        return Inline(data.tobytes()), ""
-    if layout == h5d.CONTIGUOUS:
-        stored = identifier.get_storage_size()
-        if not stored:  # never written: all its elements are the one that stands in its header
-            return _filled(plan, dtype, swapped, shape)
-        offset = identifier.get_offset()
-        if offset is None or stored != nbytes:
-            raise InvalidFile(f"{who}: {dtype} {list(shape)} takes {nbytes} bytes, {stored} are stored")
-        return place(offset, nbytes), ""
-    if layout == h5d.CHUNKED:
-        return _chunked(identifier, plan, dtype, swapped, shape, place, who)
-    return None, "dataset of an unknown layout"
-
-
-def _filled(plan: Any, dtype: str, swapped: bool, shape: tuple[int, ...]) -> tuple[Value | None, str]:
-    """A whole of one element again and again, in the byte order that what was written has."""
-    import numpy as np
-
-    kind = np.dtype(dtypes.get(dtype).numpy or "u1")
-    one = np.zeros(1, kind.newbyteorder(">") if swapped else kind)
-    if dtype == "BF16" or dtype.startswith("F8"):
-        return None, "dataset that was never written"
-    plan.get_fill_value(one)
-    return ops.strided(Inline(one.tobytes()), dtype, shape, [0] * len(shape)), ""
-
-
-def _chunked(
-    identifier: Any, plan: Any, dtype: str, swapped: bool, shape: tuple[int, ...], place: Place, who: str
-) -> tuple[Value | None, str]:
-    filters = [plan.get_filter(number) for number in range(plan.get_nfilters())]
-    codes = [code for code, *_ in filters]
-    if strange := next((code for code in codes if code not in (_DEFLATE, _SHUFFLE, _FLETCHER)), None):
-        return None, f"dataset compressed with {_FILTERS.get(strange, f'filter {strange}')}, which is not read"
-    if codes != sorted(codes, key=(_SHUFFLE, _DEFLATE, _FLETCHER).index) or len(codes) != len(set(codes)):
-        return None, f"dataset with filters in the order {codes}, which is not read"
-    sides = tuple(int(side) for side in plan.get_chunk())
-    grid = [range(0, whole, side) for whole, side in zip(shape, sides, strict=True)]
-    if (count := prod(map(len, grid))) > MAX_CHUNKS:
-        return None, f"dataset in {count} chunks, at most {MAX_CHUNKS} are read"
-    parts: list[Value] = []
-    boxes: list[list[list[int]]] = []
-    if not identifier.get_num_chunks():
-        return _filled(plan, dtype, swapped, shape)
-    missing = set(product(*grid))
-    for number in range(identifier.get_num_chunks()):
-        info = identifier.get_chunk_info(number)
-        corner = tuple(int(at) for at in info.chunk_offset)
-        if corner not in missing:
-            continue  # left over from when the dataset was larger
-        missing.discard(corner)
-        box = [[at, min(side, whole - at)] for at, side, whole in zip(corner, sides, shape, strict=True)]
-        parts.append(_chunk(info, codes, dtype, sides, [length for _, length in box], place, who))
-        boxes.append(box)
-    for corner in sorted(missing):  # chunks that were never written
-        box = [[at, min(side, whole - at)] for at, side, whole in zip(corner, sides, shape, strict=True)]
-        part, why = _filled(plan, dtype, swapped, tuple(length for _, length in box))
-        if part is None:
-            return None, why
-        parts.append(part)
-        boxes.append(box)
-    return ops.place(parts, boxes, dtype, shape), ""
-
-
-def _chunk(info: Any, codes: list[int], dtype: str, sides: tuple[int, ...], kept: list[int], place: Place, who: str) -> Value:
-    """One chunk's elements that lie inside the whole, in C order."""
-    skipped = {code for number, code in enumerate(codes) if info.filter_mask >> number & 1}
-    nbytes = dtypes.get(dtype).nbytes(sides)
-    stored = int(info.size) - (4 if _FLETCHER in codes and _FLETCHER not in skipped else 0)
-    deflated = _DEFLATE in codes and _DEFLATE not in skipped
-    if stored < 0 or (not deflated and stored != nbytes):
-        raise InvalidFile(f"{who}: a chunk of {list(sides)} takes {nbytes} bytes, {stored} are stored")
-    value: Value = place(int(info.byte_offset), stored)
-    if deflated:
-        value = ops.inflate(value, nbytes=nbytes, method="zlib")
-    size = dtypes.get(dtype).block_bytes
-    if _SHUFFLE in codes and _SHUFFLE not in skipped and size > 1:
-        value = ops.strided(value, "U8", (nbytes // size, size), (1, nbytes // size))
-    if kept == list(sides):
-        return ops.reshape(value, dtype, sides)
-    strides = [prod(sides[axis + 1 :]) for axis in range(len(sides))]
-    return ops.strided(value, dtype, kept, strides)
+        raise InvalidFile(f"{dataset.where}: {str(error)[:300]}") from error
+    return Tensor(entry.path, dataset.kind.dtype, shape, value, unsupported=why), dataset.leads_out

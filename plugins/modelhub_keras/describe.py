@@ -7,10 +7,12 @@ from typing import Any
 
 from modelhub import Metadata, Tensor
 
-from modelhub_keras import config, hdf5
+from modelhub_keras import attributes, config
+from modelhub_keras.hdf5 import Container, group_at
 
 LAYERS_SHOWN = 24
 MAX_SHOWN = 300
+_NOTED = ("keras_version", "backend")
 _LAYOUTS = {
     "model": "model (architecture and weights)",
     "weights": "weights by layers",
@@ -20,18 +22,18 @@ _LAYOUTS = {
 
 
 def metadata(
-    file: Any,
+    file: Container,
     found: config.Config | None,
     tensors: Sequence[Tensor],
     layout: str,
     container: str,
     notes: Mapping[str, Any] | None = None,
 ) -> Metadata:
-    """Everything there is to say. ``file``: the open HDF5 file; ``notes``: the archive's own."""
+    """Everything there is to say. ``notes``: the archive's own."""
     notes = notes or {}
-    group = file.get("model_weights", file)
-    version = hdf5.attribute(file, "keras_version") or hdf5.attribute(group, "keras_version") or notes.get("keras_version")
-    backend = hdf5.attribute(file, "backend") or hdf5.attribute(group, "backend")
+    groups = filter(None, (file.root, group_at(file, "model_weights")))
+    noted = {name: attributes.text(file, group, name) for group in groups for name in _NOTED if attributes.has(file, group, name)}
+    version, backend = noted.get("keras_version") or notes.get("keras_version"), noted.get("backend")
     values: dict[str, Any] = {"keras_version": version, "backend": backend, "layout": _LAYOUTS[layout]}
     if isinstance(saved := notes.get("date_saved"), str):
         values["saved"] = saved[:MAX_SHOWN]
@@ -44,7 +46,7 @@ def metadata(
             "quantization": found.quantization,
             "custom_objects": list(found.custom)[:MAX_SHOWN],
         }
-    if any(path.startswith(("optimizer_weights", "optimizer")) for path in file):
+    if any(name in file.links(file.root) for name in (b"optimizer_weights", b"optimizer")):
         values["optimizer_state"] = True
     kept = {key: value for key, value in values.items() if value and (not isinstance(value, str) or len(value) <= MAX_SHOWN)}
     label = {"int8": "INT8", "int4": "INT4", "float8": "F8_E4M3"}.get(found.quantization, "") if found else ""

@@ -1,132 +1,377 @@
-"""HDF5 files through h5py: their datasets, and where their bytes lie. Nothing here knows Keras.
+"""HDF5 files read by offset: groups, links, attributes and the headers of datasets. Nothing here knows Keras, or reads weights.
 
-h5py gets a window of the file to read from, never a path, so that the same code reads an HDF5 file inside of an archive; and
-links are looked at before they are followed: what leads out of the file (external links, external storage, virtual datasets) is
-told and never opened. The library is C and the file is not to be trusted, so this runs in workers alone, where a crash is a
-finding.
+A reader of its own and not HDF5's library: that is C, and one in fifty of files with damaged headers corrupts its heap, which
+is no way to look at what may be hostile. This one checks every length and address before it follows it, goes round no loop, and
+opens no other file: what leads out of the file is told. Layouts are those of the HDF5 File Format Specification 3.0 (section
+numbers below); what newer libraries write when asked for their latest format (dense groups, newer indices of chunks) is refused
+by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from modelhub import Extent, File, FileProblem, IncompleteFile, InvalidFile, Node
+from modelhub import Extent, File, IncompleteFile, InvalidFile, Node, UnsupportedFile
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 1_000_000
 MAX_DEPTH = 64
 MAX_HOPS = 16
 """Soft links that are followed for one name."""
-MAX_METADATA = 1 << 30
-"""Bytes that the library may ask for: headers, never weights."""
+MAX_PARTS = 1000
+MAX_READ = 1 << 30
+"""Bytes of headers that are read of one file."""
 MAX_TEXT = 256 << 20
+MAX_BLOCKS = 10_000
+"""Blocks of one object's header."""
+DATASPACE, LINK_INFO, DATATYPE, OLD_FILL, FILL, LINK, EXTERNAL, LAYOUT, FILTERS, ATTRIBUTE, MORE, SYMBOLS = (
+    0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x0B, 0x0C, 0x10, 0x11,
+)  # fmt: skip
+"""Types of header messages (IV.A.2)."""
+_PAGE = 8192
 Place = Callable[[int, int], "Extent | Node"]
 """(offset, nbytes) within the HDF5 file -> those bytes, wherever that file itself lies."""
 
 
-class Dataset(NamedTuple):
-    """A dataset that was found under ``path``, or something that leads out of the file (``outside`` says where to)."""
+class Link(NamedTuple):
+    """What a name in a group stands for: an object's ``address``, another path (``soft``), or something outside (``outside``)."""
 
-    path: str
-    id: Any
+    address: int = -1
+    soft: str = ""
     outside: str = ""
 
 
-class Window:
-    """Bytes of a file, as h5py reads them."""
+class Message(NamedTuple):
+    """One message of an object's header, and where its ``data`` begin in the file."""
 
-    def __init__(self, source: File | bytes, base: int = 0, size: int | None = None) -> None:
-        self._source, self._base, self._at = source, base, 0
+    type: int
+    data: bytes
+    at: int
+
+
+class Cursor:
+    """Numbers of some bytes, one after another; `InvalidFile` where they end before."""
+
+    def __init__(self, data: bytes, what: str, at: int = 0) -> None:
+        self.data, self.what, self.at = data, what, at
+
+    def take(self, nbytes: int) -> bytes:
+        end = self.at + nbytes
+        if nbytes < 0 or end > len(self.data):
+            raise InvalidFile(f"{self.what}: {nbytes} bytes expected at byte {self.at} of {len(self.data)}")
+        part, self.at = self.data[self.at : end], end
+        return part
+
+    def number(self, nbytes: int) -> int:
+        return int.from_bytes(self.take(nbytes), "little")
+
+    def text(self, pad: int = 1) -> bytes:
+        """Up to a zero byte, which is skipped, and on to a multiple of ``pad`` from where it began."""
+        end = self.data.find(b"\0", self.at)
+        if end < 0:
+            raise InvalidFile(f"{self.what}: a name that does not end")
+        found = self.data[self.at : end]
+        self.take(-(-(len(found) + 1) // pad) * pad)
+        return found
+
+
+class Container:
+    """An HDF5 file: all of ``source``, or its ``size`` bytes from ``base`` on. ``name`` is what errors call it."""
+
+    def __init__(self, source: File | bytes, name: str, base: int = 0, size: int | None = None) -> None:
+        self.name, self._source, self._base = name, source, base
         whole = len(source) if isinstance(source, bytes) else source.size
-        self._size = whole - base if size is None else size
-        self._left = MAX_METADATA
-        self.problem: FileProblem | None = None
+        self.size = whole - base if size is None else size
+        self._left = MAX_READ
+        self._pages: dict[int, bytes] = {}
+        self._headers: dict[int, list[Message]] = {}
+        self._links: dict[int, dict[bytes, Link]] = {}
+        self._kept = 0
+        self.start = next((at for at in (0, *(512 << n for n in range(12))) if self._is_signature(at)), -1)
+        if self.start < 0:
+            raise InvalidFile(f"{name}: no HDF5 file: {MAGIC!r} stands nowhere")
+        self._superblock()
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
+    def _is_signature(self, at: int) -> bool:
+        return at + 8 <= self.size and self.raw(at, 8) == MAGIC
 
-    def tell(self) -> int:
-        return self._at
+    def _superblock(self) -> None:
+        """II: sizes of numbers, the file's end, the root."""
+        head = self.cursor(self.start, min(128, self.size - self.start), "the superblock")
+        head.take(8)
+        version = head.number(1)
+        if version > 3:
+            raise UnsupportedFile(f"{self.name}: a superblock of version {version}, at most 3 are read")
+        if version < 2:
+            head.take(4)
+            self.offsets, self.lengths = head.number(1), head.number(1)
+            head.take(9 if version == 0 else 13)
+        else:
+            self.offsets, self.lengths = head.number(1), head.number(1)
+            head.take(1)
+        if self.offsets not in (2, 4, 8) or self.lengths not in (2, 4, 8):
+            raise InvalidFile(f"{self.name}: addresses of {self.offsets} bytes and lengths of {self.lengths}")
+        self.undefined = (1 << (8 * self.offsets)) - 1
+        head.take(2 * self.offsets)
+        end = head.number(self.offsets)
+        if version < 2:
+            head.take(2 * self.offsets)
+        self.root = head.number(self.offsets)
+        if end > self.size and end != self.undefined:
+            raise IncompleteFile(f"{self.name}: truncated file: it should end at {end}, it ends at {self.size}")
 
-    def read(self, nbytes: int = -1) -> bytes:
-        """That there is one is how h5py tells files from paths."""
-        buffer = bytearray(self._size - self._at if nbytes < 0 else nbytes)
-        return bytes(buffer[: self.readinto(buffer)])
+    # --- bytes ------------------------------------------------------------------------------------------------------
 
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(0, self._size - self._at))
-        self._left -= wanted
-        try:
-            if self._left < 0:
-                raise InvalidFile(f"more than {MAX_METADATA >> 20} MiB of headers")
-            start = self._base + self._at
-            source = self._source
-            data = source[start : start + wanted] if isinstance(source, bytes) else source.read(start, wanted)
-        except FileProblem as problem:  # said once the library has come back: it has no place for it
-            self.problem = self.problem or problem
-            return 0
-        buffer[:wanted] = data
-        self._at += wanted
-        return wanted
+    def raw(self, at: int, nbytes: int) -> bytes:
+        """Bytes at an offset of the file itself."""
+        if at < 0 or nbytes < 0 or at + nbytes > self.size:
+            raise IncompleteFile(f"{self.name}: {nbytes} bytes at offset {at} expected, the file ends at {self.size}")
+        if isinstance(self._source, bytes):
+            return self._read(at, nbytes)
+        page, within = divmod(at, _PAGE)
+        if within + nbytes <= _PAGE:
+            if page not in self._pages:
+                self._pages[page] = self._read(page * _PAGE, min(_PAGE, self.size - page * _PAGE))
+            return self._pages[page][within : within + nbytes]
+        return self._read(at, nbytes)
+
+    def _read(self, at: int, nbytes: int) -> bytes:
+        self._left -= nbytes
+        if self._left < 0:
+            raise InvalidFile(f"{self.name}: more than {MAX_READ >> 20} MiB of headers")
+        if isinstance(self._source, bytes):
+            return self._source[self._base + at : self._base + at + nbytes]
+        if len(self._pages) > 4096:
+            self._pages.clear()
+        return self._source.read(self._base + at, nbytes)
+
+    def at(self, address: int, nbytes: int, what: str) -> bytes:
+        """Bytes at an address, which counts from the superblock."""
+        if address == self.undefined:
+            raise InvalidFile(f"{self.name}: {what} has no address")
+        return self.raw(self.start + address, nbytes)
+
+    def cursor(self, at: int, nbytes: int, what: str) -> Cursor:
+        return Cursor(self.raw(at, nbytes), f"{self.name}: {what}")
+
+    # --- headers (IV.A) ---------------------------------------------------------------------------------------------
+
+    def messages(self, address: int) -> list[Message]:
+        """The messages of the object at ``address``."""
+        known = self._headers.get(address)
+        if known is None:
+            if len(self._headers) > 20_000:
+                self._headers.clear()
+            known = self._headers[address] = list(self._messages(address))
+        return known
+
+    def _messages(self, address: int, *, shared: bool = True) -> Iterator[Message]:
+        what = f"the header at {address}"
+        head = self.at(address, 4, what)
+        if head == b"OHDR":
+            first = Cursor(self.at(address, min(64, self.size - self.start - address), what), f"{self.name}: {what}", 5)
+            flags = first.number(1)
+            first.take((16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0))
+            size = first.number(1 << (flags & 3))
+            blocks = [(address + first.at, size)]
+            order: int | None = 2 if flags & 4 else 0
+        elif head[0] == 1:
+            size = int.from_bytes(self.at(address + 8, 4, what), "little")
+            blocks, order = [(address + 16, size)], None
+        else:
+            raise InvalidFile(f"{self.name}: {head!r} at address {address}, expected an object's header")
+        seen: set[int] = set()
+        for where, length in blocks:  # grows while it is gone through
+            if where in seen or len(seen) > MAX_BLOCKS:
+                raise InvalidFile(f"{self.name}: {what} leads back to itself")
+            seen.add(where)
+            yield from self._block(where, length, order, blocks, what, shared)
+
+    def _block(
+        self, where: int, length: int, order: int | None, blocks: list[tuple[int, int]], what: str, shared: bool
+    ) -> Iterator[Message]:
+        if length > MAX_TEXT:
+            raise InvalidFile(f"{self.name}: {what} has a block of {length} bytes")
+        data = Cursor(self.at(where, length, what), f"{self.name}: {what}")
+        prefix = 8 if order is None else 4 + order
+        while data.at + prefix <= length:
+            if order is None:
+                kind, size, flags = data.number(2), data.number(2), data.number(1)
+                data.take(3)
+            else:
+                kind, size, flags = data.number(1), data.number(2), data.number(1)
+                data.take(order)
+            at = self.start + where + data.at
+            body = data.take(size)
+            if flags & 2 and kind in (DATATYPE, DATASPACE, FILL, FILTERS):
+                if shared:
+                    yield self._shared(kind, body, what)
+            elif kind == MORE:
+                more = Cursor(body, f"{self.name}: {what}")
+                start, nbytes = more.number(self.offsets), more.number(self.lengths)
+                if order is not None:  # a signature before, a checksum behind
+                    start, nbytes = start + 4, nbytes - 8
+                blocks.append((start, nbytes))
+            else:
+                yield Message(kind, body, at)
+
+    def _shared(self, kind: int, body: bytes, what: str) -> Message:
+        """A message that stands in another object's header (IV.A.2, "Shared Message")."""
+        data = Cursor(body, f"{self.name}: {what}")
+        version, place = data.number(1), data.number(1)
+        if version == 3 and place == 1:
+            raise UnsupportedFile(f"{self.name}: {what} shares messages in a heap, which is not read")
+        data.take(6 if version == 1 else 0)
+        address = data.number(self.offsets)
+        for message in self._messages(address, shared=False):  # what is shared stands there itself
+            if message.type == kind:
+                return message
+        raise InvalidFile(f"{self.name}: {what} takes a message from {address}, which has none")
+
+    def message(self, address: int, kind: int) -> Message | None:
+        return next((message for message in self.messages(address) if message.type == kind), None)
+
+    # --- groups (III.A, III.B, IV.A.2.g) ----------------------------------------------------------------------------
+
+    def is_group(self, address: int) -> bool:
+        return any(message.type in (SYMBOLS, LINK_INFO, LINK) for message in self.messages(address))
+
+    def links(self, address: int) -> dict[bytes, Link]:
+        """What is in a group, by name."""
+        known = self._links.get(address)
+        if known is None:
+            known = self._read_links(address)
+            self._kept += len(known) + 1
+            if self._kept > MAX_OBJECTS:
+                self._links.clear()
+                self._kept = len(known)
+            self._links[address] = known
+        return known
+
+    def _read_links(self, address: int) -> dict[bytes, Link]:
+        found: dict[bytes, Link] = {}
+        for message in self.messages(address):
+            data = Cursor(message.data, f"{self.name}: the group at {address}")
+            if message.type == SYMBOLS:
+                tree, heap = data.number(self.offsets), data.number(self.offsets)
+                found.update(self._symbols(tree, heap))
+            elif message.type == LINK:
+                name, link = self._link(data)
+                found[name] = link
+            elif message.type == LINK_INFO:
+                data.take(1)
+                data.take(8 if data.number(1) & 1 else 0)
+                if data.number(self.offsets) != self.undefined:
+                    what = f"{self.name}: a group of many members in HDF5's latest format, which is not read"
+                    raise UnsupportedFile(f"{what}; write it anew with libver='earliest'")
+        return found
+
+    def _link(self, data: Cursor) -> tuple[bytes, Link]:
+        data.take(1)
+        flags = data.number(1)
+        kind = data.number(1) if flags & 8 else 0
+        data.take((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
+        name = data.take(data.number(1 << (flags & 3)))
+        if kind == 0:
+            return name, Link(address=data.number(self.offsets))
+        value = data.take(data.number(2))
+        if kind == 1:
+            return name, Link(soft=value.decode("utf-8", "surrogateescape"))
+        where = value[1:].replace(b"\0", b" ").strip().decode("utf-8", "replace")[:300]
+        return name, Link(outside=f"link to another file, {where}" if kind == 64 else "link of an unknown kind")
+
+    def _symbols(self, tree: int, heap: int) -> Iterator[tuple[bytes, Link]]:
+        """The entries of a group's B-tree, with their names from its heap."""
+        head = Cursor(self.at(heap, 8 + 2 * self.lengths + self.offsets, "a heap"), f"{self.name}: the heap at {heap}")
+        if head.take(4) != b"HEAP":
+            raise InvalidFile(f"{self.name}: no heap at address {heap}")
+        head.take(4)
+        size = head.number(self.lengths)
+        head.take(self.lengths)
+        if size > MAX_TEXT:
+            raise InvalidFile(f"{self.name}: a heap of {size} bytes at address {heap}")
+        names = self.at(head.number(self.offsets), size, "a heap's data")
+        width = 2 * self.offsets + 24
+        for node in self.leaves(tree, 0, self.lengths):
+            entry = Cursor(self.at(node, 8, "a symbol table"), f"{self.name}: the symbol table at {node}")
+            if entry.take(4) != b"SNOD":
+                raise InvalidFile(f"{self.name}: no symbol table at address {node}")
+            entry.take(2)
+            count = entry.number(2)
+            table = Cursor(self.at(node + 8, count * width, "a symbol table"), entry.what)
+            for _ in range(count):
+                name, address, kind = table.number(self.offsets), table.number(self.offsets), table.number(4)
+                table.take(4)
+                scratch = table.take(16)
+                if kind == 2:
+                    target = Cursor(names, f"{self.name}: a soft link", int.from_bytes(scratch[:4], "little")).text()
+                    yield Cursor(names, entry.what, name).text(), Link(soft=target.decode("utf-8", "surrogateescape"))
+                else:
+                    yield Cursor(names, entry.what, name).text(), Link(address=address)
+
+    def leaves(self, address: int, kind: int, key: int) -> Iterator[int]:
+        """Addresses of what the lowest nodes of a B-tree hold, in order."""
+        for _, child in self.entries(address, kind, key):
+            yield child
+
+    def entries(self, address: int, kind: int, key: int) -> Iterator[tuple[bytes, int]]:
+        """(key, address) of what the lowest nodes of a B-tree of version 1 hold (III.A.1). Nodes are found from above alone, each
+        once, and every level lies below the one before."""
+        seen: set[int] = set()
+        stack: list[tuple[int, int]] = [(address, 256)]
+        while stack:
+            node, above = stack.pop()
+            head = Cursor(self.at(node, 8 + 2 * self.offsets, "a B-tree"), f"{self.name}: the B-tree's node at {node}")
+            if head.take(4) != b"TREE" or head.number(1) != kind:
+                raise InvalidFile(f"{self.name}: no node of a B-tree of this kind at address {node}")
+            level, count = head.number(1), head.number(2)
+            if node in seen or level >= above or len(seen) > MAX_OBJECTS:
+                raise InvalidFile(f"{self.name}: the B-tree at {address} leads back to itself, at {node}")
+            seen.add(node)
+            width = key + self.offsets
+            body = Cursor(self.at(node + 8 + 2 * self.offsets, count * width, "a B-tree"), head.what)
+            pairs = [(body.take(key), body.number(self.offsets)) for _ in range(count)]
+            if level == 0:
+                yield from pairs
+            else:
+                stack.extend((child, level) for _, child in reversed(pairs))
 
 
-@contextmanager
-def opened(window: Window, name: str) -> Iterator[Any]:
-    """The h5py file in ``window``. What the library says of a broken one is an `InvalidFile`, or an `IncompleteFile`."""
-    import h5py  # type: ignore[import-untyped]
+class Entry(NamedTuple):
+    """A dataset that was found under ``path``, or something that leads out of the file (``outside`` says where to)."""
 
-    try:
-        # A file that is not closed crashes the interpreter when it ends.
-        with h5py.File(window, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        if window.problem:
-            raise window.problem from error
-        if not _is_librarys(error):
-            raise
-        said = " ".join(str(error).split())[:300]
-        kind = IncompleteFile if "truncated file" in said else InvalidFile
-        raise kind(f"{name}: HDF5's library cannot read it: {said or type(error).__name__}") from error
+    path: str
+    address: int
+    outside: str = ""
 
 
-def _is_librarys(error: BaseException) -> bool:
-    """Whether an exception was raised in h5py, and not by a mistake of ours."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and "h5py" in trace.tb_frame.f_code.co_filename
-
-
-def walk(file: Any, name: str) -> Iterator[Dataset]:
-    """Every dataset, group by group in the order of their names. A group that contains itself is gone through once; a soft link
-    to a dataset is told as that dataset, one to a group is not followed: what is there is found in its own place."""
-    from h5py import h5d, h5g
-
-    # Addresses are those in links: to ask an object for everything about it has the library go through all that is in it.
-    seen = {_root_address(file)}
-    left = MAX_OBJECTS
-    stack: list[tuple[Any, str, int]] = [(file["/"].id, "", 0)]
+def walk(file: Container) -> Iterator[Entry]:
+    """Every dataset, group by group in the order of their names. A group that is in several places is gone through in the first;
+    a soft link to a dataset is told as that dataset, one to a group is not followed: what is there is found in its own place."""
+    seen, left = {file.root}, MAX_OBJECTS
+    stack: list[tuple[int, str, int]] = [(file.root, "", 0)]
     while stack:
         group, path, depth = stack.pop()
         if depth > MAX_DEPTH:
-            raise InvalidFile(f"{name}: groups nest deeper than {MAX_DEPTH}: {path[:200]!r}")
+            raise InvalidFile(f"{file.name}: groups nest deeper than {MAX_DEPTH}: {path[:200]!r}")
         inner = []
-        for member in sorted(group, key=_natural):
+        links = file.links(group)
+        for name in sorted(links, key=_natural):
             left -= 1
             if left < 0:
-                raise InvalidFile(f"{name}: more than {MAX_OBJECTS} objects")
-            full = path + ("/" if path else "") + member.decode("utf-8", "surrogateescape")
-            target, outside = _member(file, group, member)
-            if outside:
-                yield Dataset(full, None, outside)
-            elif isinstance(target, h5d.DatasetID):
-                yield Dataset(full, target)
-            elif isinstance(target, h5g.GroupID) and (address := _hard(group, member)) is not None and address not in seen:
-                seen.add(address)
-                inner.append((target, full, depth + 1))
+                raise InvalidFile(f"{file.name}: more than {MAX_OBJECTS} objects")
+            full = path + ("/" if path else "") + name.decode("utf-8", "surrogateescape")
+            link = follow(file, group, links[name])
+            if link.outside:
+                yield Entry(full, -1, link.outside)
+            elif link.address < 0:
+                continue
+            elif file.message(link.address, LAYOUT):
+                yield Entry(full, link.address)
+            elif links[name].address >= 0 and link.address not in seen and file.is_group(link.address):
+                seen.add(link.address)
+                inner.append((link.address, full, depth + 1))
         stack.extend(reversed(inner))
 
 
@@ -135,95 +380,36 @@ def _natural(name: bytes) -> tuple[int, int, bytes]:
     return (0, int(name), name) if name.isdigit() and len(name) < 10 else (1, 0, name)
 
 
-def _root_address(file: Any) -> int:
-    """The one that no link has, but for a group that contains it."""
-    from h5py import h5g
-
-    low, high = h5g.get_objinfo(file["/"].id, b".").objno
-    return int(low) | int(high) << 32
-
-
-def _hard(group: Any, member: bytes) -> int | None:
-    """The address of what a hard link leads to; None for any other link."""
-    from h5py import h5l
-
-    info = group.links.get_info(member)
-    return int(info.u) if info.type == h5l.TYPE_HARD else None
-
-
-def _member(file: Any, group: Any, member: bytes) -> tuple[Any, str]:
-    """(the object under a name, where a link leads that leaves the file); (None, "") for one that leads nowhere."""
-    from h5py import h5g, h5l, h5o
-
-    hops, parts = 0, [member]
-    while parts:
-        part = parts.pop(0)
-        if part in (b"", b"."):
-            continue
-        if not isinstance(group, h5g.GroupID) or not group.links.exists(part):  # `in` would follow links by itself
-            return None, ""
-        kind = group.links.get_info(part).type
-        if kind == h5l.TYPE_HARD:
-            group = h5o.open(group, part)
-            continue
-        if kind != h5l.TYPE_SOFT:
-            value = group.links.get_val(part)
-            where = b" ".join(value) if isinstance(value, tuple) else b"a link of an unknown kind"
-            return None, "link to another file, " + where.decode("utf-8", "replace")[:300]
-        hops += 1
-        if hops > MAX_HOPS:
-            return None, ""
-        target = group.links.get_val(part)
-        if target.startswith(b"/"):
-            group = file["/"].id
-        parts = target.split(b"/") + parts
-        if len(parts) > 1000:
-            return None, ""
-    return group, ""
+def follow(file: Container, group: int, link: Link) -> Link:
+    """Where a link leads in the end: an object, something outside, or nowhere (an empty `Link`)."""
+    hops, left = 0, list[str]()
+    while True:
+        if link.outside:
+            return link
+        if link.soft:
+            hops += 1
+            group = file.root if link.soft.startswith("/") else group
+            left = [part for part in link.soft.split("/") if part not in ("", ".")] + left
+            if hops > MAX_HOPS or len(left) > MAX_PARTS:
+                return Link()
+            link = Link(address=group)
+        if not left:
+            return link
+        if link.address < 0 or not file.is_group(link.address):
+            return Link()
+        group = link.address
+        link = file.links(group).get(left.pop(0).encode("utf-8", "surrogateescape"), Link())
 
 
-def group_at(file: Any, path: str) -> Any:
-    """The group at a path below ``file``, or None; no link that could lead elsewhere is followed on the way."""
-    import h5py
-
-    at = file
+def group_at(file: Container, path: str, start: int | None = None) -> int | None:
+    """The address of the group at a path below ``start`` (default: the root), or None; only hard links are followed."""
+    at = file.root if start is None else start
     for part in path.split("/"):
-        if not part or not isinstance(at, h5py.Group) or not isinstance(at.get(part, getlink=True), h5py.HardLink):
+        link = file.links(at).get(part.encode("utf-8", "surrogateescape")) if file.is_group(at) else None
+        if link is None or link.address < 0:
             return None
-        at = at[part]
-    return at if isinstance(at, h5py.Group) else None
-
-
-def attribute(group: Any, name: str) -> Any:
-    """An attribute of a group or dataset: text, a list of texts, or None where there is none of these kinds. Keras splits long
-    lists into NAME0, NAME1, ... (``saving/legacy/legacy_h5_format.py``, ``save_attributes_to_hdf5_group``)."""
-    if name in group.attrs:
-        return _text(group.attrs, name)
-    whole: list[str] = []
-    for number in range(MAX_OBJECTS):
-        if f"{name}{number}" not in group.attrs:
-            break
-        part = _text(group.attrs, f"{name}{number}")
-        if not isinstance(part, list):
-            return None
-        whole += part
-    return whole or None
-
-
-def _text(attributes: Any, name: str) -> Any:
-    import numpy as np
-
-    identifier = attributes.get_id(name)
-    if identifier.get_space().get_simple_extent_npoints() * identifier.get_type().get_size() > MAX_TEXT:
-        return None
-    value = attributes[name]
-    if isinstance(value, np.ndarray):
-        if value.ndim != 1 or (value.size and value.dtype.kind not in "SO"):
-            return None
-        return [one if isinstance(one, str) else bytes(one).decode("utf-8", "replace") for one in value.tolist()]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else None
+        at = link.address
+    return at if file.is_group(at) else None
 
 
 def placed(file: File, base: int) -> Place:

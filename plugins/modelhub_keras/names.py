@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from modelhub import Finding
 
-from modelhub_keras.hdf5 import attribute, group_at
+from modelhub_keras import attributes
+from modelhub_keras.hdf5 import Container, group_at
 
 OPTIMIZERS = ("optimizer_weights/", "optimizer/")
 CHECK = "keras-names"
@@ -41,14 +41,14 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], ...]] = {
 _QUANTIZED = ("kernel", "bias", "kernel_scale")
 
 
-def readable(file: Any, paths: Sequence[str], who: str) -> tuple[dict[str, str], list[Finding]]:
+def readable(file: Container, paths: Sequence[str]) -> tuple[dict[str, str], list[Finding]]:
     """Names for the datasets at ``paths``, in the order in which the model has them; and what does not fit. Where two would be
     called the same, both keep the paths that they have."""
     inner = group_at(file, "model_weights")
-    base, root = ("model_weights", inner) if inner is not None and _has_layers(inner) else ("", file)
+    base, root = ("model_weights", inner) if inner is not None and _has_layers(file, inner) else ("", file.root)
     findings: list[Finding] = []
-    if _has_layers(root):
-        found = _listed(root, base, set(paths), findings, who)
+    if _has_layers(file, root):
+        found = _listed(file, root, base, set(paths), findings)
         found |= {path: path for path in paths if path not in found}
     else:
         found = numbered(paths, owners(file, paths))
@@ -65,18 +65,17 @@ def is_optimizer(path: str) -> bool:
     return path.startswith(OPTIMIZERS)
 
 
-def _has_layers(group: Any) -> bool:
-    return "layer_names" in group.attrs or "layer_names0" in group.attrs
+def _has_layers(file: Container, group: int) -> bool:
+    return attributes.has(file, group, "layer_names", "layer_names0")
 
 
-def _listed(root: Any, base: str, paths: set[str], findings: list[Finding], who: str) -> dict[str, str]:
+def _listed(file: Container, root: int, base: str, paths: set[str], findings: list[Finding]) -> dict[str, str]:
     """By ``layer_names`` and ``weight_names``."""
     found: dict[str, str] = {}
     lost: list[str] = []
-    layers = attribute(root, "layer_names")
-    for layer in [*_texts(layers), "top_level_model_weights"]:
-        group = group_at(root, layer)
-        for weight in _texts(attribute(group, "weight_names")) if group is not None else ():
+    for layer in [*_texts(attributes.text(file, root, "layer_names")), "top_level_model_weights"]:
+        group = group_at(file, layer, root)
+        for weight in _texts(attributes.text(file, group, "weight_names")) if group is not None else ():
             path = "/".join(filter(None, (base, layer, weight)))
             if path in paths:
                 found[path] = weight_name(layer, weight)
@@ -84,11 +83,11 @@ def _listed(root: Any, base: str, paths: set[str], findings: list[Finding], who:
                 lost.append(path)
     if lost:
         message = f"{len(lost)} weights are listed and not there, {lost[0][:200]!r} for one"
-        findings.append(Finding(CHECK, "error", message, file=who))
+        findings.append(Finding(CHECK, "error", message, file=file.name))
     return found
 
 
-def _texts(value: Any) -> Iterable[str]:
+def _texts(value: str | list[str] | None) -> Iterable[str]:
     return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
@@ -101,7 +100,7 @@ def weight_name(layer: str, weight: str) -> str:
     return name if layer == "top_level_model_weights" else f"{layer}/{name}"
 
 
-def owners(file: Any, paths: Sequence[str]) -> dict[str, str]:
+def owners(file: Container, paths: Sequence[str]) -> dict[str, str]:
     """The group of numbered variables -> the names of the layers down to it, by what stands beside them."""
     found: dict[str, str] = {}
     for path in paths:
@@ -132,13 +131,13 @@ def _group_of_variable(path: str) -> str:
     return group if fits and not is_optimizer(path) else ""
 
 
-def _owner(file: Any, node: str) -> str:
+def _owner(file: Container, node: str) -> str:
     """The names of the layers down to a group, outermost first; the model's own is left out."""
     names, at = [], ""
     for part in node.split("/") if node else []:
         at = f"{at}/{part}" if at else part
         variables = group_at(file, f"{at}/vars")
-        own = attribute(variables, "name") if variables is not None else None
+        own = attributes.text(file, variables, "name") if variables is not None else None
         if isinstance(own, str) and own:
             names.append(own)
         elif part not in _CONTAINERS:

@@ -24,8 +24,8 @@ from modelhub import (
     zip_members,
 )
 
-from modelhub_keras import config, datasets, describe, hdf5, names, shards
-from modelhub_keras.hdf5 import group_at
+from modelhub_keras import attributes, config, datasets, describe, hdf5, names, shards
+from modelhub_keras.hdf5 import Container, group_at
 
 SUFFIXES = (".keras", ".h5", ".hdf5", shards.INDEX)
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -36,7 +36,6 @@ MAX_INFLATED = 512 << 20
 """Weights that were compressed with their archive are read whole to find what is in them."""
 MAX_CONFIG = 64 << 20
 MAX_LOOKED = 1000
-HINT = "pip install 'modelhub-registry[keras]'"
 _MARKS = (b"layer_names", b"keras_version", b"model_config", b"model_weights", b"_layer_checkpoint_dependencies")
 """What stands somewhere in the headers of Keras's files, where nobody can look closer."""
 
@@ -87,25 +86,24 @@ def _of_archive(file: File) -> Detection | Rejected:
 
 
 def _is_keras(file: File) -> bool:
-    """Whether an HDF5 file is one of Keras's."""
+    """Whether an HDF5 file is one of Keras's; where its headers are broken, what stands in them has to do."""
     try:
-        with hdf5.opened(hdf5.Window(file), file.name) as opened:
-            return _layout(opened) != "plain"
-    except (FileProblem, ImportError):
+        return _layout(Container(file, file.name)) != "plain"
+    except FileProblem:
         return file.name.lower().endswith(".weights.h5") or any(mark in file.head or mark in file.tail for mark in _MARKS)
 
 
-def _layout(file: Any) -> str:
+def _layout(file: Container) -> str:
     """ "model" or "weights" as Keras 1 and 2 laid them out, "variables" as Keras 3 does, "plain" for what is neither."""
-    if "model_config" in file.attrs or group_at(file, "model_weights") is not None:
+    if attributes.has(file, file.root, "model_config") or group_at(file, "model_weights") is not None:
         return "model"
-    if "layer_names" in file.attrs or "layer_names0" in file.attrs:
+    if attributes.has(file, file.root, "layer_names", "layer_names0"):
         return "weights"
     keras = ("layers", "_layer_checkpoint_dependencies", "optimizer/vars", "vars")
     if any(group_at(file, name) is not None for name in keras):
         return "variables"
-    for name in itertools.islice(file, MAX_LOOKED):  # a model that is a class of its own: its attributes
-        if group_at(file, f"{name}/vars") is not None:
+    for name in itertools.islice(file.links(file.root), MAX_LOOKED):  # a model that is a class of its own: its attributes
+        if group_at(file, f"{name.decode('utf-8', 'surrogateescape')}/vars") is not None:
             return "variables"
     return "plain"
 
@@ -122,34 +120,23 @@ def read(checkpoint: Checkpoint) -> Records:
     if len(checkpoint.files) > 1:
         yield from _shards(checkpoint)
         return
-    with hdf5.opened(hdf5.Window(file), file.name) as opened:
-        found = _model_config(opened, file)
-        if found is not None:
-            yield from found.findings
-        tensors = yield from _weights(opened, file, hdf5.placed(file, 0))
-        yield describe.metadata(opened, found, tensors, _layout(opened), "hdf5")
-
-
-def read_without(checkpoint: Checkpoint) -> Records:
-    """Where h5py is not installed: an archive's configuration needs none, so that code in it is told all the same."""
-    file = checkpoint.primary
-    if file.head.startswith(ZIP):
-        found = _config_json(file, {member.name: member for member in zip_members(file)})
-        if found is not None:
-            yield from found.findings
-    raise UnsupportedFile(f"Keras is known but its weights cannot be read: {HINT}")
+    opened = Container(file, file.name)
+    found = _model_config(opened)
+    if found is not None:
+        yield from found.findings
+    tensors = yield from _weights(opened, hdf5.placed(file, 0))
+    yield describe.metadata(opened, found, tensors, _layout(opened), "hdf5")
 
 
 def configuration(file: File) -> config.Config | None:
     """The configuration of the model in ``file``; None for weights alone."""
     if file.head.startswith(ZIP):
         return _config_json(file, {member.name: member for member in zip_members(file)})
-    with hdf5.opened(hdf5.Window(file), file.name) as opened:
-        return _model_config(opened, file)
+    return _model_config(Container(file, file.name))
 
 
-def _model_config(opened: Any, file: File) -> config.Config | None:
-    text = hdf5.attribute(opened, "model_config")
+def _model_config(file: Container) -> config.Config | None:
+    text = attributes.text(file, file.root, "model_config")
     return config.examine(config.load(text, f"{file.name}: its model_config"), file.name) if isinstance(text, str) else None
 
 
@@ -160,22 +147,23 @@ def _config_json(file: File, members: Mapping[str, ZipMember]) -> config.Config 
     return config.examine(config.load(text, f"{file.name}: config.json"), file.name)
 
 
-def _weights(opened: Any, file: File, place: hdf5.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
+def _weights(opened: Container, place: hdf5.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
     """The tensors of an HDF5 file. Returns the model's own."""
-    found = yield from _datasets(opened, file, place)
-    readable, findings = names.readable(opened, list(found), file.name)
+    found = yield from _datasets(opened, place)
+    readable, findings = names.readable(opened, list(found))
     yield from findings
     return (yield from _named(found, readable))
 
 
-def _datasets(opened: Any, file: File, place: hdf5.Place) -> Generator[Finding, None, dict[str, Tensor]]:
+def _datasets(opened: Container, place: hdf5.Place) -> Generator[Finding, None, dict[str, Tensor]]:
     """Path -> tensor, under its path."""
     found: dict[str, Tensor] = {}
-    for one in hdf5.walk(opened, file.name):
-        if where := datasets.leads_out(one):
+    for one in hdf5.walk(opened):
+        tensor, where = datasets.tensor(opened, one, place)
+        if where:
             message = f"{one.path[:200]!r} has {where}: a reader of the model would open that file; it is not opened here"
-            yield Finding(OUTSIDE, "unsafe", message, file=file.name)
-        found[one.path] = datasets.tensor(one, place, file.name, opaque=_opaque(one))
+            yield Finding(OUTSIDE, "unsafe", message, file=opened.name)
+        found[one.path] = tensor
     return found
 
 
@@ -191,16 +179,6 @@ def _named(found: Mapping[str, Tensor], readable: Mapping[str, str]) -> Generato
     return made
 
 
-def _opaque(dataset: hdf5.Dataset) -> str:
-    """The type that Keras notes beside elements of none; older files leave it out, and had but one such."""
-    import h5py  # type: ignore[import-untyped]
-
-    if dataset.id is None or dataset.id.get_type().get_class() != h5py.h5t.OPAQUE:
-        return ""
-    noted = hdf5.attribute(h5py.Dataset(dataset.id), "dtype")
-    return noted if isinstance(noted, str) else "bfloat16"
-
-
 def _shards(checkpoint: Checkpoint) -> Records:
     """One table of several files, and their index held against it."""
     found: dict[str, Tensor] = {}
@@ -210,15 +188,15 @@ def _shards(checkpoint: Checkpoint) -> Records:
     for file in checkpoint:
         if file.name.endswith(shards.INDEX):
             continue
-        with hdf5.opened(hdf5.Window(file), file.name) as opened:
-            part = yield from _datasets(opened, file, hdf5.placed(file, 0))
-            if double := sorted(set(part) & set(found)):
-                raise InvalidFile(f"{file.name}: {double[0][:200]!r} stands in another file of the same weights too")
-            found |= part
-            owners |= names.owners(opened, list(part))
-            for path in part:
-                groups.setdefault(path.rpartition("/")[0], set()).add(file.name)
-            metadata = describe.metadata(opened, None, list(part.values()), "variables", "hdf5")
+        opened = Container(file, file.name)
+        part = yield from _datasets(opened, hdf5.placed(file, 0))
+        if double := sorted(set(part) & set(found)):
+            raise InvalidFile(f"{file.name}: {double[0][:200]!r} stands in another file of the same weights too")
+        found |= part
+        owners |= names.owners(opened, list(part))
+        for path in part:
+            groups.setdefault(path.rpartition("/")[0], set()).add(file.name)
+        metadata = describe.metadata(opened, None, list(part.values()), "variables", "hdf5")
     yield from _named(found, names.unique(names.numbered(list(found), owners)))
     yield metadata
     yield from shards.check(checkpoint.open(checkpoint.files[-1]), groups)
@@ -239,16 +217,17 @@ def _archive(file: File) -> Records:
         if others:
             raise UnsupportedFile(f"{file.name}: its weights are in {others[0][:100]}, not in {WEIGHTS}: this is not read")
         raise InvalidFile(f"{file.name}: there is no {WEIGHTS} in the archive")
-    window, place = _inside(file, weights)
-    with hdf5.opened(window, f"{file.name}: {WEIGHTS}") as opened:
-        tensors = yield from _weights(opened, file, place)
-        yield describe.metadata(opened, found, tensors, "variables", "keras", notes)
+    opened, place = _inside(file, weights)
+    tensors = yield from _weights(opened, place)
+    yield describe.metadata(opened, found, tensors, "variables", "keras", notes)
 
 
-def _inside(file: File, member: ZipMember) -> tuple[hdf5.Window, hdf5.Place]:
-    """A window on a member, and where its bytes lie. Keras stores it; who packed the archive anew may have compressed it."""
+def _inside(file: File, member: ZipMember) -> tuple[Container, hdf5.Place]:
+    """The HDF5 file that is a member, and where its bytes lie. Keras stores it; who packed the archive anew may have compressed
+    it."""
+    name = f"{file.name}: {WEIGHTS}"
     if not member.deflated:
-        return hdf5.Window(file, member.offset, member.size), hdf5.placed(file, member.offset)
+        return Container(file, name, member.offset, member.size), hdf5.placed(file, member.offset)
     if member.size > MAX_INFLATED:
         what = f"the {member.size} bytes of {WEIGHTS} are compressed with their archive"
         raise UnsupportedFile(f"{file.name}: {what}; pack it anew with zip -0 to have it read")
@@ -256,4 +235,4 @@ def _inside(file: File, member: ZipMember) -> tuple[hdf5.Window, hdf5.Place]:
     def place(offset: int, nbytes: int) -> Extent | Node:
         return ops.inflate(member.extent, nbytes=nbytes, skip=offset)
 
-    return hdf5.Window(member.read(file, limit=MAX_INFLATED)), place
+    return Container(member.read(file, limit=MAX_INFLATED), name), place

@@ -19,11 +19,23 @@ Maker = Callable[[Path], object]
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
-def good(**settings: Any) -> bytes:
+def chunked() -> bytes:
+    """Datasets that are compressed, and that were never written."""
+    data = io.BytesIO()
+    with h5py.File(data, "w") as file:
+        file.create_dataset(
+            "w", data=np.zeros((13, 29), ">f4"), chunks=(4, 10), compression="gzip", shuffle=True, fletcher32=True
+        )
+        file.create_dataset("blank", (6, 3), "f4", fillvalue=-1)
+        file["soft"] = h5py.SoftLink("/w")
+    return data.getvalue()
+
+
+def good(layers: int = 40, **settings: Any) -> bytes:
     """Weights as Keras 3 lays them out, and enough of them for a B-tree of some nodes."""
     data = io.BytesIO()
     with h5py.File(data, "w", **settings) as file:
-        for number in range(40):
+        for number in range(layers):
             group = file.create_group(f"layers/dense_{number}/vars")
             group.attrs["name"] = f"d{number}"
             group["0"], group["1"] = np.full((3, 4), number, "f4"), np.zeros(4, "f4")
@@ -46,14 +58,23 @@ def patched(data: bytes, at: int, value: int, kind: str = "Q") -> bytes:
     return data[:at] + struct.pack(f"<{kind}", value) + data[at + struct.calcsize(kind) :]
 
 
-def looped(data: bytes) -> bytes:
+def looped(data: bytes, level: int) -> bytes:
     """Every node of a B-tree has itself as its first child, and as its neighbour to the right (specification, III.A.1)."""
     out, at = bytearray(data), data.find(b"TREE")
     while at >= 0:
+        out[at + 5] = level
         struct.pack_into("<Q", out, at + 16, at)
         struct.pack_into("<Q", out, at + 32, at)
         at = data.find(b"TREE", at + 1)
     return bytes(out)
+
+
+def continued(data: bytes) -> bytes:
+    """The root's header goes on in a block that is its own first one."""
+    root = struct.unpack_from("<Q", data, 64)[0]
+    size = struct.unpack_from("<I", data, root + 8)[0]
+    message = struct.pack("<HHB3xQQ", 0x10, 16, 0, root + 16, size)
+    return data[: root + 16] + message + data[root + 16 + len(message) :]
 
 
 def counted(data: bytes, signature: bytes, skip: int) -> bytes:
@@ -118,16 +139,18 @@ def keras(**changes: bytes | None) -> Maker:
 BAD: dict[str, tuple[Maker, tuple[str, ...], str]] = {
     "empty.h5": (bytes_of(b""), REFUSED, "no HDF5 file"),
     "text.h5": (bytes_of(b"<html>404</html>"), REFUSED, "no HDF5 file"),
-    "magic.h5": (bytes_of(MAGIC), REFUSED, "HDF5's library"),
+    "magic.h5": (bytes_of(MAGIC), REFUSED, "the superblock"),
     "half.weights.h5": (bytes_of(good()[: len(good()) // 2]), REFUSED, "truncated file"),
-    "version.h5": (bytes_of(good()[:8] + b"\x09" + good()[9:]), REFUSED, "HDF5's library"),
-    "root.weights.h5": (bytes_of(patched(good(), 64, 0)), REFUSED, "HDF5's library"),
-    "root_far.weights.h5": (bytes_of(patched(good(), 64, 1 << 60)), REFUSED, "HDF5's library"),
-    "loop.weights.h5": (bytes_of(looped(good())), REFUSED, ""),
-    "counts.weights.h5": (bytes_of(counted(good(), b"TREE", 6)), REFUSED, ""),
-    "symbols.weights.h5": (bytes_of(counted(good(), b"SNOD", 6)), REFUSED, ""),
-    "heap.weights.h5": (bytes_of(good().replace(b"HEAP", b"HOAP")), REFUSED, "HDF5's library"),
-    "dimensions.h5": (dimensions, REFUSED, "invalid dataset size"),
+    "version.h5": (bytes_of(good()[:8] + b"\x09" + good()[9:]), ("unsupported",), "version 9"),
+    "root.weights.h5": (bytes_of(patched(good(), 64, 0)), REFUSED, "expected an object's header"),
+    "root_far.weights.h5": (bytes_of(patched(good(), 64, 1 << 60)), REFUSED, "the file ends at"),
+    "loop.weights.h5": (bytes_of(looped(good(), 1)), REFUSED, "leads back to itself"),
+    "flat_loop.weights.h5": (bytes_of(looped(good(), 0)), REFUSED, "no symbol table"),
+    "more.weights.h5": (bytes_of(continued(good())), REFUSED, "leads back to itself"),
+    "counts.weights.h5": (bytes_of(counted(good(), b"TREE", 6)), REFUSED, "the file ends at"),
+    "symbols.weights.h5": (bytes_of(counted(good(), b"SNOD", 6)), REFUSED, "the file ends at"),
+    "heap.weights.h5": (bytes_of(good().replace(b"HEAP", b"HOAP")), REFUSED, "no heap"),
+    "dimensions.h5": (dimensions, REFUSED, "are stored"),
     "chunks.h5": (chunks, REFUSED, "the file ends at"),
     "bomb.h5": (bomb, ("ready",), ""),
     "config.h5": (bytes_of(whole("{not json")), REFUSED, "not JSON"),
@@ -140,7 +163,7 @@ BAD: dict[str, tuple[Maker, tuple[str, ...], str]] = {
     "bad_config.keras": (keras(config=b"{"), REFUSED, "config.json is not JSON"),
     "deep.keras": (keras(config=b'{"a":[' * 200_000 + b"]}" * 200_000), REFUSED, "not JSON"),
     "short_weights.keras": (keras(weights=good()[:3000]), REFUSED, "truncated file"),
-    "text_weights.keras": (keras(weights=b"hello" * 100), REFUSED, "HDF5's library"),
+    "text_weights.keras": (keras(weights=b"hello" * 100), REFUSED, "no HDF5 file"),
     "twice.keras": (lambda path: archive(path, KERAS, twice="config.json"), REFUSED, "config.json"),
     "cut.keras": (lambda path: (keras()(path), path.write_bytes(path.read_bytes()[:-500])), REFUSED, ""),
 }  # fmt: skip
