@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from modelhub import Check, Format, hookimpl
 
-from modelhub_tensorflow import checks
+from modelhub_tensorflow import checks, saved_model
 from modelhub_tensorflow.elements import NUMBERS
 from modelhub_tensorflow.reader import DATA_SUFFIXES, META, detect, read
 
@@ -26,8 +26,27 @@ def modelhub_formats() -> Iterator[Format]:
         detect=detect,
         read=read,
     )
+    yield Format(
+        name="savedmodel",
+        title="TensorFlow SavedModel",
+        suffixes=(saved_model.MODEL,),
+        dtypes=DTYPES,
+        detect=saved_model.detect,
+        detect_directory=saved_model.detect_directory,
+        read=saved_model.read,
+    )
+    yield Format(
+        name="graphdef",
+        title="TensorFlow graph",
+        suffixes=(".pb", META, ".pbtxt"),
+        dtypes=DTYPES,
+        detect=saved_model.detect_graph,
+        read=saved_model.read_graph,
+    )
 
 
 @hookimpl
 def modelhub_checks() -> Iterator[Check]:
-    yield Check(name=checks.CHECKSUMS, level="values", formats=("tensorflow",), run=checks.checksums)
+    files = ("tensorflow", "savedmodel", "graphdef")
+    yield Check(name=checks.CHECKSUMS, level="values", formats=files[:2], run=checks.checksums)
+    yield Check(name=checks.CUSTOM, level="safety", formats=files, run=checks.custom)

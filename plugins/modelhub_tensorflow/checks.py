@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from modelhub import Checkpoint, FileProblem, Finding, Table, crc32c
 
-from modelhub_tensorflow import bundle, elements, sorted_table
+from modelhub_tensorflow import bundle, elements, graph, saved_model, sorted_table
 from modelhub_tensorflow.bundle import INDEX, Bundle, Stored
+from modelhub_tensorflow.reader import META
 
-CHECKSUMS = "tensorflow-crc"
+CHECKSUMS, CUSTOM = "tensorflow-crc", "tensorflow-custom"
 _STEP = 4 << 20
 _SHOWN = 20
 
@@ -56,3 +57,19 @@ def _crc(checkpoint: Checkpoint, path: str, entry: Stored, found: Bundle) -> int
     for offset in range(start, end, _STEP):
         value = crc32c(file.read(offset, min(_STEP, end - offset)), value)
     return sorted_table.mask(value)
+
+
+def custom(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
+    """Operators that do not come with TensorFlow. (Those that reach out of the model were reported when it was read.)"""
+    for file in checkpoint:
+        if file.name == saved_model.MODEL:
+            found = graph.of_saved_model(file)
+        elif file.name.endswith((META, ".pb")) and file.name not in saved_model.BESIDE:
+            found = saved_model.load_graph(file)
+        else:
+            continue
+        names = [f"{name} ({count})" for name, count in sorted(found.custom.items())]
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            message = "custom operators, whose native code is not in the file and is needed to run it"
+            yield Finding(CUSTOM, "warning", f"{message}: {', '.join(names[:_SHOWN])[:1000]}{more}", file=file.name)

@@ -169,3 +169,15 @@ def _filled(value: Value, dtype: str, sides: tuple[int, ...], have: int, who: st
 
 def _splat(value: Value, dtype: str, sides: tuple[int, ...]) -> Value:
     return ops.strided(value, dtype, sides, (0,) * len(sides))
+
+
+_WORDS = {
+    "F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "I16": "int16", "I32": "int32",
+    "I64": "int64", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool", "C64": "complex64",
+    "C128": "complex128",
+}  # fmt: skip
+
+
+def word(number: int) -> str:
+    """A type as TensorFlow's users write it."""
+    return _WORDS.get(label(number), label(number).lower())

@@ -7,8 +7,7 @@ Facts: ``core/protobuf/trackable_object_graph.proto``; how strings are stored: `
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from modelhub import InvalidFile, protobuf
@@ -26,6 +25,7 @@ _SLOTS = (
 )  # fmt: skip
 """What TensorFlow 1's optimizers, and those of BERT and T5, put behind a variable's name."""
 _POWERS = re.compile(r"(?:.*/)?beta[12]_power(?:_\d+)?", re.ASCII)
+_METRICS = "keras_api/metrics/"
 _SLOT = "/.OPTIMIZER_SLOT/"
 _OPTIMIZERS = ("optimizer", "_optimizer")
 _NOT_STATE = ("_trainable_variables",)
@@ -145,22 +145,26 @@ def _slot(wire: protobuf.Wire, start: int, end: int) -> int:
 # --- names ---------------------------------------------------------------------------------------------------------
 
 
-def readable(keys: Collection[str], found: Names) -> dict[str, str]:
-    """Key -> the name to show: the variable's own where no other thing is called so, else the key. (Variables that nobody named
-    are all called ``Variable``.)"""
-    taken = Counter(found.full.get(key, key) for key in keys)
-    everything = set(keys)
-    shown = {}
+def readable(keys: Collection[str], found: Names, content: Mapping[str, Hashable]) -> tuple[dict[str, str], set[str]]:
+    """(key -> the name to show, keys of copies). The name is the variable's own where no other thing is called so, else the key:
+    variables that nobody named are all called ``Variable``. Keras exports each variable twice; where all that have one name have
+    equal ``content`` (a value for each key; None: not known), all but the first are copies."""
+    named: dict[str, list[str]] = {}
     for key in keys:
-        full = found.full.get(key, "")
-        free = full and taken[full] == 1 and (full == key or full not in everything)
-        shown[key] = full if free else key
-    return shown
+        named.setdefault(found.full.get(key) or key, []).append(key)
+    shown = {key: key for key in keys}
+    copies: set[str] = set()
+    for name, group in named.items():
+        one = len({content.get(key) for key in group}) == 1 and content.get(group[0]) is not None
+        if (len(group) == 1 or one) and (name in group or name not in shown):
+            shown[group[0]] = name
+            copies.update(group[1:])
+    return shown, copies
 
 
 def is_state(key: str, name: str, keys: Collection[str], found: Names) -> bool:
-    """Whether a variable is an optimizer's, or the checkpoint's own book-keeping."""
-    if key in _BOOKKEEPING or key in found.slots or _SLOT in key:
+    """Whether a variable is an optimizer's or a metric's, or the checkpoint's own book-keeping."""
+    if key in _BOOKKEEPING or key in found.slots or _SLOT in key or key.startswith(_METRICS):
         return True
     base, _, last = key.rpartition("/")
     if base in keys and last in _SLOTS:

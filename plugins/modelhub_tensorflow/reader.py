@@ -6,12 +6,26 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from modelhub import Checkpoint, Detection, Extent, File, FileProblem, InvalidFile, Metadata, Rejected, Tensor, dtypes, ops
+from modelhub import (
+    Checkpoint,
+    Detection,
+    Extent,
+    File,
+    FileProblem,
+    Finding,
+    InvalidFile,
+    Metadata,
+    Rejected,
+    Tensor,
+    dtypes,
+    ops,
+)
 
-from modelhub_tensorflow import bundle, elements, objects, sorted_table
+from modelhub_tensorflow import bundle, elements, graph, objects, sorted_table
 from modelhub_tensorflow.bundle import INDEX, Bundle, Stored
 
 META, STATE = ".meta", "checkpoint"
+_VARIABLES, _MODEL = "variables", "saved_model.pb"
 DATA_SUFFIXES = tuple(f"-of-{count:05d}" for count in range(1, 65))
 """Ends of data files' names; those of more are known by their index alone."""
 MAX_STATE = 1 << 20
@@ -37,6 +51,9 @@ def detect(file: File) -> Detection | Rejected | None:
 
 def _of_index(file: File) -> Detection | Rejected | None:
     stem = file.name.removesuffix(INDEX)
+    directory = os.path.dirname(file.path)
+    if os.path.basename(directory) == _VARIABLES and os.path.isfile(os.path.join(os.path.dirname(directory), _MODEL)):
+        return None  # the SavedModel's own, which is one checkpoint with it
     if not sorted_table.is_table(file):
         # Other programs call files so as well: it is a broken one of ours only where data stands beside it.
         mine = any((other := bundle.shard_of(name)) and other[0] == stem for name in file.siblings)
@@ -86,11 +103,16 @@ def _is_latest(file: File, stem: str) -> bool:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata]:
+def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     """Tensors in the order of their keys, then what the checkpoint says of itself."""
     found = bundle.read(checkpoint.primary)
     tensors, values = table(found, checkpoint, checkpoint.directory)
     yield from tensors
+    meta = found.stem + META
+    if meta in checkpoint:
+        beside = graph.of_meta(checkpoint.open(meta))
+        yield from beside.findings
+        values |= graph.describe(beside)
     yield Metadata(values=values)
 
 
@@ -99,15 +121,15 @@ def table(found: Bundle, checkpoint: Checkpoint, directory: str) -> tuple[list[T
     who = found.stem + INDEX
     graph = _graph(found, checkpoint, directory)
     keys = [key for key in found.entries if key != bundle.GRAPH]
-    names = objects.readable(keys, graph)
+    names, copies = objects.readable(keys, graph, {key: entry.same for key, entry in found.entries.items()})
     tensors = []
     state = strings = 0
     for key, entry in found.entries.items():
         name = names.get(key, key)
         record = _tensor(name, key, entry, found, directory, who)
-        if key == bundle.GRAPH or objects.is_state(key, name, found.entries, graph):
+        if key == bundle.GRAPH or key in copies or objects.is_state(key, name, found.entries, graph):
             record = record._replace(view="stored")
-            state += key != bundle.GRAPH
+            state += key != bundle.GRAPH and key not in copies
         strings += entry.number == elements.STRING and key != bundle.GRAPH
         tensors.append(record)
     values: dict[str, Any] = {"checkpoint": "TensorFlow 2 objects" if bundle.GRAPH in found.entries else "variables by name"}

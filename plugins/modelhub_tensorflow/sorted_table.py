@@ -1,8 +1,8 @@
 """The sorted table that TensorFlow keeps its checkpoints' keys in: LevelDB's, without its log.
 
 Facts: LevelDB ``doc/table_format.md``; TensorFlow ``core/lib/io/format.cc`` and ``block.cc``. A file is a row of blocks, each
-followed by its kind (0 plain, 1 Snappy) and the masked CRC-32C of both; the 48 bytes at its end say where the index of blocks lies. In a
-block each key tells how many bytes it shares with the one before.
+followed by its kind (0 plain, 1 Snappy) and the masked CRC-32C of both; the 48 bytes at its end say where the index of blocks
+lies. In a block each key tells how many bytes it shares with the one before.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _entries(data: bytes, base: int, who: str) -> Iterator[Entry]:
 
 
 def entries(file: File) -> Iterator[Entry]:
-    """All keys and values in their order. `InvalidFile` where keys are not sorted: else readers would differ in what they find."""
+    """All keys and values in their order. `InvalidFile` where keys are not sorted: readers would differ in what they find."""
     last: bytes | None = None
     count = 0
     for _, place in blocks(file):
