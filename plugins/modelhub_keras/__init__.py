@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from modelhub import Check, Format, hookimpl
 
-from modelhub_keras import checks, hdf5
+from modelhub_keras import checks, container
 from modelhub_keras.reader import HDF5_SUFFIXES, SUFFIXES, detect, detect_plain, read
 
 DTYPES = (
@@ -25,7 +25,7 @@ def modelhub_formats() -> Iterator[Format]:
         name="keras",
         title="Keras",
         suffixes=SUFFIXES,
-        magics=(hdf5.MAGIC,),
+        magics=(container.MAGIC,),
         dtypes=DTYPES,
         extension=".keras",
         sharing="exact",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from modelhub import InvalidFile
 
 from modelhub_keras import types
-from modelhub_keras.hdf5 import ATTRIBUTE, MAX_TEXT, Container, Cursor, Message
+from modelhub_keras.container import ATTRIBUTE, MAX_TEXT, Container, Cursor, Message
 
 MAX_PARTS = 100_000
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from modelhub import Extent, Inline, InvalidFile, Node, Tensor, dtypes, ops
 
 from modelhub_keras import attributes, types
-from modelhub_keras.hdf5 import (
+from modelhub_keras.container import (
     DATASPACE,
     DATATYPE,
     EXTERNAL,
@@ -25,9 +25,9 @@ from modelhub_keras.hdf5 import (
     OLD_FILL,
     Container,
     Cursor,
-    Entry,
     Place,
 )
+from modelhub_keras.groups import Entry
 
 MAX_CHUNKS = 20_000
 """Of one dataset; a table holds a few numbers for each."""

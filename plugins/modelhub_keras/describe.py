@@ -8,7 +8,8 @@ from typing import Any
 from modelhub import Metadata, Tensor
 
 from modelhub_keras import attributes, config
-from modelhub_keras.hdf5 import Container, group_at
+from modelhub_keras.container import Container
+from modelhub_keras.groups import group_at, links
 
 LAYERS_SHOWN = 24
 MAX_SHOWN = 300
@@ -46,7 +47,7 @@ def metadata(
             "quantization": found.quantization,
             "custom_objects": list(found.custom)[:MAX_SHOWN],
         }
-    if any(name in file.links(file.root) for name in (b"optimizer_weights", b"optimizer")):
+    if any(name in links(file, file.root) for name in (b"optimizer_weights", b"optimizer")):
         values["optimizer_state"] = True
     kept = {key: value for key, value in values.items() if value and (not isinstance(value, str) or len(value) <= MAX_SHOWN)}
     label = {"int8": "INT8", "int4": "INT4", "float8": "F8_E4M3"}.get(found.quantization, "") if found else ""

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from modelhub import Finding
 
 from modelhub_keras import attributes
-from modelhub_keras.hdf5 import Container, group_at
+from modelhub_keras.container import Container
+from modelhub_keras.groups import group_at
 
 OPTIMIZERS = ("optimizer_weights/", "optimizer/")
 CHECK = "keras-names"

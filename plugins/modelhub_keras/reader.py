@@ -24,8 +24,9 @@ from modelhub import (
     zip_members,
 )
 
-from modelhub_keras import attributes, config, datasets, describe, hdf5, names, shards
-from modelhub_keras.hdf5 import Container, group_at
+from modelhub_keras import attributes, config, container, datasets, describe, groups, names, shards
+from modelhub_keras.container import Container
+from modelhub_keras.groups import group_at, links
 
 SUFFIXES = (".keras", ".h5", ".hdf5", shards.INDEX)
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -66,12 +67,12 @@ def detect_plain(file: File) -> Detection | Rejected | None:
     """Any other HDF5 file that is called like one: whoever keeps in this container what is no model calls it otherwise."""
     if _is_hdf5(file):
         return Detection([file.path], confidence=40)
-    return Rejected(f"{file.name}: no HDF5 file: it starts with {file.head[:8]!r}, expected {hdf5.MAGIC!r}", 20)
+    return Rejected(f"{file.name}: no HDF5 file: it starts with {file.head[:8]!r}, expected {container.MAGIC!r}", 20)
 
 
 def _is_hdf5(file: File) -> bool:
     """The signature stands at the start, or behind a block of the user's own of 512 bytes, or 1024, 2048, ..."""
-    return file.head.startswith(hdf5.MAGIC) or any(file.head.startswith(hdf5.MAGIC, 512 << n) for n in range(5))
+    return file.head.startswith(container.MAGIC) or any(file.head.startswith(container.MAGIC, 512 << n) for n in range(5))
 
 
 def _of_archive(file: File) -> Detection | Rejected:
@@ -102,7 +103,7 @@ def _layout(file: Container) -> str:
     keras = ("layers", "_layer_checkpoint_dependencies", "optimizer/vars", "vars")
     if any(group_at(file, name) is not None for name in keras):
         return "variables"
-    for name in itertools.islice(file.links(file.root), MAX_LOOKED):  # a model that is a class of its own: its attributes
+    for name in itertools.islice(links(file, file.root), MAX_LOOKED):  # a model that is a class of its own: its attributes
         if group_at(file, f"{name.decode('utf-8', 'surrogateescape')}/vars") is not None:
             return "variables"
     return "plain"
@@ -124,7 +125,7 @@ def read(checkpoint: Checkpoint) -> Records:
     found = _model_config(opened)
     if found is not None:
         yield from found.findings
-    tensors = yield from _weights(opened, hdf5.placed(file, 0))
+    tensors = yield from _weights(opened, container.placed(file, 0))
     yield describe.metadata(opened, found, tensors, _layout(opened), "hdf5")
 
 
@@ -147,7 +148,7 @@ def _config_json(file: File, members: Mapping[str, ZipMember]) -> config.Config 
     return config.examine(config.load(text, f"{file.name}: config.json"), file.name)
 
 
-def _weights(opened: Container, place: hdf5.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
+def _weights(opened: Container, place: container.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
     """The tensors of an HDF5 file. Returns the model's own."""
     found = yield from _datasets(opened, place)
     readable, findings = names.readable(opened, list(found))
@@ -155,10 +156,10 @@ def _weights(opened: Container, place: hdf5.Place) -> Generator[Tensor | Finding
     return (yield from _named(found, readable))
 
 
-def _datasets(opened: Container, place: hdf5.Place) -> Generator[Finding, None, dict[str, Tensor]]:
+def _datasets(opened: Container, place: container.Place) -> Generator[Finding, None, dict[str, Tensor]]:
     """Path -> tensor, under its path."""
     found: dict[str, Tensor] = {}
-    for one in hdf5.walk(opened):
+    for one in groups.walk(opened):
         tensor, where = datasets.tensor(opened, one, place)
         if where:
             message = f"{one.path[:200]!r} has {where}: a reader of the model would open that file; it is not opened here"
@@ -183,23 +184,23 @@ def _shards(checkpoint: Checkpoint) -> Records:
     """One table of several files, and their index held against it."""
     found: dict[str, Tensor] = {}
     owners: dict[str, str] = {}
-    groups: dict[str, set[str]] = {}
+    holders: dict[str, set[str]] = {}
     metadata = Metadata()
     for file in checkpoint:
         if file.name.endswith(shards.INDEX):
             continue
         opened = Container(file, file.name)
-        part = yield from _datasets(opened, hdf5.placed(file, 0))
+        part = yield from _datasets(opened, container.placed(file, 0))
         if double := sorted(set(part) & set(found)):
             raise InvalidFile(f"{file.name}: {double[0][:200]!r} stands in another file of the same weights too")
         found |= part
         owners |= names.owners(opened, list(part))
         for path in part:
-            groups.setdefault(path.rpartition("/")[0], set()).add(file.name)
+            holders.setdefault(path.rpartition("/")[0], set()).add(file.name)
         metadata = describe.metadata(opened, None, list(part.values()), "variables", "hdf5")
     yield from _named(found, names.unique(names.numbered(list(found), owners)))
     yield metadata
-    yield from shards.check(checkpoint.open(checkpoint.files[-1]), groups)
+    yield from shards.check(checkpoint.open(checkpoint.files[-1]), holders)
 
 
 def _archive(file: File) -> Records:
@@ -222,12 +223,12 @@ def _archive(file: File) -> Records:
     yield describe.metadata(opened, found, tensors, "variables", "keras", notes)
 
 
-def _inside(file: File, member: ZipMember) -> tuple[Container, hdf5.Place]:
+def _inside(file: File, member: ZipMember) -> tuple[Container, container.Place]:
     """The HDF5 file that is a member, and where its bytes lie. Keras stores it; who packed the archive anew may have compressed
     it."""
     name = f"{file.name}: {WEIGHTS}"
     if not member.deflated:
-        return Container(file, name, member.offset, member.size), hdf5.placed(file, member.offset)
+        return Container(file, name, member.offset, member.size), container.placed(file, member.offset)
     if member.size > MAX_INFLATED:
         what = f"the {member.size} bytes of {WEIGHTS} are compressed with their archive"
         raise UnsupportedFile(f"{file.name}: {what}; pack it anew with zip -0 to have it read")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from modelhub import InvalidFile
 
-from modelhub_keras.hdf5 import Container, Cursor
+from modelhub_keras.container import Container, Cursor
 
 MAX_RANK = 32
 """As HDF5's library has it."""

@@ -68,7 +68,7 @@ def layouts(path: Path, **settings: Any) -> None:
         file["kinds/up"] = file["/"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"userblock_size": 1024}], ids=["", "userblock"])
+@pytest.mark.parametrize("settings", [{}, {"userblock_size": 1024}, {"libver": "v108"}], ids=["", "userblock", "v108"])
 def test_every_layout_is_read_to_the_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
     path = tmp_path / "a.h5"
     layouts(path, **settings)
@@ -96,12 +96,19 @@ def test_the_latest_format_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
         for name, tensor in table.items():
             want = file[name][()]
             assert read_tensor(tensor).tobytes() == want.astype(want.dtype.newbyteorder("<")).tobytes(), name
-    with h5py.File(tmp_path / "b.h5", "w", libver="latest") as file:
-        for number in range(50):
-            file[f"w{number}"] = np.ones(3)
-    found = look(tmp_path / "b.h5")
-    assert (found.state, found.format) == ("unsupported", "hdf5")
-    assert "libver='earliest'" in found.reason
+
+
+@pytest.mark.parametrize("members", [9, 50, 700, 30_000])
+def test_groups_of_many_members_in_the_newer_format(tmp_path: Path, members: int) -> None:
+    """Their index is a tree of some levels, and their heap has blocks of blocks."""
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        file["w"] = np.ones(3)
+        for number in range(members):
+            file[f"layer_{number}" + "x" * (number % 90)] = h5py.SoftLink("/w")
+        want = set(file)
+    found = look(tmp_path / "a.h5")
+    assert found.state == "ready", found.reason
+    assert {tensor.name for tensor in found.load_table().logical} == want
 
 
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from modelhub import Extent, FileProblem
 from modelhub.plugins import time_limit
 from modelhub_keras import attributes, datasets, names
-from modelhub_keras.hdf5 import Container, walk
+from modelhub_keras.container import Container
+from modelhub_keras.groups import walk
 
 from tests.conftest import Modelhub
 from tests.corpus.hdf5_bad import BAD, chunked, good, whole
@@ -40,7 +41,7 @@ def everything(data: bytes) -> None:
     attributes.text(file, file.root, "model_config")
 
 
-BASES = (good(2), whole(), good(2, libver="latest"), chunked())
+BASES = (good(2), whole(), good(12, libver="latest"), chunked())
 
 
 @settings(max_examples=400, deadline=None)

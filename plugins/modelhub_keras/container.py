@@ -1,25 +1,20 @@
-"""HDF5 files read by offset: groups, links, attributes and the headers of datasets. Nothing here knows Keras, or reads weights.
+"""HDF5 files read by offset: the superblock, objects' headers, B-trees. Nothing here knows Keras, or reads weights.
 
 A reader of its own and not HDF5's library: that is C, and one in fifty of files with damaged headers corrupts its heap, which
 is no way to look at what may be hostile. This one checks every length and address before it follows it, goes round no loop, and
 opens no other file: what leads out of the file is told. Layouts are those of the HDF5 File Format Specification 3.0 (section
-numbers below); what newer libraries write when asked for their latest format (dense groups, newer indices of chunks) is refused
-by name.
+numbers below); newer indices of chunks, which libraries write when asked for their latest format, are refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from modelhub import Extent, File, IncompleteFile, InvalidFile, Node, UnsupportedFile
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 1_000_000
-MAX_DEPTH = 64
-MAX_HOPS = 16
-"""Soft links that are followed for one name."""
-MAX_PARTS = 1000
 MAX_READ = 1 << 30
 """Bytes of headers that are read of one file."""
 MAX_TEXT = 256 << 20
@@ -32,14 +27,6 @@ DATASPACE, LINK_INFO, DATATYPE, OLD_FILL, FILL, LINK, EXTERNAL, LAYOUT, FILTERS,
 _PAGE = 8192
 Place = Callable[[int, int], "Extent | Node"]
 """(offset, nbytes) within the HDF5 file -> those bytes, wherever that file itself lies."""
-
-
-class Link(NamedTuple):
-    """What a name in a group stands for: an object's ``address``, another path (``soft``), or something outside (``outside``)."""
-
-    address: int = -1
-    soft: str = ""
-    outside: str = ""
 
 
 class Message(NamedTuple):
@@ -86,8 +73,8 @@ class Container:
         self._left = MAX_READ
         self._pages: dict[int, bytes] = {}
         self._headers: dict[int, list[Message]] = {}
-        self._links: dict[int, dict[bytes, Link]] = {}
-        self._kept = 0
+        self.kept: dict[int, Any] = {}
+        """What others have read of an object, and may need again."""
         self.start = next((at for at in (0, *(512 << n for n in range(12))) if self._is_signature(at)), -1)
         if self.start < 0:
             raise InvalidFile(f"{name}: no HDF5 file: {MAGIC!r} stands nowhere")
@@ -232,88 +219,7 @@ class Container:
     def message(self, address: int, kind: int) -> Message | None:
         return next((message for message in self.messages(address) if message.type == kind), None)
 
-    # --- groups (III.A, III.B, IV.A.2.g) ----------------------------------------------------------------------------
-
-    def is_group(self, address: int) -> bool:
-        return any(message.type in (SYMBOLS, LINK_INFO, LINK) for message in self.messages(address))
-
-    def links(self, address: int) -> dict[bytes, Link]:
-        """What is in a group, by name."""
-        known = self._links.get(address)
-        if known is None:
-            known = self._read_links(address)
-            self._kept += len(known) + 1
-            if self._kept > MAX_OBJECTS:
-                self._links.clear()
-                self._kept = len(known)
-            self._links[address] = known
-        return known
-
-    def _read_links(self, address: int) -> dict[bytes, Link]:
-        found: dict[bytes, Link] = {}
-        for message in self.messages(address):
-            data = Cursor(message.data, f"{self.name}: the group at {address}")
-            if message.type == SYMBOLS:
-                tree, heap = data.number(self.offsets), data.number(self.offsets)
-                found.update(self._symbols(tree, heap))
-            elif message.type == LINK:
-                name, link = self._link(data)
-                found[name] = link
-            elif message.type == LINK_INFO:
-                data.take(1)
-                data.take(8 if data.number(1) & 1 else 0)
-                if data.number(self.offsets) != self.undefined:
-                    what = f"{self.name}: a group of many members in HDF5's latest format, which is not read"
-                    raise UnsupportedFile(f"{what}; write it anew with libver='earliest'")
-        return found
-
-    def _link(self, data: Cursor) -> tuple[bytes, Link]:
-        data.take(1)
-        flags = data.number(1)
-        kind = data.number(1) if flags & 8 else 0
-        data.take((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
-        name = data.take(data.number(1 << (flags & 3)))
-        if kind == 0:
-            return name, Link(address=data.number(self.offsets))
-        value = data.take(data.number(2))
-        if kind == 1:
-            return name, Link(soft=value.decode("utf-8", "surrogateescape"))
-        where = value[1:].replace(b"\0", b" ").strip().decode("utf-8", "replace")[:300]
-        return name, Link(outside=f"link to another file, {where}" if kind == 64 else "link of an unknown kind")
-
-    def _symbols(self, tree: int, heap: int) -> Iterator[tuple[bytes, Link]]:
-        """The entries of a group's B-tree, with their names from its heap."""
-        head = Cursor(self.at(heap, 8 + 2 * self.lengths + self.offsets, "a heap"), f"{self.name}: the heap at {heap}")
-        if head.take(4) != b"HEAP":
-            raise InvalidFile(f"{self.name}: no heap at address {heap}")
-        head.take(4)
-        size = head.number(self.lengths)
-        head.take(self.lengths)
-        if size > MAX_TEXT:
-            raise InvalidFile(f"{self.name}: a heap of {size} bytes at address {heap}")
-        names = self.at(head.number(self.offsets), size, "a heap's data")
-        width = 2 * self.offsets + 24
-        for node in self.leaves(tree, 0, self.lengths):
-            entry = Cursor(self.at(node, 8, "a symbol table"), f"{self.name}: the symbol table at {node}")
-            if entry.take(4) != b"SNOD":
-                raise InvalidFile(f"{self.name}: no symbol table at address {node}")
-            entry.take(2)
-            count = entry.number(2)
-            table = Cursor(self.at(node + 8, count * width, "a symbol table"), entry.what)
-            for _ in range(count):
-                name, address, kind = table.number(self.offsets), table.number(self.offsets), table.number(4)
-                table.take(4)
-                scratch = table.take(16)
-                if kind == 2:
-                    target = Cursor(names, f"{self.name}: a soft link", int.from_bytes(scratch[:4], "little")).text()
-                    yield Cursor(names, entry.what, name).text(), Link(soft=target.decode("utf-8", "surrogateescape"))
-                else:
-                    yield Cursor(names, entry.what, name).text(), Link(address=address)
-
-    def leaves(self, address: int, kind: int, key: int) -> Iterator[int]:
-        """Addresses of what the lowest nodes of a B-tree hold, in order."""
-        for _, child in self.entries(address, kind, key):
-            yield child
+    # --- B-trees (III.A.1) -------------------------------------------------------------------------------------------
 
     def entries(self, address: int, kind: int, key: int) -> Iterator[tuple[bytes, int]]:
         """(key, address) of what the lowest nodes of a B-tree of version 1 hold (III.A.1). Nodes are found from above alone, each
@@ -336,80 +242,6 @@ class Container:
                 yield from pairs
             else:
                 stack.extend((child, level) for _, child in reversed(pairs))
-
-
-class Entry(NamedTuple):
-    """A dataset that was found under ``path``, or something that leads out of the file (``outside`` says where to)."""
-
-    path: str
-    address: int
-    outside: str = ""
-
-
-def walk(file: Container) -> Iterator[Entry]:
-    """Every dataset, group by group in the order of their names. A group that is in several places is gone through in the first;
-    a soft link to a dataset is told as that dataset, one to a group is not followed: what is there is found in its own place."""
-    seen, left = {file.root}, MAX_OBJECTS
-    stack: list[tuple[int, str, int]] = [(file.root, "", 0)]
-    while stack:
-        group, path, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            raise InvalidFile(f"{file.name}: groups nest deeper than {MAX_DEPTH}: {path[:200]!r}")
-        inner = []
-        links = file.links(group)
-        for name in sorted(links, key=_natural):
-            left -= 1
-            if left < 0:
-                raise InvalidFile(f"{file.name}: more than {MAX_OBJECTS} objects")
-            full = path + ("/" if path else "") + name.decode("utf-8", "surrogateescape")
-            link = follow(file, group, links[name])
-            if link.outside:
-                yield Entry(full, -1, link.outside)
-            elif link.address < 0:
-                continue
-            elif file.message(link.address, LAYOUT):
-                yield Entry(full, link.address)
-            elif links[name].address >= 0 and link.address not in seen and file.is_group(link.address):
-                seen.add(link.address)
-                inner.append((link.address, full, depth + 1))
-        stack.extend(reversed(inner))
-
-
-def _natural(name: bytes) -> tuple[int, int, bytes]:
-    """Numbers by their size, before all others."""
-    return (0, int(name), name) if name.isdigit() and len(name) < 10 else (1, 0, name)
-
-
-def follow(file: Container, group: int, link: Link) -> Link:
-    """Where a link leads in the end: an object, something outside, or nowhere (an empty `Link`)."""
-    hops, left = 0, list[str]()
-    while True:
-        if link.outside:
-            return link
-        if link.soft:
-            hops += 1
-            group = file.root if link.soft.startswith("/") else group
-            left = [part for part in link.soft.split("/") if part not in ("", ".")] + left
-            if hops > MAX_HOPS or len(left) > MAX_PARTS:
-                return Link()
-            link = Link(address=group)
-        if not left:
-            return link
-        if link.address < 0 or not file.is_group(link.address):
-            return Link()
-        group = link.address
-        link = file.links(group).get(left.pop(0).encode("utf-8", "surrogateescape"), Link())
-
-
-def group_at(file: Container, path: str, start: int | None = None) -> int | None:
-    """The address of the group at a path below ``start`` (default: the root), or None; only hard links are followed."""
-    at = file.root if start is None else start
-    for part in path.split("/"):
-        link = file.links(at).get(part.encode("utf-8", "surrogateescape")) if file.is_group(at) else None
-        if link is None or link.address < 0:
-            return None
-        at = link.address
-    return at if file.is_group(at) else None
 
 
 def placed(file: File, base: int) -> Place:
