@@ -15,7 +15,7 @@ from modelhub import Extent, File, IncompleteFile, InvalidFile, Node, Unsupporte
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 1_000_000
-MAX_READ = 1 << 30
+MAX_READ = 512 << 20
 """Bytes of headers that are read of one file."""
 MAX_TEXT = 256 << 20
 MAX_BLOCKS = 10_000

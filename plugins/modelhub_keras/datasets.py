@@ -81,8 +81,9 @@ class Dataset:
     def leads_out(self) -> str:
         """Where its bytes come from if not from this file, in words; "" for an ordinary one."""
         if self.layout.kind == VIRTUAL:
-            names = self._virtual_files()
-            return f"a virtual dataset of {', '.join(names)[:300]}" if names != ["."] else ""
+            first, more = self._virtual_files()
+            others = f" and of {more} more places" if more else ""
+            return f"a virtual dataset of {first[:300]}{others}" if first != "." or more else ""
         if EXTERNAL in self.messages:
             return f"its bytes in {self._external_file()[:300]}"
         return ""
@@ -155,14 +156,15 @@ class Dataset:
         names = self.file.at(head.number(self.file.offsets), min(size, 1 << 20), "a heap's data")
         return Cursor(names, self.where, name).text().decode("utf-8", "replace")
 
-    def _virtual_files(self) -> list[str]:
-        """The files that a virtual dataset is made of; its mappings stand in a global heap (IV.A.2.i)."""
+    def _virtual_files(self) -> tuple[str, int]:
+        """(the first file that a virtual dataset is made of, how many more places); its mappings stand in a global heap
+        (IV.A.2.i)."""
         if self.layout.address in (0, self.file.undefined):
-            return ["."]
+            return ".", 0
         data = Cursor(attributes.heap_object(self.file, self.layout.address, self.layout.nbytes), self.where)
         data.take(1)
         count = data.number(self.file.lengths)
-        return [data.text().decode("utf-8", "replace")] if count else ["."]
+        return (data.text().decode("utf-8", "replace"), count - 1) if count else (".", 0)
 
     def _fill_value(self) -> bytes:
         """The bytes of an element that was never written."""
