@@ -3,7 +3,7 @@
 A reader of its own and not HDF5's library: that is C, and one in fifty of files with damaged headers corrupts its heap, which
 is no way to look at what may be hostile. This one checks every length and address before it follows it, goes round no loop, and
 opens no other file: what leads out of the file is told. Layouts are those of the HDF5 File Format Specification 3.0 (section
-numbers below); newer indices of chunks, which libraries write when asked for their latest format, are refused by name.
+numbers below).
 """
 
 from __future__ import annotations

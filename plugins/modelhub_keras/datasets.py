@@ -7,7 +7,6 @@ and placed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from modelhub import Extent, Inline, InvalidFile, Node, Tensor, dtypes, ops
 
 from modelhub_keras import attributes, types
+from modelhub_keras.chunks import OLD, Chunk, Index, chunks, index_of
 from modelhub_keras.container import (
     DATASPACE,
     DATATYPE,
@@ -42,23 +42,14 @@ Value = Extent | Inline | Node
 
 
 class Layout(NamedTuple):
-    """How a dataset is stored: at ``address``, in ``nbytes`` bytes, or as ``data`` of the header; ``sides`` of a chunk."""
+    """How a dataset is stored: at ``address``, in ``nbytes`` bytes, as ``data`` of the header, or in ``chunks``."""
 
     kind: int
     address: int = -1
     nbytes: int = 0
     data: bytes = b""
-    sides: tuple[int, ...] = ()
+    chunks: Index | None = None
     why: str = ""
-
-
-class Chunk(NamedTuple):
-    """One stored chunk: where its first element belongs, its bytes, and which filters were left out."""
-
-    corner: tuple[int, ...]
-    address: int
-    nbytes: int
-    skipped: int
 
 
 class Dataset:
@@ -128,7 +119,7 @@ class Dataset:
             sides = tuple(data.number(4) for _ in range(rank))
             if kind == COMPACT:
                 return Layout(kind, data=data.take(data.number(4)))
-            return Layout(kind, address, sides=sides[:-1] if kind == CHUNKED else ())
+            return Layout(kind, address, chunks=Index(OLD, address, sides[:-1]) if kind == CHUNKED else None)
         if version not in (3, 4, 5):
             raise InvalidFile(f"{self.where}: a layout of version {version}")
         kind = data.number(1)
@@ -138,9 +129,10 @@ class Dataset:
             return Layout(kind, data.number(self.file.offsets), data.number(self.file.lengths))
         if kind == CHUNKED and version == 3:
             rank, address = data.number(1), data.number(self.file.offsets)
-            return Layout(kind, address, sides=tuple(data.number(4) for _ in range(rank))[:-1])
+            return Layout(kind, address, chunks=Index(OLD, address, tuple(data.number(4) for _ in range(rank))[:-1]))
         if kind == CHUNKED:
-            return Layout(kind, why="dataset in chunks with an index of HDF5's latest format, which is not read")
+            index, why = index_of(data, self.file)
+            return Layout(kind, index.address, chunks=index, why=why)
         if kind == VIRTUAL:
             return Layout(kind, data.number(self.file.offsets), data.number(4))
         raise InvalidFile(f"{self.where}: a layout of class {kind}")
@@ -203,14 +195,9 @@ class Dataset:
             found.append(code)
         return found
 
-    def _chunks(self, rank: int) -> Iterator[Chunk]:
-        for key, address in self.file.entries(self.layout.address, 1, 8 + 8 * (rank + 1)):
-            data = Cursor(key, self.where)
-            nbytes, skipped = data.number(4), data.number(4)
-            yield Chunk(tuple(data.number(8) for _ in range(rank)), address, nbytes, skipped)
-
     def _chunked(self, shape: tuple[int, ...], place: Place) -> tuple[Value | None, str]:
-        codes, sides = self._codes(), self.layout.sides
+        index = self.layout.chunks or Index(OLD, self.layout.address, ())
+        codes, sides = self._codes(), index.sides
         if strange := next((code for code in codes if code not in (_DEFLATE, _SHUFFLE, _FLETCHER)), None):
             return None, f"dataset compressed with {_FILTERS.get(strange, f'filter {strange}')}, which is not read"
         if codes != sorted(codes, key=(_SHUFFLE, _DEFLATE, _FLETCHER).index) or len(codes) != len(set(codes)):
@@ -223,12 +210,13 @@ class Dataset:
         missing = set(product(*grid))
         parts: list[Value] = []
         boxes: list[list[list[int]]] = []
-        for chunk in self._chunks(len(shape)):
+        nbytes = dtypes.get(self.kind.dtype).nbytes(sides)
+        for chunk in chunks(self.file, index, shape, nbytes, self.where):
             if chunk.corner not in missing:
                 continue  # left over from when the dataset was larger
             missing.discard(chunk.corner)
             boxes.append([[at, min(side, end - at)] for at, side, end in zip(chunk.corner, sides, shape, strict=True)])
-            parts.append(self._chunk(chunk, codes, [length for _, length in boxes[-1]], place))
+            parts.append(self._chunk(chunk, codes, sides, [length for _, length in boxes[-1]], place))
         if not parts:
             return self._filled(shape), ""
         for corner in sorted(missing):  # chunks that were never written
@@ -236,9 +224,9 @@ class Dataset:
             parts.append(self._filled(tuple(length for _, length in boxes[-1])))
         return ops.place(parts, boxes, self.kind.dtype, shape), ""
 
-    def _chunk(self, chunk: Chunk, codes: list[int], kept: list[int], place: Place) -> Value:
+    def _chunk(self, chunk: Chunk, codes: list[int], sides: tuple[int, ...], kept: list[int], place: Place) -> Value:
         """One chunk's elements that lie inside the whole, in C order."""
-        dtype, sides = self.kind.dtype, self.layout.sides
+        dtype = self.kind.dtype
         done = {code for number, code in enumerate(codes) if not chunk.skipped >> number & 1}
         nbytes = dtypes.get(dtype).nbytes(sides)
         stored = chunk.nbytes - (4 if _FLETCHER in done else 0)

@@ -15,6 +15,8 @@ from modelhub_keras.container import MAX_OBJECTS, Container, Cursor
 
 _BY_NAME = 5
 """The type of records that index links by their names: a hash of four bytes, the place in the heap of seven."""
+_SMALLEST, _LARGEST = {_BY_NAME: 11, 10: 8, 11: 13}, 1024
+"""Bytes of a record."""
 _NODE = 10
 """Bytes of a node that are no records: signature, version, type, checksum."""
 
@@ -22,7 +24,7 @@ _NODE = 10
 def messages(file: Container, heap: int, tree: int) -> Iterator[bytes]:
     """The link messages of a group, in the order of their names' hashes."""
     opened = _Heap(file, heap)
-    for record in _records(file, tree):
+    for _, record in records(file, tree, (_BY_NAME,)):
         yield opened.object(record[4:])
 
 
@@ -31,15 +33,17 @@ def _size(value: int) -> int:
     return max(0, value.bit_length() - 1) // 8 + 1
 
 
-def _records(file: Container, address: int) -> Iterator[bytes]:
+def records(file: Container, address: int, kinds: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
+    """(type, record) of a B-tree of version 2, which is of one of these types; in no order that means anything."""
     what = f"{file.name}: the B-tree at {address}"
     head = Cursor(file.at(address, 22 + file.offsets + file.lengths, "a B-tree"), what)
-    if head.take(5) != b"BTHD\0" or head.number(1) != _BY_NAME:
-        raise InvalidFile(f"{what} is no index of links")
+    kind = head.take(6)[5] if head.data[:5] == b"BTHD\0" else -1
+    if kind not in kinds:
+        raise InvalidFile(f"{what} is no index of this kind")
     node_size, size, depth = head.number(4), head.number(2), head.number(2)
     head.take(2)
     root, count = head.number(file.offsets), head.number(2)
-    if size != 11 or not _NODE + size < node_size <= 1 << 24 or depth > 16:
+    if not _SMALLEST[kind] <= size <= _LARGEST or not _NODE + size < node_size <= 1 << 24 or depth > 16:
         raise InvalidFile(f"{what} has records of {size} bytes in nodes of {node_size}, {depth} deep")
     most = (node_size - _NODE) // size
     width = _size(most)  # of a node's count of records, wherever it stands
@@ -63,7 +67,7 @@ def _records(file: Container, address: int) -> Iterator[bytes]:
             raise InvalidFile(f"{data.what} is none")
         data.take(2)
         for _ in range(count):
-            yield data.take(size)
+            yield kind, data.take(size)
         for _ in range(count + 1 if level else 0):
             child, inside = data.number(file.offsets), data.number(width)
             data.take(totals[level - 1])
