@@ -137,7 +137,8 @@ def carry_out(
             found = _read_back(plan, target, written, plugins) if plan.options.verify else None
             synced.result()
         stages["verify and sync" if found else "sync"] = time.monotonic() - stamp
-        names = [name] if not plan.format.extension else _last_things_last(written.files, plan)
+        # A writer begins what names the shards (an index) last: a reader never sees an index without its shards.
+        names = [name] if not plan.format.extension else written.files
         _check_replaceable(plan)
         if before_publish:
             base = target if not plan.format.extension else scratch.output
@@ -199,11 +200,6 @@ def _fsync(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _last_things_last(files: list[str], plan: Plan) -> list[str]:
-    """Shards first, what names them (an index) last: a reader never sees an index without its shards."""
-    return sorted(files, key=lambda file: not file.endswith(plan.format.extension))
 
 
 def _check_replaceable(plan: Plan) -> None:
