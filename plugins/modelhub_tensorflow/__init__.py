@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from modelhub import Check, Format, hookimpl
 
-from modelhub_tensorflow import checks, saved_model
+from modelhub_tensorflow import checks, first_version, saved_model
 from modelhub_tensorflow.elements import NUMBERS
 from modelhub_tensorflow.reader import DATA_SUFFIXES, META, detect, read
+from modelhub_tensorflow.writer import create
 
 DTYPES = tuple(name for name in NUMBERS)
 
@@ -25,6 +26,15 @@ def modelhub_formats() -> Iterator[Format]:
         sharing="none",
         detect=detect,
         read=read,
+        create=create,
+    )
+    yield Format(
+        name="tensorflow-v1",
+        title="TensorFlow checkpoint, version 1",
+        magics=(first_version.MAGIC,),
+        dtypes=DTYPES,
+        detect=first_version.detect,
+        read=first_version.read,
     )
     yield Format(
         name="savedmodel",
@@ -47,6 +57,6 @@ def modelhub_formats() -> Iterator[Format]:
 
 @hookimpl
 def modelhub_checks() -> Iterator[Check]:
-    files = ("tensorflow", "savedmodel", "graphdef")
+    files = ("tensorflow", "savedmodel", "graphdef", "tensorflow-v1")
     yield Check(name=checks.CHECKSUMS, level="values", formats=files[:2], run=checks.checksums)
     yield Check(name=checks.CUSTOM, level="safety", formats=files, run=checks.custom)

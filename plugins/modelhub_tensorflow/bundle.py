@@ -21,6 +21,10 @@ INDEX = ".index"
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _DATA = re.compile(r"(?P<stem>.+)\.data-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})", re.DOTALL)
 MAX_SHARDS = 5_000
+"""A header that promises more data files than this is broken, and no promise."""
+OURS = (100, b"modelhub")
+"""A field of the header, unknown to TensorFlow, that marks what is written here: all tensors are the model's, whatever their
+names make one think."""
 FULL = -1
 """The length of a slice's side that is all of the tensor's."""
 
@@ -57,6 +61,7 @@ class Bundle:
     shards: int = 1
     big_endian: bool = False
     version: int = 0
+    ours: bool = False
     entries: dict[str, Stored] = field(default_factory=dict)
     slices: dict[bytes, Stored] = field(default_factory=dict)
 
@@ -113,6 +118,8 @@ def parse_header(value: bytes, name: str, bundle: Bundle) -> None:
             bundle.shards = protobuf.signed(a)
         elif number == 2 and kind == protobuf.VARINT:
             bundle.big_endian = a == 1
+        elif number == OURS[0] and kind == protobuf.BYTES:
+            bundle.ours = wire.data(a, b) == OURS[1]
         elif number == 3 and kind == protobuf.BYTES:
             for inner, inner_kind, value, _ in wire.fields(a, b):
                 if inner == 1 and inner_kind == protobuf.VARINT:

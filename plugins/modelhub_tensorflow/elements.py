@@ -15,7 +15,8 @@ DTYPES = {
     26: "F8_E4M3FNUZ", 28: "F8_E5M2FNUZ",
 }  # fmt: skip
 """Number -> dtype; quantized integers (``qint8``, ...) are the integers that they are stored as."""
-NUMBERS = {name: number for number, name in sorted(DTYPES.items(), reverse=True)}
+_QUANTIZED = (11, 12, 13, 15, 16)
+NUMBERS = {name: number for number, name in DTYPES.items() if number not in _QUANTIZED}
 OTHERS = {
     7: "string", 20: "resource", 21: "variant", 27: "float8_e4m3b11fnuz", 29: "int4", 30: "uint4", 31: "int2", 32: "uint2",
 }  # fmt: skip

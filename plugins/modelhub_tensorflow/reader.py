@@ -68,7 +68,7 @@ def _of_index(file: File) -> Detection | Rejected | None:
     files = [file.name, *(name for name in names if name in file.siblings)]
     if stem + META in file.siblings:
         files.append(stem + META)
-    if STATE in file.siblings and _is_latest(file, stem):
+    if STATE in file.siblings and is_latest(file, stem):
         files.append(STATE)
     return Detection(files, 95, missing=bundle.missing(found, file.siblings), name=stem)
 
@@ -85,7 +85,7 @@ def header(file: File) -> Bundle:
     raise InvalidFile(f"{file.name} has no header: an index begins with one, under the empty key")
 
 
-def _is_latest(file: File, stem: str) -> bool:
+def is_latest(file: File, stem: str) -> bool:
     """Whether the text file ``checkpoint`` names this one as the latest: it belongs to that."""
     path = os.path.join(os.path.dirname(file.path), STATE)
     size = file.siblings[STATE]
@@ -127,7 +127,7 @@ def table(found: Bundle, checkpoint: Checkpoint, directory: str) -> tuple[list[T
     for key, entry in found.entries.items():
         name = names.get(key, key)
         record = _tensor(name, key, entry, found, directory, who)
-        if key == bundle.GRAPH or key in copies or objects.is_state(key, name, found.entries, graph):
+        if key == bundle.GRAPH or key in copies or (not found.ours and objects.is_state(key, name, found.entries, graph)):
             record = record._replace(view="stored")
             state += key != bundle.GRAPH and key not in copies
         strings += entry.number == elements.STRING and key != bundle.GRAPH

@@ -7,7 +7,7 @@ lies. In a block each key tells how many bytes it shares with the one before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from modelhub import File, InvalidFile, crc32c
@@ -73,7 +73,7 @@ def blocks(file: File) -> Iterator[tuple[bytes, Place]]:
 
 def block(file: File, place: Place) -> list[Entry]:
     """All entries of a block, its checksum held against its bytes."""
-    _inside(file, place)
+    inside(file, place)
     if place.nbytes > snappy.MAX_BLOCK:
         raise InvalidFile(f"{file.name}: a block of {place.nbytes} bytes at offset {place.offset}, which no index has")
     data = file.read(place.offset, place.nbytes + TRAILER)
@@ -143,8 +143,64 @@ def varint(data: bytes, at: int, end: int, who: str) -> tuple[int, int]:
     raise InvalidFile(f"{who}: a number at {at} does not end")
 
 
-def _inside(file: File, place: Place) -> None:
+def inside(file: File, place: Place) -> None:
     if place.offset + place.nbytes + TRAILER > file.size - FOOTER:
         raise InvalidFile(
             f"{file.name}: a block of {place.nbytes} bytes at offset {place.offset} reaches behind {file.size} bytes"
         )
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+BLOCK = 256 << 10
+"""``table::Options::block_size`` in TensorFlow."""
+RESTARTS = 16
+
+
+def build(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A whole table of entries that are sorted by their keys, uncompressed."""
+    out = bytearray()
+    index: list[tuple[bytes, bytes]] = []
+    held: list[tuple[bytes, bytes]] = []
+    size = 0
+    for entry in entries:
+        held.append(entry)
+        size += len(entry[0]) + len(entry[1])
+        if size >= BLOCK:
+            index.append((held[-1][0], _append(out, held)))
+            held, size = [], 0
+    if held:
+        index.append((held[-1][0], _append(out, held)))
+    footer = _append(out, []) + _append(out, index, restarts=1)
+    return bytes(out + footer.ljust(FOOTER - len(MAGIC), b"\0") + MAGIC)
+
+
+def _append(out: bytearray, entries: Iterable[tuple[bytes, bytes]], restarts: int = RESTARTS) -> bytes:
+    """Put a block at the end of ``out``; its place, as an index and the footer have it."""
+    data, starts, last = bytearray(), [0], b""
+    for count, (key, value) in enumerate(entries):
+        shared = 0
+        if count % restarts == 0:
+            if count:
+                starts.append(len(data))
+        else:
+            most = min(len(last), len(key))
+            while shared < most and last[shared] == key[shared]:
+                shared += 1
+        data += as_varint(shared) + as_varint(len(key) - shared) + as_varint(len(value)) + key[shared:] + value
+        last = key
+    for start in (*starts, len(starts)):
+        data += start.to_bytes(4, "little")
+    place = as_varint(len(out)) + as_varint(len(data))
+    data.append(PLAIN)
+    out += data + masked(bytes(data)).to_bytes(4, "little")
+    return place
+
+
+def as_varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

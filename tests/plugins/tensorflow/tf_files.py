@@ -1,0 +1,175 @@
+"""Makes real TensorFlow files with TensorFlow. A program, for importing it takes seconds and memory:
+
+python tf_files.py DIRECTORY     what the tests read, with an ``.npz`` of what ``tf.train.load_checkpoint`` says of each
+python tf_files.py --serve       saves and loads checkpoints as it is told, line by line
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import tensorflow as tf
+
+v1 = tf.compat.v1
+
+
+def said(prefix: str) -> dict[str, Any]:
+    """Every number in a checkpoint, by its key."""
+    reader = tf.train.load_checkpoint(prefix)
+    kinds = reader.get_variable_to_dtype_map()
+    return {key: reader.get_tensor(key) for key, kind in kinds.items() if kind not in (tf.string, tf.bfloat16)}
+
+
+def note(prefix: Path) -> None:
+    np.savez(f"{prefix}.npz", **said(str(prefix)))
+
+
+class Net(tf.Module):
+    """Two variables with names, two without, a constant, and a vocabulary."""
+
+    def __init__(self, vocabulary: Path) -> None:
+        self.w = tf.Variable(np.arange(12, dtype="f4").reshape(3, 4), name="dense/kernel")
+        self.b = tf.Variable(np.ones(4, "f2"), name="dense/bias")
+        self.nameless = [tf.Variable(1.0), tf.Variable(2.0)]
+        self.half = tf.Variable(tf.constant([1.5, -2.0], tf.bfloat16), name="brain")
+        words = tf.lookup.TextFileInitializer(str(vocabulary), tf.string, 0, tf.int64, 1)
+        self.table = tf.lookup.StaticHashTable(words, -1)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([], tf.string)])
+    def run(self, x: Any, word: Any) -> Any:
+        table = tf.constant(np.arange(400, dtype="f4").reshape(100, 4))
+        return {"y": x @ self.w + table[:1], "number": self.table.lookup(word)}
+
+
+class Bad(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def run(self, path: Any) -> Any:
+        tf.io.write_file(path, "x")
+        tf.print("seen", output_stream="file:///tmp/never")
+        return {"y": tf.io.read_file(path)}
+
+
+def objects(directory: Path) -> None:
+    vocabulary = directory / "words.txt"
+    vocabulary.write_text("a\t1\nb\t2\n")
+    net = Net(vocabulary)
+    place = directory / "objects"
+    tf.train.Checkpoint(model=net, step=tf.Variable(3, dtype=tf.int64), said=tf.Variable("hello")).save(place / "ckpt")
+    note(place / "ckpt-1")
+    tf.saved_model.save(net, directory / "saved", signatures=net.run)
+    note(directory / "saved" / "variables" / "variables")
+    os.replace(directory / "saved" / "variables" / "variables.npz", directory / "saved.npz")
+    bad = Bad()
+    tf.saved_model.save(bad, directory / "bad", signatures=bad.run)
+
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="one"), keras.layers.Dense(2, name="two")])
+    model.compile("adam", "mse")
+    model.fit(np.ones((8, 4), "f4"), np.ones((8, 2), "f4"), verbose=0)
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(directory / "keras" / "ckpt")
+    note(directory / "keras" / "ckpt")
+    model.export(directory / "exported", verbose=False)
+    np.savez(directory / "keras.npz", **{weight.path: np.asarray(weight) for weight in model.weights})
+
+
+def sessions(directory: Path) -> None:
+    for name in ("names", "first", "frozen"):
+        (directory / name).mkdir()
+    random = np.random.default_rng(0)
+    graph = tf.Graph()
+    with graph.as_default():
+        part = v1.get_variable(
+            "part", shape=[10, 6], partitioner=v1.fixed_size_partitioner(3), initializer=v1.random_normal_initializer()
+        )
+        wide = v1.get_variable(
+            "wide", shape=[3, 300], partitioner=v1.fixed_size_partitioner(2, 1), initializer=v1.random_normal_initializer()
+        )
+        others = [
+            v1.get_variable("a/b", initializer=np.arange(6, dtype="i4").reshape(2, 3) - 3),
+            v1.get_variable("l", initializer=np.arange(6, dtype="i8") * -5),
+            v1.get_variable("flags", initializer=np.array([True, False])),
+            v1.get_variable("bytes", initializer=np.arange(7, dtype="u1")),
+            v1.get_variable("large", initializer=random.standard_normal((600, 300)).astype("f4")),
+            v1.get_variable("double", initializer=random.standard_normal(5)),
+            v1.get_variable("complex", initializer=(random.standard_normal(4) + 1j).astype("c8")),
+            v1.get_variable("scalar", initializer=np.float32(2.5)),
+        ]
+        half = v1.get_variable("half", initializer=np.arange(6, dtype="f2"))
+        v1.get_variable("words", initializer=tf.constant(["x", "yy" * 200]))
+        loss = tf.reduce_sum(others[4]) + tf.reduce_sum(others[7])
+        step = v1.train.get_or_create_global_step()
+        train = v1.train.AdamOptimizer().minimize(loss, global_step=step, var_list=[others[4], others[7]])
+        x = v1.placeholder(tf.float32, [None, 6], name="x")
+        tf.matmul(x, tf.transpose(tf.concat(list(part), 0)), name="y")
+        tf.constant(np.zeros((5, 7), "f4"), name="zeros")
+        tf.constant([1.0, 2, 3, 3, 3, 3, 3, 3], name="tail")
+        tf.constant(np.arange(100, dtype="i4"), name="ints")
+        tf.constant(np.full((64, 3), 0.5, "f2"), name="halves")
+        with v1.Session() as session:
+            session.run(v1.global_variables_initializer())
+            session.run(train)
+            v1.train.Saver().save(session, str(directory / "names" / "model.ckpt"), global_step=7)
+            note(directory / "names" / "model.ckpt-7")
+            first = v1.train.Saver([*part, *wide, *others], write_version=v1.train.SaverDef.V1)
+            first.save(session, str(directory / "first" / "model.ckpt"))
+            note(directory / "first" / "model.ckpt")
+            v1.train.Saver([half], write_version=v1.train.SaverDef.V1).save(session, str(directory / "first" / "half.ckpt"))
+            kept = ["y", "zeros", "tail", "ints", "halves"]
+            frozen = v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), kept)
+            (directory / "frozen" / "frozen.pb").write_bytes(frozen.SerializeToString())
+            from tensorflow.python.framework import tensor_util
+
+            values = {node.name: tensor_util.MakeNdarray(node.attr["value"].tensor) for node in frozen.node if node.op == "Const"}
+            np.savez(directory / "frozen" / "frozen.npz", **values)
+            v1.saved_model.simple_save(session, str(directory / "simple"), {"x": x}, {"y": graph.get_tensor_by_name("y:0")})
+
+
+def shards(directory: Path) -> None:
+    """Several data files, put together from one each."""
+    place = directory / "shards"
+    place.mkdir()
+    random = np.random.default_rng(1)
+    arrays = {f"layer{number}/kernel": random.standard_normal((8, number + 1)).astype("f4") for number in range(3)}
+    parts = []
+    for number, (name, array) in enumerate(arrays.items()):
+        parts.append(f"{place}/part{number}")
+        tf.raw_ops.SaveV2(prefix=parts[-1], tensor_names=[name], shape_and_slices=[""], tensors=[array])
+    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=f"{place}/model")
+    note(place / "model")
+
+
+def serve() -> None:
+    """A line is a JSON list: ["save" or "load", prefix, file of arrays, names]."""
+    for line in sys.stdin:
+        what, prefix, file, names = json.loads(line)
+        try:
+            if what == "save":
+                with np.load(file) as arrays:
+                    tensors = [arrays[f"arr_{number}"] for number in range(len(names))]
+                blank = [""] * len(names)
+                tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=blank, tensors=tensors)
+                answer: Any = []
+            else:
+                found = said(prefix)
+                np.savez(file, *found.values())
+                answer = [*found]
+        except Exception as error:  # noqa: BLE001 - the other side says it
+            answer = f"{type(error).__name__}: {error}"
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve()
+    else:
+        for make in (objects, sessions, shards):
+            make(Path(sys.argv[1]))
