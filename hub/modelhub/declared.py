@@ -32,6 +32,8 @@ class Format:
     `Placed` back for each `Put`. ``dtypes``: what it can store. ``sharing``: what two tensors may have in common in this
     container: ``none``, ``exact`` (ties) or ``any`` (views); the core stores a tie once where the format cannot hold it, and
     notes it in ``Metadata.stored``. ``extension`` ends the name of an output ("" where the output is a directory).
+    ``marks``: names of files that tell a directory whose checkpoint reaches into directories below it, up to ``reach`` levels
+    down: what it claims there is not looked at by itself.
     ``unavailable`` maps a capability (read, create) to what is missing, e.g. "pip install 'modelhub-registry[onnx]'".
     ``edit(metadata, changes)`` gives the metadata with keys set (name -> text) or removed (name -> None), as ``convert --set``
     asks for; ValueError says which key cannot be. Without it, ``stored`` is edited where the format keeps any.
@@ -50,6 +52,8 @@ class Format:
     create: Callable[[Table, WriteOptions], Writer] | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict)
     edit: Callable[[Metadata, Mapping[str, str | None]], Metadata] | None = None
+    marks: tuple[str, ...] = ()
+    reach: int = 1
     api: int = 1
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from modelhub.above import owned_from_above
 from modelhub.declared import Format
 from modelhub.errors import AmbiguousModel, CatalogError, FileProblem, ModelhubError, ModelNotFound, PluginError
 from modelhub.files import File, Listing, list_directory
@@ -75,6 +76,7 @@ class _Router:
         self.formats = sorted(formats, key=lambda item: item.name)
         asked = [item for item in self.formats if item.detect]
         self.directory = [item for item in self.formats if item.detect_directory]
+        self.reaching = [item for item in self.directory if item.marks]
         self.anything = [item for item in asked if not item.suffixes and not item.magics]
         self.named = [(item.suffixes, item.magics, item) for item in asked if item.suffixes or item.magics]
         self.suffixes = tuple({suffix for item in asked for suffix in item.suffixes})
@@ -115,8 +117,10 @@ def inspect_listing(
     stats: Stats = None,
     blamed: Collection[Blame] = (),
     mark: Mark = _no_mark,
+    by_itself: bool = False,
 ) -> Inspection:
-    """The checkpoints of one directory, read as far as their tables.
+    """The checkpoints of one directory, read as far as their tables. What a checkpoint of a directory above it owns is left to
+    that one, unless the directory is to be seen ``by_itself``.
 
     ``only``: names of files to look at; a checkpoint is reported when one of its files is among them, so that a caller with
     changed files names all the files of the checkpoints they belonged to. ``stats`` by name saves a second stat of each file.
@@ -124,6 +128,8 @@ def inspect_listing(
     """
     chosen = _formats(formats)
     look = _Look(listing, _router(chosen), only, blamed, mark)
+    if not by_itself:
+        look.leave(owned_from_above(listing.path, look.router.reaching, look.claim))
     try:
         return look.run(stats)
     finally:
@@ -147,7 +153,7 @@ class _Look:
 
     def run(self, stats: Stats) -> Inspection:
         listing, result = self.listing, self.result
-        directory = self._directory_answers()
+        directory = [answer for answer in self._directory_answers() if not self.owned.intersection(answer.files)]
         winner = directory[0] if directory else None
         if winner and winner.detection:
             self.owned.update(winner.files)
@@ -176,6 +182,19 @@ class _Look:
                 self._report(winner._replace(files=rest), directory, stats)
                 result.unknown = []
         return result
+
+    def leave(self, files: Iterable[str]) -> None:
+        """These files are somebody else's: they are neither looked at nor unknown."""
+        self.owned.update(files)
+
+    def claim(self, item: Format, listing: Listing) -> tuple[str, ...]:
+        """What the checkpoint of a format owns that is the directory ``listing``; nothing where it is none."""
+        self.mark("detect", item.name, listing.path)
+        try:
+            answer = item.detect_directory(listing) if item.detect_directory else None
+        except Exception:  # noqa: BLE001 - the look at that directory says what is wrong
+            return ()
+        return tuple(answer.files) if type(answer) is Detection else ()
 
     def _look_at(self, name: str, stats: Stats) -> list[_Answer]:
         """Ask about one file, and report it. Claims on several files are returned instead: others may want them too.
@@ -397,7 +416,7 @@ def inspect_path(
 
 
 def _inspect_directory(path: str, listing: Listing, formats: list[Format], mark: Mark) -> Found:
-    result = inspect_listing(listing, formats, mark=mark)
+    result = inspect_listing(listing, formats, mark=mark, by_itself=True)  # the user named it
     whole = [item for item in result.found if item.path == path]
     if whole:
         return whole[0]

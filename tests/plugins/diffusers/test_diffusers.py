@@ -1,0 +1,114 @@
+"""Pipelines as diffusers saves them, and diffusion models in one file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+MAKE = """
+import sys, torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+torch.manual_seed(0)
+unet = UNet2DConditionModel(block_out_channels=(32, 64), layers_per_block=1, sample_size=16, cross_attention_dim=32,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+vae = AutoencoderKL(block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2,
+    up_block_types=["UpDecoderBlock2D"] * 2)
+text = CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2,
+    vocab_size=1000))
+pipeline = StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=None, unet=unet.half(), scheduler=DDIMScheduler(),
+    safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+pipeline.save_pretrained(sys.argv[1], max_shard_size="1MB")
+pipeline.unet.save_pretrained(sys.argv[1] + "/unet", variant="fp16")
+"""
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion, its U-Net in shards."""
+    place = tmp_path_factory.mktemp("pipelines") / "tiny-sd"
+    done = subprocess.run([sys.executable, "-c", MAKE, place], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return place
+
+
+@pytest.fixture
+def pipeline(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "drive" / "tiny-sd"))
+
+
+def test_a_pipeline_is_one_checkpoint(pipeline: Path, modelhub) -> None:
+    modelhub("scan", pipeline.parent)
+    (variant, listed) = sorted(modelhub("ls", "--json").json, key=lambda item: item["format"] == "diffusers")
+    assert (listed["name"], listed["format"], listed["container"]) == ("tiny-sd", "diffusers", "safetensors")
+    assert (listed["architecture"], listed["state"], listed["precision"]) == ("StableDiffusionPipeline", "ready", "F16")
+    assert variant["path"] == "tiny-sd/unet/diffusion_pytorch_model.fp16.safetensors"  # another file of the same component
+    weights = {path: load_file(path) for path in pipeline.rglob("*.safetensors") if ".fp16." not in path.name}
+    assert listed["parameters"] == sum(tensor.numel() for file in weights.values() for tensor in file.values())
+    again = modelhub("scan", "--json").json
+    assert (again["changed"], again["unchanged"]) == (0, 2)
+
+
+def test_tensors_by_component(pipeline: Path, tmp_path: Path, modelhub) -> None:
+    modelhub("convert", pipeline, "--to", "safetensors", "-o", tmp_path / "all.safetensors")
+    found = load_file(tmp_path / "all.safetensors")
+    text = load_file(pipeline / "text_encoder/model.safetensors")
+    assert all(torch.equal(found[f"text_encoder/{name}"], tensor) for name, tensor in text.items())
+    assert {name.split("/")[0] for name in found} == {"unet", "vae", "text_encoder"}
+
+
+def test_what_changes_below_is_noticed(pipeline: Path, modelhub) -> None:
+    modelhub("scan", pipeline.parent)
+    for variant in pipeline.glob("unet/*.fp16*"):
+        variant.unlink()
+    shard = next(pipeline.glob("unet/*-00002-of-*.safetensors"))
+    shard.unlink()
+    modelhub("scan")
+    (listed,) = modelhub("ls", "--where", "format=diffusers", "--json").json
+    assert (listed["state"], shard.name in listed["reason"]) == ("incomplete", True)
+    shutil.rmtree(pipeline / "vae")
+    modelhub("scan")
+    (listed,) = modelhub("ls", "--where", "format=diffusers", "--json").json
+    assert "vae/" in listed["reason"]
+
+
+def test_a_component_named_by_its_own_path(pipeline: Path, modelhub) -> None:
+    shown = modelhub("show", pipeline / "text_encoder", "--json").json
+    assert (shown["format"], shown["state"]) == ("huggingface", "ready")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"_class_name": "P", "../x": ["diffusers", "UNet"], "unet": ["diffusers", 7]}'])
+def test_a_bad_index(content: str, tmp_path: Path, modelhub) -> None:
+    (tmp_path / "drive/p").mkdir(parents=True)
+    (tmp_path / "drive/p/model_index.json").write_text(content)
+    modelhub("scan", tmp_path / "drive")
+    states = [item["state"] for item in modelhub("ls", "--json").json]
+    assert states == (["ready"] if "_class_name" in content else ["invalid"])
+
+
+FILES = {
+    "stable-diffusion-1": ["cond_stage_model.transformer.text_model.final_layer_norm.bias", "model.diffusion_model.out.0.bias"],
+    "stable-diffusion-xl": ["conditioner.embedders.1.model.ln_final.bias", "first_stage_model.decoder.conv_in.bias"],
+    "stable-diffusion-3": [
+        "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.bias",
+        "first_stage_model.decoder.conv_in.bias",
+    ],
+    "flux-dev": ["double_blocks.0.img_attn.qkv.bias", "guidance_in.in_layer.bias"],
+    "flux-schnell": ["double_blocks.0.img_attn.qkv.bias", "single_blocks.0.linear1.bias"],
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_models_in_one_file(name: str, tmp_path: Path, modelhub) -> None:
+    save_file({tensor: torch.ones(4) for tensor in FILES[name]}, tmp_path / "model.safetensors", {"format": "pt"})
+    shown = modelhub("show", tmp_path / "model.safetensors", "--json").json
+    assert (shown["format"], shown["container"], shown["architecture"]) == ("diffusion", "safetensors", name)
+    modelhub("convert", tmp_path / "model.safetensors", "--to", "safetensors:f16", "-o", tmp_path / "half.safetensors")
+    assert json.loads(json.dumps(sorted(load_file(tmp_path / "half.safetensors")))) == sorted(FILES[name])
