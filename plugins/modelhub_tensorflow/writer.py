@@ -74,7 +74,7 @@ def _split(tensors: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
 
 def _index(placed: Sequence[tuple[bytes, Tensor, int, Placed]], shards: int) -> Callable[[], bytes]:
     def data() -> bytes:
-        entries = [(b"", _number(1, shards) + _bytes(3, _number(1, _VERSION)) + _bytes(*bundle.OURS) + _bytes(*bundle.OURS))]
+        entries = [(b"", _number(1, shards) + _bytes(3, _number(1, _VERSION)) + _bytes(*bundle.OURS))]
         entries += [(name, _entry(tensor, shard, place)) for name, tensor, shard, place in placed]
         return sorted_table.build(entries)
 

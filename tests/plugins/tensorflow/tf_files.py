@@ -22,10 +22,16 @@ v1 = tf.compat.v1
 
 
 def said(prefix: str) -> dict[str, Any]:
-    """Every number in a checkpoint, by its key."""
+    """Every number in a checkpoint, by its key; of the first version, TensorFlow itself reads but the common types."""
     reader = tf.train.load_checkpoint(prefix)
-    kinds = reader.get_variable_to_dtype_map()
-    return {key: reader.get_tensor(key) for key, kind in kinds.items() if kind not in (tf.string, tf.bfloat16)}
+    found = {}
+    for key, kind in reader.get_variable_to_dtype_map().items():
+        if kind not in (tf.string, tf.bfloat16):
+            try:
+                found[key] = reader.get_tensor(key)
+            except tf.errors.UnimplementedError:
+                continue
+    return found
 
 
 def note(prefix: Path) -> None:
