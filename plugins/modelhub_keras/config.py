@@ -8,6 +8,7 @@ objects that are looked up in any module the configuration names, modules pickle
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -40,7 +41,8 @@ _STRUCTURE = (
 
 @dataclass(slots=True)
 class Config:
-    """What was found: ``layers``: class -> how many; ``custom``: what is not Keras's own, and where it stands."""
+    """What was found: ``layers``: class -> how many; ``custom``: what is not Keras's own, and where it stands;
+    ``groups``: the group of a layer in a file of numbered variables -> its name."""
 
     kind: str = ""
     name: str = ""
@@ -50,6 +52,7 @@ class Config:
     unsafe: set[tuple[str, ...]] = field(default_factory=set)
     input_shape: list[Any] | None = None
     quantization: str = ""
+    groups: dict[str, str] = field(default_factory=dict)
     dtype: str = ""
 
 
@@ -76,6 +79,7 @@ def examine(data: Mapping[str, Any], file: str) -> Config:
         elif node.get("function_type") == "lambda":
             _unsafe(config, path, "a Python function as marshalled bytecode", file)
     config.input_shape = _input_shape(inner)
+    config.groups = _groups(inner)
     if isinstance(data.get("module"), str) and config.kind not in ("Sequential", "Functional", "Model"):
         config.layers.pop(config.kind, None)
     return config
@@ -160,6 +164,43 @@ def _unsafe(config: Config, path: tuple[str, ...], what: str, file: str) -> None
     config.unsafe.add(path)
     message = f"{where} holds {what}: it runs when the model is loaded or used; not decoded here"
     config.findings.append(Finding(CHECK, "unsafe", message, file=file))
+
+
+def _groups(model: Any) -> dict[str, str]:
+    """Groups are called after the layers' classes, numbered where there are several (``saving_lib.py``,
+    ``_save_container_state``); what a wrapper holds is called by the wrapper's attribute."""
+    found: dict[str, str] = {}
+    stack: list[tuple[Any, str]] = [(model, "")]
+    while stack and len(found) < MAX_NODES:
+        inner, prefix = stack.pop()
+        if not isinstance(inner, Mapping) or prefix.count("/") > 64:
+            continue
+        used: Counter[str] = Counter()
+        for layer in inner["layers"] if isinstance(inner.get("layers"), list) else ():
+            if not isinstance(layer, Mapping):
+                continue
+            kind = _snake(_word(layer.get("class_name")).rpartition(">")[2])
+            at = f"{prefix}layers/{kind}{f'_{used[kind]}' if used[kind] else ''}"
+            used[kind] += 1
+            _group(found, stack, layer.get("config"), at)
+        wrapped = inner.get("layer")
+        if isinstance(wrapped, Mapping) and isinstance(own := wrapped.get("config"), Mapping) and prefix:
+            _group(found, stack, own, f"{prefix}layer")
+            for way in ("forward", "backward"):
+                found[f"{prefix}{way}_layer"] = f"{way}_{_word(own.get('name')).removeprefix('forward_')}"
+    return found
+
+
+def _group(found: dict[str, str], stack: list[tuple[Any, str]], inner: Any, at: str) -> None:
+    if isinstance(inner, Mapping) and _word(inner.get("name")):
+        found[at] = _word(inner["name"])
+        stack.append((inner, f"{at}/"))
+
+
+def _snake(name: str) -> str:
+    """As Keras makes a group's name of a class's (``utils/naming.py``, ``to_snake_case``)."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _input_shape(inner: Any) -> list[Any] | None:

@@ -17,7 +17,8 @@ from modelhub_keras import attributes
 from modelhub_keras.container import Container
 from modelhub_keras.groups import group_at
 
-OPTIMIZERS = ("optimizer_weights/", "optimizer/")
+STATE = ("optimizer_weights/", "optimizer/", "metrics/")
+"""Groups of what training goes on with, and the model does without."""
 CHECK = "keras-names"
 _SUFFIX = re.compile(r":\d+$")
 _NUMBER = re.compile(r"_\d+$")
@@ -42,9 +43,11 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], ...]] = {
 _QUANTIZED = ("kernel", "bias", "kernel_scale")
 
 
-def readable(file: Container, paths: Sequence[str]) -> tuple[dict[str, str], list[Finding]]:
+def readable(
+    file: Container, paths: Sequence[str], layers: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], list[Finding]]:
     """Names for the datasets at ``paths``, in the order in which the model has them; and what does not fit. Where two would be
-    called the same, both keep the paths that they have."""
+    called the same, both keep the paths that they have. ``layers``: names of groups, from the model's configuration."""
     inner = group_at(file, "model_weights")
     base, root = ("model_weights", inner) if inner is not None and _has_layers(file, inner) else ("", file.root)
     findings: list[Finding] = []
@@ -52,7 +55,7 @@ def readable(file: Container, paths: Sequence[str]) -> tuple[dict[str, str], lis
         found = _listed(file, root, base, set(paths), findings)
         found |= {path: path for path in paths if path not in found}
     else:
-        found = numbered(paths, owners(file, paths))
+        found = numbered(paths, owners(file, paths, layers or {}))
     return unique(found), findings
 
 
@@ -62,8 +65,8 @@ def unique(found: Mapping[str, str]) -> dict[str, str]:
     return {path: name if counts[name] == 1 else path for path, name in found.items()}
 
 
-def is_optimizer(path: str) -> bool:
-    return path.startswith(OPTIMIZERS)
+def is_state(path: str) -> bool:
+    return path.startswith(STATE)
 
 
 def _has_layers(file: Container, group: int) -> bool:
@@ -101,13 +104,13 @@ def weight_name(layer: str, weight: str) -> str:
     return name if layer == "top_level_model_weights" else f"{layer}/{name}"
 
 
-def owners(file: Container, paths: Sequence[str]) -> dict[str, str]:
+def owners(file: Container, paths: Sequence[str], layers: Mapping[str, str]) -> dict[str, str]:
     """The group of numbered variables -> the names of the layers down to it, by what stands beside them."""
     found: dict[str, str] = {}
     for path in paths:
         group = _group_of_variable(path)
         if group and group not in found:
-            found[group] = _owner(file, group.removesuffix("vars").rstrip("/"))
+            found[group] = _owner(file, group.removesuffix("vars").rstrip("/"), layers)
     return found
 
 
@@ -126,13 +129,13 @@ def numbered(paths: Sequence[str], owner: Mapping[str, str]) -> dict[str, str]:
 
 
 def _group_of_variable(path: str) -> str:
-    """The group of a numbered variable; "" for any other dataset, and for the optimiser's."""
+    """The group of a numbered variable; "" for any other dataset, and for those of training."""
     group, _, number = path.rpartition("/")
     fits = (group == "vars" or group.endswith("/vars")) and number.isdigit() and number.isascii() and len(number) < 10
-    return group if fits and not is_optimizer(path) else ""
+    return group if fits and not is_state(path) else ""
 
 
-def _owner(file: Container, node: str) -> str:
+def _owner(file: Container, node: str, layers: Mapping[str, str]) -> str:
     """The names of the layers down to a group, outermost first; the model's own is left out."""
     names, at = [], ""
     for part in node.split("/") if node else []:
@@ -141,6 +144,8 @@ def _owner(file: Container, node: str) -> str:
         own = attributes.text(file, variables, "name") if variables is not None else None
         if isinstance(own, str) and own:
             names.append(own)
+        elif at in layers:
+            names.append(layers[at])
         elif part not in _CONTAINERS:
             names.append(part)
     return "/".join(names)

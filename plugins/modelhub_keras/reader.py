@@ -125,7 +125,7 @@ def read(checkpoint: Checkpoint) -> Records:
     found = _model_config(opened)
     if found is not None:
         yield from found.findings
-    tensors = yield from _weights(opened, container.placed(file, 0))
+    tensors = yield from _weights(opened, container.placed(file, 0), found)
     yield describe.metadata(opened, found, tensors, _layout(opened), "hdf5")
 
 
@@ -148,10 +148,12 @@ def _config_json(file: File, members: Mapping[str, ZipMember]) -> config.Config 
     return config.examine(config.load(text, f"{file.name}: config.json"), file.name)
 
 
-def _weights(opened: Container, place: container.Place) -> Generator[Tensor | Finding, None, list[Tensor]]:
+def _weights(
+    opened: Container, place: container.Place, model: config.Config | None
+) -> Generator[Tensor | Finding, None, list[Tensor]]:
     """The tensors of an HDF5 file. Returns the model's own."""
     found = yield from _datasets(opened, place)
-    readable, findings = names.readable(opened, list(found))
+    readable, findings = names.readable(opened, list(found), model.groups if model else {})
     yield from findings
     return (yield from _named(found, readable))
 
@@ -169,10 +171,10 @@ def _datasets(opened: Container, place: container.Place) -> Generator[Finding, N
 
 
 def _named(found: Mapping[str, Tensor], readable: Mapping[str, str]) -> Generator[Tensor, None, list[Tensor]]:
-    """The tensors under the names that people know them by; those of the optimiser are stored alone. Returns the model's own."""
+    """The tensors under the names that people know them by; those of its training are stored alone. Returns the model's own."""
     made: list[Tensor] = []
     for path in readable:
-        view = "stored" if names.is_optimizer(path) else "both"
+        view = "stored" if names.is_state(path) else "both"
         tensor = found[path]._replace(name=readable[path], view=view)
         if view == "both":
             made.append(tensor)
@@ -194,7 +196,7 @@ def _shards(checkpoint: Checkpoint) -> Records:
         if double := sorted(set(part) & set(found)):
             raise InvalidFile(f"{file.name}: {double[0][:200]!r} stands in another file of the same weights too")
         found |= part
-        owners |= names.owners(opened, list(part))
+        owners |= names.owners(opened, list(part), {})
         for path in part:
             holders.setdefault(path.rpartition("/")[0], set()).add(file.name)
         metadata = describe.metadata(opened, None, list(part.values()), "variables", "hdf5")
@@ -219,7 +221,7 @@ def _archive(file: File) -> Records:
             raise UnsupportedFile(f"{file.name}: its weights are in {others[0][:100]}, not in {WEIGHTS}: this is not read")
         raise InvalidFile(f"{file.name}: there is no {WEIGHTS} in the archive")
     opened, place = _inside(file, weights)
-    tensors = yield from _weights(opened, place)
+    tensors = yield from _weights(opened, place, found)
     yield describe.metadata(opened, found, tensors, "variables", "keras", notes)
 
 

@@ -23,6 +23,7 @@ from modelhub.table import Table
 from modelhub.testing import FormatConformance
 
 from tests.conftest import Modelhub
+from tests.corpus.hdf5_bad import archive
 
 KINDS = (".keras", ".h5", ".weights.h5")
 
@@ -237,6 +238,24 @@ def test_a_document_of_somebody_else_s_is_no_index(made: Path, tmp_path: Path, m
     states = {item["path"]: item["state"] for item in modelhub("ls", "--json").json}
     assert states.pop(shard.name) == "ready"
     assert "wide.weights.json" not in states
+
+
+@pytest.mark.parametrize("model", ["digits", "tagger"])
+def test_archives_that_note_no_names_have_them_by_the_configuration(made: Path, tmp_path: Path, model: str) -> None:
+    """As tf-keras and the first of Keras 3 wrote them."""
+    path, inner = tmp_path / "m.keras", tmp_path / "model.weights.h5"
+    with zipfile.ZipFile(made / f"{model}.keras") as source:
+        inner.write_bytes(source.read("model.weights.h5"))
+        config = source.read("config.json")
+    with h5py.File(inner, "a") as file:
+        bare = []
+        file.visititems(lambda name, one: bare.append(name) if "name" in one.attrs else None)
+        for name in bare:
+            del file[name].attrs["name"]
+    archive(path, {"metadata.json": b"{}", "config.json": config, "model.weights.h5": inner.read_bytes()})
+    names = {name for name in look(made / f"{model}.keras").load_table().by_name if not name.startswith("attn/")}
+    got = {name for name in look(path).load_table().by_name if not name.startswith("attn/")}
+    assert got == {re.sub("/(lstm|gru)_cell/", "/cell/", name) for name in names}
 
 
 def test_an_archive_that_somebody_compressed(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
