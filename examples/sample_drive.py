@@ -26,7 +26,9 @@ PACKAGES = {
     "mistral-common": "1.13.1",  # a SentencePiece model; its wheel has other tokenizers, which stay in it
     "silero-vad": "6.2.3",  # TorchScript, safetensors and ONNX of one model
 }
-MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".jit", ".gguf", ".onnx", ".tflite", ".mlmodel", ".pb", ".index")
+MODEL_SUFFIXES = (
+    ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".jit", ".gguf", ".onnx", ".tflite", ".mlmodel", ".pb", ".index",
+)  # fmt: skip
 MODEL_PARTS = (".data-",)
 """What is in the last suffix of a TensorFlow checkpoint's data file."""
 MODEL_NAMES = ("tokenizer.model.v1",)
