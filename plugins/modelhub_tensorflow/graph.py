@@ -15,7 +15,7 @@ from typing import Any
 
 from modelhub import File, FileProblem, Finding, InvalidFile, Tensor, dtypes, protobuf
 
-from modelhub_tensorflow import elements, known, reach
+from modelhub_tensorflow import elements, known, reach, sorted_table
 from modelhub_tensorflow.elements import Shape
 
 SAFETY = "tensorflow-operators"
@@ -71,6 +71,10 @@ def looks_like_one(file: File) -> bool:
     """Whether a file begins as a ``GraphDef`` does: with a node that has a name and an operator's, or a library of functions."""
     wire = protobuf.Wire(file)
     try:
+        if file.head.startswith(b"\x0a"):  # by itself, for what follows may be cut
+            length, at = sorted_table.varint(file.head, 1, len(file.head), file.name)
+            if at + length <= len(file.head):
+                return _is_node(protobuf.Wire(file.head[: at + length]), at, at + length)
         for number, kind, a, b in wire.fields():
             if kind == protobuf.BYTES and number == 1:
                 return _is_node(wire, a, b)
