@@ -30,7 +30,7 @@ def detect(file: File) -> Detection | None:
     head = file.head
     if not head or not (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return None
-    named = any(name.encode() in head for name in ("float32", "bfloat16", "float16", "int32")) or CHUNKED.encode() in head
+    named = any(name.encode() in head for name in DTYPES) or CHUNKED.encode() in head
     return Detection([file.path], confidence=80) if named else None
 
 

@@ -17,8 +17,8 @@ MAX_TEXT = 1 << 16
 
 
 class Item(NamedTuple):
-    """One value's head. ``kind``: map, array, str, bin, ext, or scalar (whose ``value`` is known). ``size``: entries of a map or an array,
-    bytes of the others. ``start``: where its contents begin; ``code`` of an extension."""
+    """One value's head. ``kind``: map, array, str, bin, ext, or scalar (whose ``value`` is known). ``size``: entries of a
+    map or an array, bytes of the others. ``start``: where its contents begin; ``code`` of an extension."""
 
     kind: str
     size: int
@@ -27,9 +27,11 @@ class Item(NamedTuple):
     code: int = 0
 
 
-_FIXED = {0xC4: ("bin", ">B"), 0xC5: ("bin", ">H"), 0xC6: ("bin", ">I"), 0xD9: ("str", ">B"), 0xDA: ("str", ">H"), 0xDB: ("str", ">I"),
-          0xDC: ("array", ">H"), 0xDD: ("array", ">I"), 0xDE: ("map", ">H"), 0xDF: ("map", ">I"),
-          0xC7: ("ext", ">B"), 0xC8: ("ext", ">H"), 0xC9: ("ext", ">I")}  # fmt: skip
+_FIXED = {
+    0xC4: ("bin", ">B"), 0xC5: ("bin", ">H"), 0xC6: ("bin", ">I"), 0xD9: ("str", ">B"), 0xDA: ("str", ">H"),
+    0xDB: ("str", ">I"), 0xDC: ("array", ">H"), 0xDD: ("array", ">I"), 0xDE: ("map", ">H"), 0xDF: ("map", ">I"),
+    0xC7: ("ext", ">B"), 0xC8: ("ext", ">H"), 0xC9: ("ext", ">I"),
+}  # fmt: skip
 _NUMBERS = {
     0xCA: ">f",
     0xCB: ">d",
