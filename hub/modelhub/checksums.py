@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
 POLYNOMIAL = 0x82F63B78
 """RFC 3720, B.4, bits reversed."""
@@ -22,7 +23,7 @@ _LANE, _LANES = 1 << 10, 1 << 12
 _SHORT = 1 << 12
 
 
-def crc32c(data: bytes | bytearray | memoryview | NDArray[Any], value: int = 0) -> int:
+def crc32c(data: Buffer, value: int = 0) -> int:
     """The CRC-32C of ``data`` behind what came to ``value``, as ``zlib.crc32`` does for the other polynomial."""
     view = memoryview(data).cast("B")
     library = _library()
@@ -69,9 +70,9 @@ def _halves(nbytes: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     low, high = np.arange(1 << 16, dtype=np.uint32), np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     if nbytes == 1:
         table = np.array(_table(), np.uint32)
-        return tuple(table[state & 0xFF] ^ (state >> np.uint32(8)) for state in (low, high))  # type: ignore[return-value]
+        return table[low & 0xFF] ^ (low >> np.uint32(8)), table[high & 0xFF] ^ (high >> np.uint32(8))
     half = _halves(nbytes // 2)
-    return tuple(_apply(half, _apply(half, state)) for state in (low, high))  # type: ignore[return-value]
+    return _apply(half, _apply(half, low)), _apply(half, _apply(half, high))
 
 
 def _apply(halves: tuple[NDArray[np.uint32], NDArray[np.uint32]], state: NDArray[np.uint32]) -> NDArray[np.uint32]:

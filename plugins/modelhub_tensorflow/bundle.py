@@ -109,9 +109,9 @@ def read(file: File) -> Bundle:
     return bundle
 
 
-def parse_header(value: bytes, name: str, bundle: Bundle) -> None:
+def parse_header(data: bytes, name: str, bundle: Bundle) -> None:
     """The ``BundleHeaderProto`` that stands under the empty key."""
-    wire = protobuf.Wire(value, f"{name}: the header")
+    wire = protobuf.Wire(data, f"{name}: the header")
     bundle.shards = 0
     for number, kind, a, b in wire.fields():
         if number == 1 and kind == protobuf.VARINT:

@@ -174,7 +174,7 @@ class _Walk:
                 graph.signatures.setdefault(key, self._signature(*place) if place else Signature())
 
     def _information(self, start: int, end: int) -> None:
-        tags = []
+        tags: list[str] = []
         for number, kind, a, b in self.wire.fields(start, end):
             if number == 4 and kind == protobuf.BYTES and len(tags) < MAX_SIGNATURES:
                 tags.append(self.wire.text(a, b, MAX_NAME))

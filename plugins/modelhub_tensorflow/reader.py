@@ -25,7 +25,6 @@ from modelhub_tensorflow import bundle, elements, graph, objects, sorted_table
 from modelhub_tensorflow.bundle import INDEX, Bundle, Stored
 
 META, STATE = ".meta", "checkpoint"
-_VARIABLES, _MODEL = "variables", "saved_model.pb"
 DATA_SUFFIXES = tuple(f"-of-{count:05d}" for count in range(1, 65))
 """Ends of data files' names; those of more are known by their index alone."""
 MAX_STATE = 1 << 20
@@ -51,9 +50,6 @@ def detect(file: File) -> Detection | Rejected | None:
 
 def _of_index(file: File) -> Detection | Rejected | None:
     stem = file.name.removesuffix(INDEX)
-    directory = os.path.dirname(file.path)
-    if os.path.basename(directory) == _VARIABLES and os.path.isfile(os.path.join(os.path.dirname(directory), _MODEL)):
-        return None  # the SavedModel's own, which is one checkpoint with it
     if not sorted_table.is_table(file):
         # Other programs call files so as well: it is a broken one of ours only where data stands beside it.
         mine = any((other := bundle.shard_of(name)) and other[0] == stem for name in file.siblings)
@@ -105,6 +101,8 @@ def is_latest(file: File, stem: str) -> bool:
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     """Tensors in the order of their keys, then what the checkpoint says of itself."""
+    if not checkpoint.primary.name.endswith(INDEX):
+        return  # data files alone: what they hold stands in the index
     found = bundle.read(checkpoint.primary)
     tensors, values = table(found, checkpoint, checkpoint.directory)
     yield from tensors
@@ -126,7 +124,7 @@ def table(found: Bundle, checkpoint: Checkpoint, directory: str) -> tuple[list[T
     state = strings = 0
     for key, entry in found.entries.items():
         name = names.get(key, key)
-        record = _tensor(name, key, entry, found, directory, who)
+        record = _tensor(name, key, entry, found, directory, checkpoint, who)
         if key == bundle.GRAPH or key in copies or (not found.ours and objects.is_state(key, name, found.entries, graph)):
             record = record._replace(view="stored")
             state += key != bundle.GRAPH and key not in copies
@@ -157,12 +155,15 @@ def _graph(found: Bundle, checkpoint: Checkpoint, directory: str) -> objects.Nam
     return objects.names(objects.strings(data, 1, file.name)[0], f"{file.name}: the graph of objects")
 
 
-def _tensor(name: str, key: str, entry: Stored, found: Bundle, directory: str, who: str) -> Tensor:
+def _tensor(name: str, key: str, entry: Stored, found: Bundle, directory: str, present: Checkpoint, who: str) -> Tensor:
     shape, dtype = entry.shape.sides, elements.DTYPES.get(entry.number)
     if dtype is None:
         return Tensor(
             name, elements.label(entry.number).upper(), shape, None, unsupported=f"{elements.label(entry.number)} tensor"
         )
+    gone = _gone(key, entry, found, directory, present)
+    if gone:
+        return Tensor(name, dtype, shape, None, unsupported=f"tensor in {gone}, which is not there")
     if not entry.slices:
         return Tensor(name, dtype, shape, _value(entry, dtype, shape, found, directory, f"{who}: {key[:200]!r}"))
     parts, boxes = [], []
@@ -181,6 +182,13 @@ def _tensor(name: str, key: str, entry: Stored, found: Bundle, directory: str, w
         return Tensor(name, dtype, shape, ops.place(parts, boxes, dtype, shape))
     except ValueError as error:
         raise InvalidFile(f"{who}: the slices of {key[:200]!r} do not make it: {error}") from error
+
+
+def _gone(key: str, entry: Stored, found: Bundle, directory: str, present: Checkpoint) -> str:
+    """The name of a data file that a tensor takes and that is not there, or ""."""
+    parts = [found.slices.get(bundle.slice_key(key, piece)) for piece in entry.slices] if entry.slices else [entry]
+    names = (found.shard_name(part.shard) for part in parts if part is not None)
+    return next((name for name in names if os.path.join(directory, name) not in present), "")
 
 
 def _value(entry: Stored, dtype: str, shape: tuple[int, ...], found: Bundle, directory: str, who: str) -> Any:

@@ -64,7 +64,7 @@ def _detected(directory: str, file: File) -> Detection | Rejected | None:
             return Rejected(f"{VARIABLES}: {problem}", 90)
     elif any(bundle.shard_of(name.rpartition("/")[2]) for name in inside):
         missing = [INDEX]
-    return Detection(files, 97, missing=missing, name=os.path.basename(directory))
+    return Detection([os.path.join(directory, name) for name in files], 97, missing=missing, name=os.path.basename(directory))
 
 
 def _inside(directory: str) -> list[str]:
