@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Check, Format, hookimpl
+from modelhub import Check, Conversion, Format, Program, hookimpl
 
 from modelhub_tensorflow import checks, first_version, saved_model
 from modelhub_tensorflow.elements import NUMBERS
@@ -43,6 +43,8 @@ def modelhub_formats() -> Iterator[Format]:
         dtypes=DTYPES,
         detect=saved_model.detect,
         detect_directory=saved_model.detect_directory,
+        marks=(saved_model.MODEL,),
+        reach=saved_model.MAX_DEPTH,
         read=saved_model.read,
     )
     yield Format(
@@ -60,3 +62,11 @@ def modelhub_checks() -> Iterator[Check]:
     files = ("tensorflow", "savedmodel", "graphdef", "tensorflow-v1")
     yield Check(name=checks.CHECKSUMS, level="values", formats=files[:2], run=checks.checksums)
     yield Check(name=checks.CUSTOM, level="safety", formats=files, run=checks.custom)
+
+
+@hookimpl
+def modelhub_conversions() -> Iterator[Conversion | Program]:
+    from modelhub_tensorflow import to_huggingface, to_onnx
+
+    yield from to_huggingface.CONVERSIONS
+    yield to_onnx.program()
