@@ -236,10 +236,10 @@ def _read_back(plan: Plan, target: str, written: Written, plugins: Plugins) -> F
         return found
     table = found.load_table()
     wanted = {tensor.name: tensor for tensor in plan.table.tensors}
-    _same_table(wanted, table)
+    read = _as_written(wanted, table)
     unlike = []
     for name, tensor in wanted.items():
-        have = table.by_name[name]
+        have = read[name]
         if isinstance(have.value, Extent) and written.values.get(name) == tensor.value:
             _lies_where_it_was_checked(have, have.value, written)
         else:  # the writer put something else, or the reader computes it: then the bytes are what must be equal
@@ -251,19 +251,22 @@ def _read_back(plan: Plan, target: str, written: Written, plugins: Plugins) -> F
     return found
 
 
-def _same_table(wanted: Mapping[str, Tensor], table: Table) -> None:
-    ties = set(table.by_name) - set(wanted)
-    if missing := [name for name in wanted if name not in table.by_name]:
+def _as_written(wanted: Mapping[str, Tensor], table: Table) -> Mapping[str, Tensor]:
+    """What reads back, by the names that were written: parts of a packed weight are stored ones."""
+    read = {**table.by_name, **{tensor.name: tensor for tensor in table.stored if tensor.name in wanted}}
+    if missing := [name for name in wanted if name not in read]:
         raise VerificationError(f"tensor {missing[0]} is not in the output", "please report this")
-    if extra := [name for name in ties if table.ties.get(name) is None]:
+    others = [tensor.name for tensor in table.logical if tensor.name not in wanted and tensor.view != "logical"]
+    if extra := [name for name in others if table.ties.get(name) is None]:
         raise VerificationError(f"tensor {extra[0]} is in the output, but not in its source", "please report this")
     for name, tensor in wanted.items():
-        have = table.by_name[name]
+        have = read[name]
         if (have.dtype, have.shape) != (tensor.dtype, tensor.shape):
             raise VerificationError(
                 f"tensor {name} reads back as {have.dtype} {list(have.shape)}, {tensor.dtype} {list(tensor.shape)} was written",
                 "please report this",
             )
+    return read
 
 
 def _lies_where_it_was_checked(have: Tensor, extent: Extent, written: Written) -> None:

@@ -143,7 +143,9 @@ class Recipe:
 
     ``choose(tensor, table)`` returns a dtype's name, or None to keep the tensor's own. A recipe that needs to see the whole
     table, or the user's options, has ``assign(table, options)`` instead; one that needs to measure first, ``measure(table,
-    options, probe)``. Both return an `Assignment`; ValueError says what is wrong with the options. ``formats``: the formats it is
+    options, probe)``. Both return an `Assignment`; ValueError says what is wrong with the options. One that gives
+    other tensors than the model's (packed words beside their scales) has ``derive(table, options)``: the output's table, of which
+    no dtype is changed any more. ``formats``: the formats it is
     for; empty means any that can store what it chooses.
     """
 
@@ -153,6 +155,7 @@ class Recipe:
     formats: tuple[str, ...] = ()
     assign: Callable[[Table, RecipeOptions], Assignment] | None = None
     measure: Callable[[Table, RecipeOptions, Probe], Assignment] | None = None
+    derive: Callable[[Table, RecipeOptions], Table] | None = None
     api: int = 1
 
 

@@ -182,11 +182,15 @@ def make_plan(
         losses += _names_kept(model, target, plugins)
     fallbacks: Mapping[str, str] = {}
     if program is None:
+        asked = recipe_options(options.importance, options.overrides, options.target_bits, options.target_size)
+        if recipe and recipe.derive:
+            before, derived = derived, recipe.derive(derived, asked)
+            losses += derived.notes[len(before.notes) :]
         assigned = assign(
             derived,
             target,
-            recipe,
-            recipe_options(options.importance, options.overrides, options.target_bits, options.target_size),
+            None if recipe and recipe.derive else recipe,
+            asked,
             strict=options.strict,
             skip_unsupported=options.skip_unsupported,
             others=[one for one in plugins.recipes if not one.formats or target.name in one.formats],

@@ -27,7 +27,7 @@ _CALLABLES: dict[type, tuple[tuple[str, bool], ...]] = {
     Format: (("detect", False), ("detect_directory", False), ("read", False), ("create", False), ("edit", False)),
     Codec: (("decode", True), ("encode", False), ("transcode", False), ("prepare", False)),
     Op: (("rows", True), ("infer", True), ("needs", False), ("memory", False)),
-    Recipe: (("choose", False), ("assign", False), ("measure", False)),
+    Recipe: (("choose", False), ("assign", False), ("measure", False), ("derive", False)),
     Conversion: (("derive", True),),
     Combination: (("derive", True),),
     Program: (("run", True), ("memory_estimate", False)),
@@ -65,8 +65,8 @@ def _details(record: object) -> str:
         case Codec():
             return "" if dtypes.find(record.dtype) else "for an unknown dtype: call modelhub.dtypes.register(DType(...)) first"
         case Recipe():
-            if not (record.choose or record.assign or record.measure):
-                return "that has none of choose, assign and measure"
+            if not (record.choose or record.assign or record.measure or record.derive):
+                return "that has none of choose, assign, measure and derive"
             return _plain_name(record.name) or _strings("formats", record.formats)
         case Check():
             if record.level not in _LEVELS:

@@ -23,6 +23,7 @@ from modelhub import dtypes, ops
 from modelhub.types import (
     Columns,
     Extent,
+    Inline,
     Metadata,
     Tensor,
     Value,
@@ -66,8 +67,8 @@ class Table:
         seen: dict[Any, str] = {}
         found: dict[str, str] = {}
         for tensor in self.logical:
-            if tensor.value is None or not prod(tensor.shape):
-                continue
+            if tensor.value is None or isinstance(tensor.value, Inline) or not prod(tensor.shape):
+                continue  # constants that are alike share nothing
             first = seen.setdefault((tensor.dtype, tensor.shape, value_key(tensor.value)), tensor.name)
             if first != tensor.name:
                 found[tensor.name] = first

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Format, Op, hookimpl
+from modelhub import Format, Op, Recipe, hookimpl
 
 from modelhub_huggingface import packed
 from modelhub_huggingface.layout import detect_directory
+from modelhub_huggingface.packed.recipes import recipes
 from modelhub_huggingface.reader import read
 from modelhub_huggingface.writer import create
 
@@ -37,3 +38,8 @@ def modelhub_formats() -> Iterator[Format]:
 @hookimpl
 def modelhub_ops() -> Iterator[Op]:
     yield from packed.all_ops()
+
+
+@hookimpl
+def modelhub_recipes() -> Iterator[Recipe]:
+    yield from recipes()

@@ -83,6 +83,8 @@ def _documents(directory: str, table: Table) -> Iterator[str]:
 def _config_of_recipe(config: dict[str, Any], table: Table) -> dict[str, Any] | None:
     """The configuration with the dtype that a recipe gave the weights; None where it can stay as it is."""
     casts = any(isinstance(tensor.value, Node) and tensor.value.op == "cast" for tensor in table.logical)
+    if any(isinstance(tensor.value, Node) and tensor.value.op.startswith("quantize.") for tensor in table.logical):
+        return None  # packed anew: the recipe has said what there is to say
     unpacked = _unpacked(table)
     for key in KEYS if unpacked else ():
         config.pop(key, None)

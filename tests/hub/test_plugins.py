@@ -99,7 +99,7 @@ BROKEN = {
     ),
     "recipe-that-does-nothing": (
         "from modelhub import *\n@hookimpl\ndef modelhub_recipes():\n    yield Recipe(name='r', title='t')",
-        "Recipe 'r' that has none of choose, assign and measure",
+        "Recipe 'r' that has none of choose, assign, measure and derive",
     ),
     "wrapper": (
         "import pluggy\n@pluggy.HookimplMarker('modelhub')(wrapper=True)\ndef modelhub_formats():\n    return (yield)",

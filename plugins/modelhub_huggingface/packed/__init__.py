@@ -10,7 +10,7 @@ from typing import Any
 
 from modelhub import Finding, Op, Tensor
 
-from modelhub_huggingface.packed import awq, bitsandbytes, gptq, mlx, mxfp4, scaled
+from modelhub_huggingface.packed import awq, bitsandbytes, gptq, mlx, mxfp4, quantize, scaled
 from modelhub_huggingface.packed.scheme import Kept, Scheme, Stored, Whole
 
 SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, mlx.SCHEME, bitsandbytes.SCHEME, scaled.SCHEME, mxfp4.SCHEME)
@@ -50,3 +50,4 @@ def all_ops() -> Iterator[Op]:
     """What the plugin registers."""
     for scheme in SCHEMES:
         yield from scheme.ops
+    yield from quantize.OPS
