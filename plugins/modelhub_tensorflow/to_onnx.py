@@ -175,7 +175,7 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """For each output how far the two are apart; `OutputsDiffer` where it is more than the user allows."""
     import numpy as np
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
