@@ -1,0 +1,64 @@
+"""Stores as their own programs lay them out: each model is listed once, in place, by the name its users call it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from tests.conftest import Modelhub
+
+OLD, NEW = "a" * 40, "b" * 40
+CONFIG = json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}).encode()
+
+
+def layer(number: int) -> bytes:
+    return save({f"model.layers.{number}.w": np.full((8, 8), number, np.float32)})
+
+
+def download(hub: Path, repo: str, revision: str, files: dict[str, bytes]) -> None:
+    """What huggingface_hub leaves: blobs by digest, links to them from the snapshot, and a ref that names it."""
+    for name, data in files.items():
+        blob = hub / repo / "blobs" / hashlib.sha256(data).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(data)
+        link = hub / repo / "snapshots" / revision / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    ref = hub / repo / "refs" / "main"
+    ref.parent.mkdir(exist_ok=True)
+    ref.write_text(revision)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    hub = tmp_path / "drive" / "hub"
+    whole = {"config.json": CONFIG, "model.safetensors": layer(0)}
+    download(hub, "models--org--plain", OLD, whole)
+    download(hub, "models--org--plain", NEW, {**whole, "README.md": b"later"})
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    weight_map = {f"model.layers.{number}.w": shard for number, shard in enumerate(shards, 1)}
+    index = json.dumps({"metadata": {"total_size": 512}, "weight_map": weight_map}).encode()
+    parts = {shard: layer(number) for number, shard in enumerate(shards, 1)}
+    download(hub, "models--org--sharded", OLD, {"config.json": CONFIG, "model.safetensors.index.json": index, **parts})
+    download(hub, "datasets--org--data", OLD, {"data.json": b"{}"})
+    download(hub, "models--org--partial", OLD, {"config.json": CONFIG})
+    (hub / "models--org--partial" / "blobs" / ("c" * 64 + ".incomplete")).write_bytes(layer(3)[:100])
+    return hub
+
+
+def test_each_revision_of_a_cached_repository_is_one_checkpoint_and_nothing_else_is(hub: Path, modelhub: Modelhub) -> None:
+    before = sorted(hub.rglob("*"))
+    modelhub("scan", hub.parent)
+    listed = json.loads(modelhub("ls", "--json").stdout)
+    assert sorted((row["name"], row["path"].split("/")[-1], row["parameters"], row["state"]) for row in listed) == [
+        ("org/plain", OLD, 64, "ready"),
+        ("org/plain", NEW, 64, "ready"),
+        ("org/sharded", OLD, 128, "ready"),
+    ]
+    assert sorted(hub.rglob("*")) == before
