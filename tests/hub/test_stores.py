@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -62,3 +63,41 @@ def test_each_revision_of_a_cached_repository_is_one_checkpoint_and_nothing_else
         ("org/sharded", OLD, 128, "ready"),
     ]
     assert sorted(hub.rglob("*")) == before
+
+
+def test_tags_of_one_blob_and_models_of_several_are_each_one_checkpoint(tmp_path: Path, modelhub: Modelhub) -> None:
+    store = tmp_path / "drive" / "models"
+    (store / "blobs").mkdir(parents=True)
+
+    def blob(data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        (store / "blobs" / f"sha256-{digest}").write_bytes(data)
+        return "sha256:" + digest
+
+    def weights(number: int, architecture: str) -> str:
+        writer = gguf.GGUFWriter(tmp_path / "weights.gguf", architecture)
+        writer.add_tensor(f"blk.{number}.weight", np.full((32, 4), number, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return blob((tmp_path / "weights.gguf").read_bytes())
+
+    model, adapter, projector = weights(0, "llama"), weights(1, "llama"), weights(2, "clip")
+    models = {
+        "plain/latest": {"model": model, "template": blob(b"{{ .Prompt }}")},
+        "plain/8b": {"model": model},
+        "tuned/latest": {"model": model, "adapter": adapter},
+        "vision/latest": {"model": model, "projector": projector},
+    }
+    for name, layers in models.items():
+        manifest = store / "manifests" / "registry.ollama.ai" / "library" / name
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        entries = [{"mediaType": f"application/vnd.ollama.image.{kind}", "digest": digest} for kind, digest in layers.items()]
+        manifest.write_text(json.dumps({"schemaVersion": 2, "layers": entries}))
+
+    modelhub("scan", store.parent)
+    listed = json.loads(modelhub("ls", "--json").stdout)
+    assert sorted(row["name"] for row in listed) == ["plain:8b", "plain:latest", "tuned:latest", "vision:latest"]
+    shared = "models/blobs/" + model.replace(":", "-")
+    assert all(shared in row["files"] and row["state"] == "ready" for row in listed)
