@@ -60,7 +60,9 @@ def modelhub_formats() -> Iterator[Format]:
 @hookimpl
 def modelhub_checks() -> Iterator[Check]:
     files = ("tensorflow", "savedmodel", "graphdef", "tensorflow-v1")
-    yield Check(name=checks.CHECKSUMS, level="values", formats=files[:2], run=checks.checksums)
+    yield Check(
+        name=checks.CHECKSUMS, level="values", formats=("tensorflow", "savedmodel", "tensorflow-v1"), run=checks.checksums
+    )
     yield Check(name=checks.CUSTOM, level="safety", formats=files, run=checks.custom)
 
 

@@ -20,6 +20,8 @@ def checksums(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
     """The CRC-32C that the index has of every tensor, held against its bytes."""
     path = next((path for path in checkpoint.files if path.endswith(INDEX)), None)
     if path is None:
+        if sorted_table.is_table(checkpoint.primary):
+            yield from _blocks(checkpoint)
         return
     found = bundle.read(checkpoint.open(path))
     bad = 0
@@ -39,6 +41,19 @@ def checksums(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
                 yield Finding(CHECKSUMS, "error", message, tensor=name, file=os.path.basename(file))
     if bad > _SHOWN:
         yield Finding(CHECKSUMS, "error", f"and {bad - _SHOWN} more tensors whose CRC-32C is another")
+
+
+def _blocks(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Of a checkpoint of the first version, whose tensors stand in its blocks."""
+    file = checkpoint.primary
+    for key, place in sorted_table.blocks(file):
+        end, crc = place.offset + place.nbytes + 1, 0  # the block's kind counts
+        for offset in range(place.offset, end, _STEP):
+            crc = crc32c(file.read(offset, min(_STEP, end - offset)), crc)
+        stored = int.from_bytes(file.read(end, 4), "little")
+        if sorted_table.mask(crc) != stored:
+            message = f"the CRC-32C of the block at offset {place.offset} is {sorted_table.mask(crc):08x}, {stored:08x} is stored"
+            yield Finding(CHECKSUMS, "error", f"{message}; it ends at key {key[:80]!r}", file=file.name)
 
 
 def _crc(checkpoint: Checkpoint, path: str, entry: Stored, found: Bundle) -> int:

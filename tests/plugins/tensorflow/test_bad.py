@@ -68,6 +68,16 @@ def test_damaged_weights_are_found(made: Path, tmp_path: Path, modelhub: Modelhu
     assert "large" in checked.stdout
 
 
+def test_damage_in_the_first_version_is_found(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    broken = bytearray((made / "first" / "model.ckpt").read_bytes())
+    broken[len(broken) // 2] ^= 1
+    (tmp_path / "model.ckpt").write_bytes(broken)
+    assert look(tmp_path / "model.ckpt").state == "ready"
+    checked = modelhub("verify", tmp_path / "model.ckpt", "--level", "values", status=None)
+    assert checked.returncode
+    assert "CRC-32C of the block" in checked.stdout
+
+
 @pytest.mark.parametrize("name", [*corpus.UNSAFE])
 def test_operators_that_reach_out(name: str, tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(corpus.UNSAFE[name])
