@@ -155,7 +155,7 @@ class _Look:
         listing, result = self.listing, self.result
         directory = [answer for answer in self._directory_answers() if not self.owned.intersection(answer.files)]
         winner = directory[0] if directory else None
-        if winner and winner.detection:
+        if winner and winner.files:
             self.owned.update(winner.files)
             if self._wanted(winner.files):
                 self._report(winner, directory, stats)
@@ -176,7 +176,7 @@ class _Look:
                 if name in listing.files and (self.only is None or name in self.only):
                     self._settle([self._look_at(name, stats)], stats)
         result.unknown = [name for name in result.unknown if self.prefix + name not in self.owned]
-        if winner and not winner.detection:
+        if winner and not winner.files:
             rest = tuple(self.prefix + name for name in result.unknown)
             if self._wanted(rest):
                 self._report(winner._replace(files=rest), directory, stats)
@@ -194,7 +194,7 @@ class _Look:
             answer = item.detect_directory(listing) if item.detect_directory else None
         except Exception:  # noqa: BLE001 - the look at that directory says what is wrong
             return ()
-        return tuple(answer.files) if type(answer) is Detection else ()
+        return tuple(answer.files) if isinstance(answer, Detection | Rejected) else ()
 
     def _look_at(self, name: str, stats: Stats) -> list[_Answer]:
         """Ask about one file, and report it. Claims on several files are returned instead: others may want them too.
@@ -274,7 +274,8 @@ class _Look:
                 rank = (answer.confidence, 1, len(files), int(is_directory))
                 return _Answer(rank, item, path, files, answer, "", "", False)
             if type(answer) is Rejected:
-                return self._broken(item, path, answer.state, answer.reason, answer.confidence, is_directory, False)
+                broken = self._broken(item, path, answer.state, answer.reason, answer.confidence, is_directory, False)
+                return broken._replace(files=self._claimed(answer, path)) if answer.files else broken
             raise PluginError(f"detect() answered with a {type(answer).__name__}, expected Detection, Rejected or None")
         except FileProblem as error:
             return self._broken(item, path, error.state, str(error), 50, is_directory, False)
@@ -296,16 +297,16 @@ class _Look:
         files = () if is_directory else (path,)
         return _Answer((confidence, 0, 1, int(is_directory)), item, path, files, None, state, reason, plugin_failed)
 
-    def _claimed(self, answer: Detection, path: str) -> tuple[str, ...]:
+    def _claimed(self, answer: Detection | Rejected, path: str) -> tuple[str, ...]:
         """The claimed files, absolute, checked to lie inside the directory and to be there."""
         if len(answer.files) == 1 and answer.files[0] == path:
             return (path,)
         if not 0 < len(answer.files) <= MAX_FILES:
-            raise PluginError(f"a Detection names {len(answer.files)} files, expected 1 to {MAX_FILES}")
+            raise PluginError(f"a {type(answer).__name__} names {len(answer.files)} files, expected 1 to {MAX_FILES}")
         files = tuple(dict.fromkeys(os.path.join(self.listing.path, name) for name in answer.files))
         for name in files:
             if not name.startswith(self.prefix) or "/../" in name or name.endswith("/.."):
-                raise PluginError(f"a Detection names {name}, which lies outside {self.listing.path}")
+                raise PluginError(f"a {type(answer).__name__} names {name}, which lies outside {self.listing.path}")
         return files
 
     # --- answering ------------------------------------------------------------------------------------------------

@@ -146,11 +146,16 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Mine, but broken or refused: indexed in ``state`` (invalid or unsupported) with this reason, never as unknown."""
+    """Mine, but broken or refused: indexed in ``state`` (invalid or unsupported) with this reason, never as unknown.
+
+    ``files``: all that belongs to it, the primary one first, where that is more than the one file that was asked about, or where
+    it is a directory whose files are known; without them, a directory gets what in it is unknown to all.
+    """
 
     reason: str
     confidence: int = 50
     state: Literal["invalid", "unsupported", "incomplete"] = "invalid"
+    files: Sequence[str] = ()
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
