@@ -1,0 +1,94 @@
+"""The formats of single files, one row each: names, how the content tells it, what it is and what opens it.
+
+Magic numbers and identifiers are those of the tools' own sources, named in `modelhub_others.contents`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from modelhub import File, FileProblem, Rejected
+
+from modelhub_others import contents
+
+
+class Row(NamedTuple):
+    """``look(file)`` says in a few words what the content is, None where it is something else. ``opens``: what can be done with
+    it. ``companions(file)``: the names of all its files, the primary one first, where there may be several."""
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    look: Callable[[File], str | None]
+    opens: str
+    magics: tuple[bytes, ...] = ()
+    companions: Callable[[File], Sequence[str]] | None = None
+
+    def detect(self, file: File) -> Rejected | None:
+        """Unsupported, with what it is; None for anything else, whatever its name."""
+        try:
+            what = self.look(file)
+        except FileProblem:
+            return None
+        if what is None:
+            return None
+        names = self.companions(file) if self.companions else [file.name]
+        directory = os.path.dirname(file.path)
+        files = [os.path.join(directory, name) for name in names]
+        return Rejected(f"{what}: listed, not read; {self.opens}", 90, state="unsupported", files=files)
+
+
+ROWS = (
+    Row(
+        "tensorrt",
+        "TensorRT engine",
+        (".engine", ".plan", ".trt"),
+        contents.tensorrt,
+        "TensorRT opens it, on the kind of GPU that it was built on. Convert the model that it was built from",
+        magics=(contents.TENSORRT,),
+    ),
+    Row("executorch", "ExecuTorch program", (".pte", ".ptd"), contents.executorch, "the ExecuTorch runtime opens it"),
+    Row("mnn", "MNN", (".mnn",), contents.mnn, "MNN opens it", companions=contents.mnn_files),
+    Row("ncnn", "ncnn", (".param", ".param.bin"), contents.ncnn, "ncnn opens it", companions=contents.ncnn_files),
+    Row("rknn", "RKNN", (".rknn",), contents.rknn, "Rockchip's RKNN runtime opens it, on its chips"),
+    Row(
+        "nemo",
+        "NeMo archive",
+        (".nemo",),
+        contents.nemo,
+        "NVIDIA NeMo opens it; unpacked (tar -xf), its model_weights.ckpt is a PyTorch checkpoint",
+    ),
+    Row(
+        "torchserve",
+        "TorchServe archive",
+        (".mar",),
+        contents.torchserve,
+        "TorchServe opens it, and runs the code in it; unpacked (unzip), the weights in it can be listed",
+    ),
+    Row("pt2", "PyTorch exported program", (".pt2",), contents.pt2, "torch.export.load opens it"),
+    Row(
+        "joblib",
+        "joblib pickle",
+        (".joblib",),
+        contents.joblib,
+        "loading it (joblib.load) runs whatever it says: only from whom you trust",
+    ),
+    Row(
+        "llamafile",
+        "llamafile",
+        (".llamafile",),
+        contents.llamafile,
+        "it is a program, and a zip: unzip takes the GGUF model out of it",
+        magics=(contents.APE,),
+    ),
+    Row(
+        "paddle",
+        "PaddlePaddle",
+        (".pdmodel", ".pdiparams", ".pdparams", ".pdopt"),
+        contents.paddle,
+        "PaddlePaddle opens it (paddle2onnx makes ONNX of an inference model)",
+        companions=contents.paddle_files,
+    ),
+)
