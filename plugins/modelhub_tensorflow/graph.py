@@ -268,7 +268,7 @@ class _Walk:
             texts = [text for a, b in attributes for text in self._texts(attribute, a, b)]
             if any(text.startswith(starts) for text in texts):
                 self._unsafe(operator, f"{attribute} is {texts[0][:100]!r}", where)
-        elif operator in reach.SAVERS and function and not function.startswith(reach.SAVING):
+        elif operator in reach.SAVERS and function and reach.SAVING not in function:
             self._unsafe(operator, f"{reach.WRITES}, in a function that is not TensorFlow's own for saving", where)
 
     def _texts(self, wanted: str, start: int, end: int) -> list[bytes]:

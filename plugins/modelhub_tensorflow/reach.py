@@ -50,5 +50,5 @@ BY_ATTRIBUTE: Mapping[str, tuple[str, tuple[bytes, ...]]] = {
 """Operators that reach out where an attribute says so: the attribute, and how its text then begins. (TensorFlow takes any
 ``descriptor_source`` for a path that is not ``local://`` or ``bytes://``.)"""
 SAVERS = frozenset(("Save", "SaveV2", "SaveSlices", "MergeV2Checkpoints"))
-SAVING = ("__inference__traced_save", "save/", "__inference_traced_save")
-"""How functions begin that TensorFlow makes to save a model's own variables."""
+SAVING = "save"
+"""What the names of functions hold that TensorFlow makes to save a model's own variables (``__inference__traced_save_12``)."""

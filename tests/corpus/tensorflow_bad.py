@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from modelhub_tensorflow.sorted_table import build
+from modelhub_tensorflow.sorted_table import build, masked
 
 CHECKPOINT_BYTES = 64
 
@@ -54,6 +54,24 @@ def flipped(data: bytes, at: int) -> bytes:
     out = bytearray(data)
     out[at] ^= 0x10
     return bytes(out)
+
+
+def compressed(whole: bytes, claimed: int = 0) -> bytes:
+    """An index of one block with that block in Snappy: nothing but literals."""
+    end = whole.rindex(b"\0\0\0\0\1\0\0\0", 0, whole.index(b"\0\0\0\0\1\0\0\0") + 8) + 8
+    block = whole[:end]
+    packed = varint(claimed or len(block)) + bytes([61 << 2]) + (len(block) - 1).to_bytes(2, "little") + block + b"\1"
+    out = bytearray(packed + masked(packed).to_bytes(4, "little"))
+
+    def add(content: bytes) -> bytes:
+        content += b"\0\0\0\0\1\0\0\0"
+        place = varint(len(out)) + varint(len(content))
+        out.extend(content + b"\0" + masked(content + b"\0").to_bytes(4, "little"))
+        return place
+
+    handle = varint(0) + varint(len(packed) - 1)
+    footer = add(b"") + add(varint(0) + varint(1) + varint(len(handle)) + b"w" + handle)
+    return bytes(out) + footer.ljust(40, b"\0") + whole[-8:]
 
 
 def piece(*sides: tuple[int, int]) -> bytes:

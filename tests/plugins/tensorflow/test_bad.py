@@ -44,6 +44,16 @@ def test_an_index_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert not inspect_listing(list_directory(str(tmp_path)), FORMATS).found
 
 
+def test_a_compressed_index(tmp_path: Path) -> None:
+    whole = corpus.index()
+    (tmp_path / f"x{DATA}").write_bytes(bytes(corpus.CHECKPOINT_BYTES))
+    (tmp_path / "x.index").write_bytes(corpus.compressed(whole))
+    (tensor,) = look(tmp_path / "x.index").load_table().tensors
+    assert (tensor.name, tensor.shape) == ("w", (4, 4))
+    (tmp_path / "x.index").write_bytes(corpus.compressed(whole, claimed=1 << 30))
+    assert "at most" in look(tmp_path / "x.index").reason
+
+
 @pytest.mark.parametrize("lost", ["data", "index"])
 def test_missing_files_are_named(made: Path, tmp_path: Path, lost: str, modelhub: Modelhub) -> None:
     shutil.copytree(made / "shards", tmp_path / "m")
