@@ -68,7 +68,7 @@ def _detected(directory: str, file: File) -> Detection | Rejected | None:
 
 
 def _inside(directory: str) -> list[str]:
-    """Files of the folders that belong to a SavedModel, by their paths in it; links are left alone."""
+    """Files of the folders that belong to a SavedModel, by their paths in it; links to directories are not followed."""
     found: list[str] = []
     todo = [(name, 1) for name in _FOLDERS]
     while todo:
