@@ -1,0 +1,111 @@
+"""Tells IRs, and reads their tables: constants that may be weights are tensors, with their places in the `.bin`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+from modelhub import Checkpoint, Detection, Extent, File, FileProblem, Metadata, Tensor, dtypes
+
+from modelhub_openvino.model import Constant, Model, parse
+
+DTYPES = {
+    "f64": "F64", "f32": "F32", "f16": "F16", "bf16": "BF16", "f8e4m3": "F8_E4M3", "f8e5m2": "F8_E5M2", "f8e8m0": "F8_E8M0",
+    "f4e2m1": "F4", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8", "i4": "I4", "u64": "U64", "u32": "U32", "u16": "U16",
+    "u8": "U8", "u4": "U4", "boolean": "BOOL",
+}  # fmt: skip
+"""(``ov::element::Type``.) Two of 4 bits share a byte, the first in its low half."""
+SMALL = 256
+MAX_SHOWN = 300
+OPERATORS_SHOWN = 24
+_ROOT = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*<(?:.*<)?net\s[^>]{0,4000}\bversion\s*=", re.DOTALL)
+_NOTED = {
+    "Runtime_version": "openvino_version", "OpenVINO Runtime": "openvino_version", "conversion_parameters/framework": "framework",
+    "nncf/weight_compression/mode": "nncf_mode", "nncf/weight_compression/group_size": "nncf_group_size",
+    "optimum/transformers_version": "transformers_version", "model_info/model_type": "model_type",
+}  # fmt: skip
+
+
+def detect(file: File) -> Detection | None:
+    """An `.xml` whose root is an IR's, with its `.bin`; whichever of the two is asked about."""
+    if file.name.endswith(".bin"):
+        if f"{file.stem}.xml" not in (file.siblings or ()):
+            return None
+        with File(os.path.join(os.path.dirname(file.path), f"{file.stem}.xml"), siblings=file.siblings) as other:
+            return detect(other)
+    try:
+        found = _ROOT.match(file.head) and (b"<layers" in file.head or b"<!DOCTYPE" in file.head)
+    except (FileProblem, OSError):
+        return None
+    if not found:
+        return None
+    weights = f"{file.stem}.bin"
+    if weights in (file.siblings or ()):
+        return Detection([file.path, os.path.join(os.path.dirname(file.path), weights)], confidence=92)
+    return Detection([file.path], confidence=92, missing=[weights])
+
+
+def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata]:
+    """Constants in the order of the layers, then what the model says of itself."""
+    model = parse(checkpoint.primary)
+    place = checkpoint.files[1] if len(checkpoint.files) > 1 else os.path.splitext(checkpoint.files[0])[0] + ".bin"
+    small = 0
+    for constant in model.constants:
+        if not is_weight(constant):
+            small += 1
+        elif len(checkpoint.files) > 1:
+            yield _tensor(constant, place)
+        else:
+            yield Tensor(
+                constant.name, DTYPES.get(constant.kind, constant.kind[:40]), constant.shape, None, unsupported="no .bin"
+            )
+    yield metadata(model, small)
+
+
+def is_weight(constant: Constant) -> bool:
+    """Two floats or more, two integers of at most 8 bits, or 256 bytes; the rest is the graph's arithmetic."""
+    known = dtypes.find(DTYPES.get(constant.kind, ""))
+    narrow = known is None or known.kind == "float" or known.bits <= 8
+    return constant.kind not in ("boolean", "string") and (constant.nbytes >= SMALL or (narrow and prod(constant.shape) > 1))
+
+
+def _tensor(constant: Constant, path: str) -> Tensor:
+    dtype = DTYPES.get(constant.kind)
+    if dtype is None:
+        reason = f"elements of OpenVINO's type {constant.kind[:40]!r}"
+        return Tensor(constant.name, constant.kind[:40], constant.shape, None, unsupported=reason)
+    if prod(constant.shape) % dtypes.get(dtype).block:
+        return Tensor(constant.name, dtype, constant.shape, None, unsupported="packed, and the last byte is not full")
+    return Tensor(constant.name, dtype, constant.shape, Extent(path, constant.offset, constant.nbytes))
+
+
+def metadata(model: Model, small: int) -> Metadata:
+    """Everything there is to say."""
+    opsets = sorted({opset for opset, _ in model.operators}, key=lambda name: (len(name), name))
+    common = ((name, count) for (_, name), count in model.operators.most_common() if name not in ("Const", "Parameter", "Result"))
+    values: dict[str, Any] = {
+        "graph": model.name[:MAX_SHOWN],
+        "ir_version": model.version,
+        "opsets": [name[:80] for name in opsets if is_standard(name)][:MAX_SHOWN],
+        "inputs": {port.name[:MAX_SHOWN]: f"{port.kind}[{port.shape}]"[:MAX_SHOWN] for port in model.inputs[:MAX_SHOWN]},
+        "outputs": {port.name[:MAX_SHOWN]: f"{port.kind}[{port.shape}]"[:MAX_SHOWN] for port in model.outputs[:MAX_SHOWN]},
+        "nodes": sum(model.operators.values()),
+        "operators": {name[:80]: count for name, count in list(common)[:OPERATORS_SHOWN]},
+        "custom_operators": sorted({f"{opset}.{name}"[:120] for opset, name in custom(model)})[:MAX_SHOWN],
+        "constants": small,
+        **{key: model.notes[path][:MAX_SHOWN] for path, key in _NOTED.items() if model.notes.get(path)},
+    }
+    return Metadata(values={key: value for key, value in values.items() if value})
+
+
+def is_standard(opset: str) -> bool:
+    """OpenVINO's own sets, ``opset1`` and on."""
+    return re.fullmatch(r"opset\d{1,3}", opset) is not None
+
+
+def custom(model: Model) -> dict[tuple[str, str], int]:
+    """Operators of no standard set: an extension's, or those that a plugin of OpenVINO made while it compiled the model."""
+    return {key: count for key, count in model.operators.items() if not is_standard(key[0])}
