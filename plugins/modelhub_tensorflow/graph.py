@@ -267,7 +267,7 @@ class _Walk:
             attribute, starts = reach.BY_ATTRIBUTE[operator]
             texts = [text for a, b in attributes for text in self._texts(attribute, a, b)]
             if any(text.startswith(starts) for text in texts):
-                self._unsafe(operator, f"{attribute} is {texts[0][:100]!r}", where)
+                self._unsafe(operator, f"reaches {texts[0][:100].decode('utf-8', 'replace')!r}", where)
         elif operator in reach.SAVERS and function and reach.SAVING not in function:
             self._unsafe(operator, f"{reach.WRITES}, in a function that is not TensorFlow's own for saving", where)
 

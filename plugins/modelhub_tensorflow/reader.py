@@ -121,14 +121,13 @@ def table(found: Bundle, checkpoint: Checkpoint, directory: str) -> tuple[list[T
     keys = [key for key in found.entries if key != bundle.GRAPH]
     names, copies = objects.readable(keys, graph, {key: entry.same for key, entry in found.entries.items()})
     tensors = []
-    state = strings = 0
-    for key, entry in found.entries.items():
-        name = names.get(key, key)
+    state = 0
+    for key in keys:  # the graph itself is the names that were taken from it
+        entry, name = found.entries[key], names[key]
         record = _tensor(name, key, entry, found, directory, checkpoint, who)
-        if key == bundle.GRAPH or key in copies or (not found.ours and objects.is_state(key, name, found.entries, graph)):
+        if key in copies or (not found.ours and objects.is_state(key, name, found.entries, graph)):
             record = record._replace(view="stored")
-            state += key != bundle.GRAPH and key not in copies
-        strings += entry.number == elements.STRING and key != bundle.GRAPH
+            state += key not in copies
         tensors.append(record)
     values: dict[str, Any] = {"checkpoint": "TensorFlow 2 objects" if bundle.GRAPH in found.entries else "variables by name"}
     if state:

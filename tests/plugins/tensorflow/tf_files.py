@@ -56,6 +56,11 @@ class Net(tf.Module):
 
 
 class Bad(tf.Module):
+    """Reads and writes files when it is run."""
+
+    def __init__(self) -> None:
+        self.w = tf.Variable(np.ones(3, "f4"), name="w")
+
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def run(self, path: Any) -> Any:
         tf.io.write_file(path, "x")
