@@ -109,12 +109,19 @@ def _decode_bf16(data: NDArray[np.uint8], elements: int) -> Floats:
 def _encode_bf16(values: Floats) -> NDArray[np.uint8]:
     import numpy as np
 
-    bits = np.ascontiguousarray(round_to_odd_f32(values)).view(np.uint32)
-    upper = (bits >> 16).astype(np.uint16)
-    rounded = ((bits + (np.uint32(0x7FFF) + (upper & 1))) >> 16).astype(np.uint16)
-    nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    if nan.any():  # adding to a NaN's payload could carry into infinity: keep it quiet and keep its sign
-        rounded = np.where(nan, upper | np.uint16(0x40), rounded)
+    values = np.ascontiguousarray(round_to_odd_f32(values))
+    bits = values.view(np.uint32)
+    work = bits >> 16
+    work &= 1
+    work += 0x7FFF
+    work += bits
+    work >>= 16
+    rounded = work.astype(np.uint16)
+    if len(values) and np.isnan(
+        values.max()
+    ):  # adding to a NaN's payload could carry into infinity: keep it quiet and keep its sign
+        nan = np.isnan(values)
+        rounded[nan] = (bits[nan] >> 16).astype(np.uint16) | np.uint16(0x40)
     return rounded.view(np.uint8)
 
 
