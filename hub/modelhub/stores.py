@@ -16,7 +16,7 @@ from modelhub.found import Found
 
 MAX_MANIFEST = 1 << 20
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
-_SNAPSHOT = re.compile(r"(?:^|/)(?:models|datasets|spaces)--([^/]+)/snapshots/[^/]+$")
+_SNAPSHOT = re.compile(r"(?:^|/)(?:models|datasets|spaces)--([^/]+)/snapshots/[^/]+(?:/(.*/)?[^/]+)?$")
 
 
 def blobs_of(manifest: str, blobs: str) -> list[str]:
@@ -63,8 +63,14 @@ def behind(manifest: str) -> tuple[str, str] | None:
 
 
 def named(found: Found) -> Found:
-    """A checkpoint by the name that people know, where its directory is a snapshot of a repository."""
+    """A checkpoint by the name that people know, where it is a snapshot of a repository, or a file or directory in one: the
+    repository's, and what comes below it (``org/repository/onnx/model``)."""
     match = _SNAPSHOT.search(found.path)
-    if match and found.name == os.path.basename(found.path):
-        return replace(found, name=match[1].replace("--", "/"))
-    return found
+    if not match:
+        return found
+    repository = match[1].replace("--", "/")
+    if "/" not in found.path[found.path.rindex("/snapshots/") + len("/snapshots/") :]:
+        return replace(found, name=repository) if found.name == os.path.basename(found.path) else found
+    if found.name.startswith(f"{repository}/"):
+        return found
+    return replace(found, name=f"{repository}/{match[2] or ''}{found.name}")

@@ -101,3 +101,15 @@ def test_tags_of_one_blob_and_models_of_several_are_each_one_checkpoint(tmp_path
     assert sorted(row["name"] for row in listed) == ["plain:8b", "plain:latest", "tuned:latest", "vision:latest"]
     shared = "models/blobs/" + model.replace(":", "-")
     assert all(shared in row["files"] and row["state"] == "ready" for row in listed)
+
+
+def test_files_of_a_cached_repository_have_its_name_before_theirs(tmp_path: Path, modelhub: Modelhub) -> None:
+    """Every repository has its ``onnx/model.onnx`` or its ``model-Q4_K_M.gguf``: the file's name alone tells nobody anything."""
+    hub = tmp_path / "drive" / "hub"
+    download(hub, "models--org--many", OLD, {"small-Q4.safetensors": layer(1), "half/model.safetensors": layer(2)})
+    modelhub("scan", hub.parent)
+    assert sorted(row["name"] for row in json.loads(modelhub("ls", "--json").stdout)) == [
+        "org/many/half/model",
+        "org/many/small-Q4",
+    ]
+    assert modelhub("show", "org/many/half/model", "--json").json["parameters"] == 64
