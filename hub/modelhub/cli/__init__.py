@@ -3,11 +3,15 @@ for."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> int:
     """Run the command of ``sys.argv`` and return its exit status. Never lets a traceback out, unless ``--debug`` asks for it."""
+    # Work is shared out among threads here; numpy's own would only wait for each other's processors, spinning.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
     try:
         from modelhub.cli.app import run
 
