@@ -1,0 +1,102 @@
+"""Core ML: a real package, as coremltools wrote it, and what damage to it comes to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PLACE = Path("Data/com.apple.CoreML")
+
+
+@pytest.fixture
+def package(sample_drive: Path, tmp_path: Path) -> Path:
+    """basic-pitch's, to be damaged."""
+    source = sample_drive / "basic-pitch/saved_models/icassp_2022/nmp.mlpackage"
+    return Path(shutil.copytree(source, tmp_path / "nmp.mlpackage"))
+
+
+def test_a_package_is_one_model(package: Path, modelhub) -> None:
+    summary = modelhub("scan", package.parent, "--json").json
+    assert (summary["found"], summary["unknown"]) == (1, 0)
+    shown = modelhub("show", package, "--tensors", "--json").json
+    assert (shown["format"], shown["state"], shown["name"], len(shown["files"])) == ("coreml", "ready", "nmp", 3)
+    said = shown["metadata"]
+    assert (said["specification_version"], said["model_type"], said["opsets"]) == (6, "ML program", ["CoreML5"])
+    assert said["inputs"] == {"input_2": "float32[1, 43844, 1]"}
+    # the header of the weights says how many there are
+    weights = (package / PLACE / "weights/weight.bin").read_bytes()
+    assert len(shown["tensors"]) == int.from_bytes(weights[:4], "little")
+    assert modelhub("verify", package, "--level", "values", "--json").json[0]["ok"]
+
+
+def test_weights_are_those_of_the_same_model_in_onnx(package: Path, sample_drive: Path, tmp_path: Path, modelhub) -> None:
+    onnx = pytest.importorskip("onnx")
+    modelhub("convert", package, "--to", "npz", "-o", tmp_path / "nmp.npz")
+    graph = onnx.load(sample_drive / "basic-pitch/saved_models/icassp_2022/nmp.onnx").graph
+    others = [onnx.numpy_helper.to_array(item) for item in graph.initializer]
+    with np.load(tmp_path / "nmp.npz") as arrays:
+        for name in ("conv_1_weight_0", "conv_0_weight_0", "transpose_63"):
+            array = arrays[name]
+            assert any(other.shape == array.shape and np.allclose(other, array, atol=1e-6) for other in others), name
+
+
+def test_a_single_model_says_what_it_is(tmp_path: Path, modelhub) -> None:
+    card = b"\x1a\x02me" + b"\x22\x03MIT"
+    description = b"\xa2\x06" + bytes([len(card)]) + card
+    (tmp_path / "trees.mlmodel").write_bytes(b"\x08\x01\x12" + bytes([len(description)]) + description + b"\x92\x19\x00")
+    shown = modelhub("show", tmp_path / "trees.mlmodel", "--json").json
+    said = shown["metadata"]
+    assert (said["author"], said["license"], said["model_type"]) == ("me", "MIT", "tree ensemble classifier")
+
+
+def patch(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+def manifest(package: Path, path: str) -> None:
+    said = json.loads((package / "Manifest.json").read_text())
+    said["itemInfoEntries"][said["rootModelIdentifier"]]["path"] = path
+    (package / "Manifest.json").write_text(json.dumps(said))
+
+
+MODEL, WEIGHTS = PLACE / "model.mlmodel", PLACE / "weights/weight.bin"
+BAD: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "no weights": (lambda at: shutil.rmtree(at / PLACE / "weights"), "incomplete", "weights"),
+    "no model": (lambda at: (at / MODEL).unlink(), "incomplete", "model.mlmodel"),
+    "cut weights": (lambda at: patch(at / WEIGHTS, lambda data: data[:1000]), "incomplete", "weight.bin"),
+    "cut model": (lambda at: patch(at / MODEL, lambda data: data[:5000]), "incomplete", "model.mlmodel"),
+    "no record": (lambda at: patch(at / WEIGHTS, lambda data: data[:64] + bytes(4) + data[68:]), "invalid", "0xdeadbeef"),
+    "past the end": (
+        lambda at: patch(at / WEIGHTS, lambda data: data[:80] + (1 << 60).to_bytes(8, "little") + data[88:]),
+        "incomplete",
+        "weight.bin",
+    ),
+    "another size": (lambda at: patch(at / WEIGHTS, lambda data: data[:72] + b"\4" + data[73:]), "invalid", "1236"),
+    "another version": (lambda at: patch(at / WEIGHTS, lambda data: data[:4] + b"\1" + data[5:]), "unsupported", "version 1"),
+    "weights elsewhere": (
+        lambda at: patch(at / MODEL, lambda data: data.replace(b"@model_path/weights/", b"@model_path/../a/../")),
+        "invalid",
+        "none of the package's files",
+    ),
+    "model elsewhere": (lambda at: manifest(at, "../../x.mlmodel"), "invalid", "inside of the package"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_packages(name: str, package: Path, modelhub) -> None:
+    damage, state, reason = BAD[name]
+    damage(package)
+    shown = modelhub("show", package, "--json", status=None).json
+    assert shown["state"] == state, shown["reason"]
+    assert reason in shown["reason"]
+
+
+def test_other_manifests_are_left_alone(tmp_path: Path, modelhub) -> None:
+    (tmp_path / "Manifest.json").write_text('{"name": "an app"}')
+    (tmp_path / "other.mlmodel").write_text("hello")
+    assert modelhub("scan", tmp_path, "--json").json["found"] == 0
