@@ -117,12 +117,12 @@ def _encode_bf16(values: Floats) -> NDArray[np.uint8]:
     work += bits
     work >>= 16
     rounded = work.astype(np.uint16)
-    if len(values) and np.isnan(
-        values.max()
-    ):  # adding to a NaN's payload could carry into infinity: keep it quiet and keep its sign
+    # Adding to a NaN's payload could carry into infinity: keep it quiet and keep its sign.
+    if len(values) and np.isnan(values.max()):
         nan = np.isnan(values)
         rounded[nan] = (bits[nan] >> 16).astype(np.uint16) | np.uint16(0x40)
-    return rounded.view(np.uint8)
+    encoded: NDArray[np.uint8] = rounded.view(np.uint8)
+    return encoded
 
 
 # --- floats of eight bits and fewer -------------------------------------------------------------------------------
