@@ -70,8 +70,9 @@ class Npz(FormatConformance):
 
 
 @pytest.fixture
-def faulty(make_plugin) -> Callable[..., Npz]:
-    """The example plugin with one piece of its source replaced."""
+def faulty(make_plugin, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Npz]:
+    """The example plugin with one piece of its source replaced; modelhub's own format of that name steps back."""
+    monkeypatch.setenv("MODELHUB_DISABLE", "numpy")
 
     def make(old: str, new: str) -> Npz:
         source = EXAMPLE.read_text()

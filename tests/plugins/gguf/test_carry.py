@@ -119,7 +119,6 @@ def cases() -> Iterator[Any]:
     yield {"num_attention_heads": "two"}, SHAPES, "num_attention_heads is 'two', a count was expected"
     yield {"hidden_size": None}, SHAPES, "has no hidden_size"
     yield {"vocab_size": 7}, SHAPES, "counts 7 tokens, there are 6 embeddings"
-    yield {"quantization_config": {"quant_method": "fp8"}}, SHAPES, "quantized"
     yield {}, {"model.norm.weight": (8,)}, "no tensor of token embeddings"
     yield {"rope_scaling": {"rope_type": "llama3", "factor": -1}}, SHAPES, "factor of the rotary embeddings is -1"
     yield {"rms_norm_eps": "small"}, SHAPES, "'small' was found for llama.attention.layer_norm_rms_epsilon"

@@ -73,12 +73,19 @@ def train_bytewise(
 
 
 def train_pieces(kind: str, *, size: int = 900, **settings: Any) -> bytes:
-    """A SentencePiece model of ``kind`` ("bpe", "unigram"). ``settings``: of the trainer."""
+    """A SentencePiece model of ``kind`` ("bpe", "unigram"), the same each time: sums that threads share round as they come, and
+    pieces that are as likely as each other are cut differently by different programs. ``settings``: of the trainer."""
     import sentencepiece
 
     output = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_writer=output, vocab_size=size, model_type=kind, minloglevel=2, **settings
+        sentence_iterator=iter(corpus()),
+        model_writer=output,
+        vocab_size=size,
+        model_type=kind,
+        minloglevel=2,
+        num_threads=1,
+        **settings,
     )
     return output.getvalue()
 
