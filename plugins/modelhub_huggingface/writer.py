@@ -31,7 +31,10 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 def create(table: Table, options: WriteOptions) -> Writer:
     """``model.safetensors`` or shards with an index, ``config.json`` and whatever stood beside it. `ModelhubError` where the
     source has no configuration: one cannot be made up from tensors."""
-    directory = "" if CONFIG in table.documents else _source_directory(table)
+    made = CONFIG in table.documents and not _packed_anew(table)
+    directory = "" if made or not any(os.path.basename(path) == CONFIG for path in table.files) else _source_directory(table)
+    if not directory and CONFIG not in table.documents:
+        _source_directory(table)  # says what is missing
     yield from write_as("safetensors", table, replace(options, name="model"))
     for name, content in table.documents.items():
         changed = _config_of_recipe(json.loads(content), table) if name == CONFIG else None
@@ -83,7 +86,7 @@ def _documents(directory: str, table: Table) -> Iterator[str]:
 def _config_of_recipe(config: dict[str, Any], table: Table) -> dict[str, Any] | None:
     """The configuration with the dtype that a recipe gave the weights; None where it can stay as it is."""
     casts = any(isinstance(tensor.value, Node) and tensor.value.op == "cast" for tensor in table.logical)
-    if any(isinstance(tensor.value, Node) and tensor.value.op.startswith("quantize.") for tensor in table.logical):
+    if _packed_anew(table):
         return None  # packed anew: the recipe has said what there is to say
     unpacked = _unpacked(table)
     for key in KEYS if unpacked else ():
@@ -97,6 +100,11 @@ def _config_of_recipe(config: dict[str, Any], table: Table) -> dict[str, Any] | 
     dtype = DTYPES[count.most_common(1)[0][0]] if count else ""
     changed = bool(dtype) and _set_dtype(config, dtype)
     return config if changed or unpacked else None
+
+
+def _packed_anew(table: Table) -> bool:
+    """Whether a recipe packed the weights: then all but a word in the configuration is the source's own."""
+    return any(isinstance(tensor.value, Node) and tensor.value.op.startswith("quantize.") for tensor in table.logical)
 
 
 def _unpacked(table: Table) -> bool:

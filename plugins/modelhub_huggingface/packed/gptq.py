@@ -40,6 +40,13 @@ def unpack(source: Stored) -> Iterator[Whole | Kept]:
         index = member(module, "g_idx")
         if index in source.tensors and source.tensors[index].value is not None:
             parts.append(index)
+        group = source.settings.get("group_size")
+        counted, inner = source.tensors[names["scales"]].shape[0], source.tensors[names["qweight"]].shape[0] * 32
+        bits = source.settings.get("bits")
+        whole_groups = type(bits) is int and bits in BITS and (inner // bits) % max(1, counted) == 0
+        if len(parts) == 3 and type(group) is int and group > 0 and not whole_groups:
+            yield Kept(name, f"without g_idx, {counted} groups of {group} columns do not divide the matrix evenly")
+            continue
         try:
             value = ops.dequant("gptq", *(typed(source.tensors[part]) for part in parts), zero=_LAYOUTS[layout])
         except ValueError as error:
