@@ -23,7 +23,8 @@ _Spec = tuple[str, tuple[int, ...]]
 
 
 def unpack(source: Stored) -> Iterator[Whole | Kept]:
-    """Every module with a ``qweight``. Its bits follow from its shapes, so overrides of single modules need no look-up."""
+    """Every module with a ``qweight``. Where the settings do not fit its shapes, it has settings of its own (GPTQModel's
+    ``dynamic``), which its shapes must then leave no doubt of."""
     layout = source.settings.get("checkpoint_format") or ""
     for module in modules(source.tensors, "qweight"):
         name = member(module, "qweight")
@@ -40,45 +41,71 @@ def unpack(source: Stored) -> Iterator[Whole | Kept]:
         index = member(module, "g_idx")
         if index in source.tensors and source.tensors[index].value is not None:
             parts.append(index)
-        group = source.settings.get("group_size")
-        counted, inner = source.tensors[names["scales"]].shape[0], source.tensors[names["qweight"]].shape[0] * 32
-        bits = source.settings.get("bits")
-        whole_groups = type(bits) is int and bits in BITS and (inner // bits) % max(1, counted) == 0
-        if len(parts) == 3 and type(group) is int and group > 0 and not whole_groups:
-            yield Kept(name, f"without g_idx, {counted} groups of {group} columns do not divide the matrix evenly")
-            continue
+        shapes = [source.tensors[part].shape for part in parts]
         try:
-            value = ops.dequant("gptq", *(typed(source.tensors[part]) for part in parts), zero=_LAYOUTS[layout])
+            bits = bits_of(shapes, source.settings.get("bits"))
+            group = group_of(shapes, bits, source.settings.get("group_size"))
+            stored_parts = [typed(source.tensors[part]) for part in parts]
+            value = ops.dequant("gptq", *stored_parts, zero=_LAYOUTS[layout], bits=bits, group=group)
         except ValueError as error:
             yield Kept(name, str(error))
             continue
         yield whole(member(module, "weight"), value, tuple(parts))
 
 
+def bits_of(shapes: Sequence[tuple[int, ...]], said: object) -> int:
+    """Bits of a number: what the settings say where it fits the shapes, else the only one that does. ValueError where none or
+    several do."""
+    if any(len(shape) != 2 for shape in shapes[:3]):
+        raise ValueError(f"GPTQ takes three matrices, not {[list(shape) for shape in shapes[:3]]}")
+    (words, columns), (_, packed), _ = shapes[:3]
+    rows = shapes[3][0] if len(shapes) == 4 and len(shapes[3]) == 1 else 0
+    fitting = [
+        bits for bits in BITS if -(-columns * bits // 32) == packed and words * 32 % bits == 0 and rows in (0, words * 32 // bits)
+    ]
+    if said not in fitting and len(fitting) != 1:
+        raise ValueError(
+            f"qweight {list(shapes[0])} and qzeros {list(shapes[1])} are of no one number of bits (said: {said!r:.20})"
+        )
+    return next((bits for bits in fitting if bits == said), fitting[0])
+
+
+def group_of(shapes: Sequence[tuple[int, ...]], bits: int, said: object) -> int:
+    """Columns of a group: what the settings say where it fits the shapes, else what divides them evenly. With a group for each
+    column in ``g_idx`` it is not needed."""
+    rows, groups = shapes[0][0] * 32 // bits, shapes[2][0]
+    if type(said) is int and said > 0 and -(-rows // said) == groups:
+        return said
+    if groups and rows % groups == 0:
+        return rows // groups
+    if len(shapes) == 4:
+        return -(-rows // max(1, groups))
+    raise ValueError(f"{groups} groups of {rows} columns do not fit a group size of {said!r:.20}, and there is no g_idx")
+
+
 # --- the op -------------------------------------------------------------------------------------------------------
 
 
-def sizes(inputs: Sequence[_Spec]) -> tuple[int, int, int, int]:
-    """(N, K, bits, columns of a group), from the shapes alone. ValueError where they do not fit."""
+def _sizes(inputs: Sequence[_Spec], bits: Any, group: Any) -> tuple[int, int]:
+    """(N, K). ValueError where shapes, bits and groups do not fit each other."""
     shapes = [shape for _, shape in inputs]
     if len(shapes) not in (3, 4) or any(len(shape) != 2 for shape in shapes[:3]):
         raise ValueError(f"GPTQ takes three matrices and g_idx, not {[list(shape) for shape in shapes]}")
     (words, columns), (groups, packed), (scale_groups, scale_columns) = shapes[:3]
     if columns < 1 or groups < 1 or (scale_groups, scale_columns) != (groups, columns):
         raise ValueError(f"scales {list(shapes[2])} do not fit qweight {list(shapes[0])} and qzeros {list(shapes[1])}")
-    bits = next((bits for bits in BITS if -(-columns * bits // 32) == packed and words * 32 % bits == 0), 0)
-    if not bits:
-        raise ValueError(f"qzeros {list(shapes[1])} of {columns} columns are of no 2, 3, 4 or 8 bits")
+    if bits not in BITS or words * 32 % bits or -(-columns * bits // 32) != packed:
+        raise ValueError(f"qweight {list(shapes[0])} and qzeros {list(shapes[1])} are not of {bits!r} bits")
     rows = words * 32 // bits
     if len(shapes) == 4 and shapes[3] != (rows,):
         raise ValueError(f"g_idx has the shape {list(shapes[3])}, {rows} were expected")
-    if groups > rows:
-        raise ValueError(f"{groups} groups of {rows} columns")
-    return columns, rows, bits, -(-rows // groups)
+    if type(group) is not int or group < 1 or groups > rows or (len(shapes) == 3 and -(-rows // group) != groups):
+        raise ValueError(f"{groups} groups of {rows} columns do not fit a group size of {group!r:.20}")
+    return columns, rows
 
 
 def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
-    columns, rows, _, _ = sizes(inputs)
+    columns, rows = _sizes(inputs, args["bits"], args["group"])
     if args["zero"] not in (0, 1):
         raise ValueError(f"a stored zero point is one less or as it is, not {args['zero']!r}")
     if inputs[2][0] not in FLOATS:
@@ -87,7 +114,8 @@ def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
 
 
 def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
-    _, inner, bits, group = sizes([(source.dtype, source.shape) for source in sources])
+    bits, group = args["bits"], args["group"]
+    inner = sources[0].shape[0] * 32 // bits
     numbers = unpack_words(whole_of(sources[0])[:, start:stop].T, bits, inner)
     first = start * bits // 32 * 32 // bits if bits != 3 else start // 32 * 32
     words = whole_of(sources[1])[:, first * bits // 32 : -(-stop * bits // 32)]
@@ -99,8 +127,8 @@ def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int
 
 
 def _memory(inputs: Sequence[_Spec], args: Mapping[str, Any], rows: int) -> int:
-    columns, inner, bits, _ = sizes(inputs)
-    return columns * inner * bits // 8 + 12 * rows * inner
+    words, columns = inputs[0][1]
+    return 4 * words * columns + 12 * rows * words * 32 // int(args["bits"])
 
 
 OPS = (Op(name="dequant.gptq", rows=_rows, infer=_infer, memory=_memory),)

@@ -27,6 +27,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("recipe", LABELS)
 def test_what_was_packed_is_near_its_source(recipe: str, plain: Path, tmp_path: Path, modelhub) -> None:
     modelhub("convert", plain, "--to", f"huggingface:{recipe}", "-o", tmp_path / "packed")
+    beside = {path.name for path in plain.iterdir()} - {"model.safetensors"}
+    assert {path.name for path in (tmp_path / "packed").iterdir()} == beside | {"model.safetensors"}  # the tokenizer too
+    assert (tmp_path / "packed/tokenizer.json").read_bytes() == (plain / "tokenizer.json").read_bytes()
     shown = modelhub("show", tmp_path / "packed", "--json").json
     assert (shown["precision"], shown["findings"]) == (LABELS[recipe], [])
     assert shown["parameters"] == modelhub("show", plain, "--json").json["parameters"]

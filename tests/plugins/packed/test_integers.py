@@ -189,6 +189,54 @@ def test_straight_into_gguf(name: str, tmp_path: Path, modelhub) -> None:
     assert modelhub("diff", tmp_path / "llama.gguf", tmp_path / "plain.gguf", "--json").json["equal"]
 
 
+def one_matrix(directory: Path, columns: int, rows: int, bits: int, size: int, *, index: bool, said: int | None = None) -> Any:
+    """A directory with one GPTQ matrix of (columns, rows), and what it stands for."""
+    directory.mkdir()
+    wanted: Arrays = {}
+    weight = torch.from_numpy(np.random.default_rng(1).standard_normal((columns, rows)).astype(np.float32))
+    parts = gptq(wanted, bits, size, symmetric=False)("lm_head", weight)
+    kept = {f"lm_head.{name}": tensor.contiguous() for name, tensor in parts.items() if index or name != "g_idx"}
+    save_file(kept, directory / "model.safetensors", {"format": "pt"})
+    config = {"quant_method": "gptq", "bits": said or bits, "group_size": size}
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
+    return wanted["lm_head.weight"]
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize(
+    ("columns", "rows", "bits", "size"), [(8, 64, 4, 32), (16, 64, 4, 32), (32, 96, 3, 32), (32, 128, 4, 96)]
+)
+def test_narrow_matrices_and_a_short_last_group(
+    columns: int, rows: int, bits: int, size: int, index: bool, tmp_path: Path, modelhub
+) -> None:
+    """What the settings say decides where shapes fit several numbers of bits, or do not tell the size of a group."""
+    wanted = one_matrix(tmp_path / "m", columns, rows, bits, size, index=index)
+    modelhub("convert", tmp_path / "m", "--to", "safetensors", "-o", tmp_path / "plain.safetensors")
+    np.testing.assert_array_equal(tensors_of(tmp_path / "plain.safetensors")["lm_head.weight"], wanted)
+
+
+def test_a_module_with_bits_of_its_own(tmp_path: Path, modelhub) -> None:
+    wanted = one_matrix(tmp_path / "m", 64, 64, 8, 32, index=True, said=4)
+    modelhub("convert", tmp_path / "m", "--to", "safetensors", "-o", tmp_path / "plain.safetensors")
+    np.testing.assert_array_equal(tensors_of(tmp_path / "plain.safetensors")["lm_head.weight"], wanted)
+
+
+def test_groups_that_nothing_tells(tmp_path: Path, modelhub) -> None:
+    one_matrix(tmp_path / "m", 32, 128, 4, 96, index=False)
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    del config["quantization_config"]["group_size"]
+    config["quantization_config"]["bits"] = 4
+    # Two groups of 128 columns would be taken for 64 each: with three they divide nothing evenly.
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    for part in ("qzeros", "scales"):
+        tensors[f"lm_head.{part}"] = torch.cat([tensors[f"lm_head.{part}"], tensors[f"lm_head.{part}"][:1]])
+    save_file(tensors, tmp_path / "m/model.safetensors", {"format": "pt"})
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    shown = modelhub("show", tmp_path / "m", "--json").json
+    (finding,) = [finding for finding in shown["findings"] if finding["check"] == "packed"]
+    assert "3 groups of 128 columns do not fit" in finding["message"]
+
+
 def broken(directory: Path, change: Callable[[dict[str, torch.Tensor]], None], name: str = "gptq-4") -> None:
     prepared(directory, name)
     tensors = load_file(directory / "model.safetensors")
