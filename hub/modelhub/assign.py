@@ -11,13 +11,7 @@ from dataclasses import dataclass, replace
 
 from modelhub import dtypes, ops
 from modelhub.codecs import codec_of, find
-from modelhub.declared import (
-    Assignment,
-    Choice,
-    Format,
-    Recipe,
-    RecipeOptions,
-)
+from modelhub.declared import Assignment, Choice, Format, Recipe, RecipeOptions
 from modelhub.errors import ConversionError, MissingCapability, UsageError
 from modelhub.table import Table
 from modelhub.types import Node, Tensor

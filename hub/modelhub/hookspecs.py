@@ -11,17 +11,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from modelhub.declared import (
-    Check,
-    Codec,
-    Combination,
-    Conversion,
-    Event,
-    Format,
-    Op,
-    Program,
-    Recipe,
-)
+from modelhub.declared import Check, Codec, Combination, Conversion, Event, Format, Op, Program, Recipe
 
 hookspec = pluggy.HookspecMarker("modelhub")
 hookimpl = pluggy.HookimplMarker("modelhub")

@@ -12,16 +12,7 @@ from modelhub import plugins
 from modelhub.errors import MissingCapability, UnsupportedFile
 from modelhub.files import Checkpoint
 from modelhub.table import Table
-from modelhub.types import (
-    Columns,
-    Finding,
-    Metadata,
-    Placed,
-    StartFile,
-    Tensor,
-    WriteOptions,
-    Writer,
-)
+from modelhub.types import Columns, Finding, Metadata, Placed, StartFile, Tensor, WriteOptions, Writer
 
 
 def read_as(format_name: str, checkpoint: Checkpoint, files: Sequence[str]) -> Iterator[Tensor | Metadata | Finding]:

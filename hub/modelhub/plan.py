@@ -16,13 +16,7 @@ from typing import Any
 from modelhub import ops
 from modelhub.assign import assign, recipe_options
 from modelhub.combine import MINUS, Part, combined
-from modelhub.declared import (
-    Conversion,
-    Format,
-    Program,
-    Recipe,
-    RecipeOptions,
-)
+from modelhub.declared import Conversion, Format, Program, Recipe, RecipeOptions
 from modelhub.distribution import install_hint
 from modelhub.errors import ConversionError, MissingCapability, OutputExists, UsageError
 from modelhub.model import Model, printable

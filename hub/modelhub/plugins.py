@@ -23,17 +23,7 @@ from typing import Any
 import pluggy
 
 from modelhub import codecs, hookspecs, ops
-from modelhub.declared import (
-    Check,
-    Codec,
-    Combination,
-    Conversion,
-    Event,
-    Format,
-    Op,
-    Program,
-    Recipe,
-)
+from modelhub.declared import Check, Codec, Combination, Conversion, Event, Format, Op, Program, Recipe
 from modelhub.records import check_record
 
 GROUP = "modelhub"

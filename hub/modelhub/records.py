@@ -7,16 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelhub import dtypes
-from modelhub.declared import (
-    Check,
-    Codec,
-    Combination,
-    Conversion,
-    Format,
-    Op,
-    Program,
-    Recipe,
-)
+from modelhub.declared import Check, Codec, Combination, Conversion, Format, Op, Program, Recipe
 
 API = 1
 """The newest ``api`` of a record that this modelhub understands."""

@@ -20,14 +20,7 @@ from typing import Any
 import orjson
 
 from modelhub import dtypes, ops
-from modelhub.types import (
-    Columns,
-    Extent,
-    Inline,
-    Metadata,
-    Tensor,
-    Value,
-)
+from modelhub.types import Columns, Extent, Inline, Metadata, Tensor, Value
 
 _PLAIN, _ODD_NAMES = b"\x01", b"\x02"
 _LIMIT = 1 << 31

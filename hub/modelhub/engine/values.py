@@ -17,13 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes, ops
 from modelhub.errors import IncompleteFile, InvalidFile, ModelhubError, SourceChanged
-from modelhub.types import (
-    Extent,
-    Inline,
-    Node,
-    Tensor,
-    Value,
-)
+from modelhub.types import Extent, Inline, Node, Tensor, Value
 
 if TYPE_CHECKING:
     import numpy as np

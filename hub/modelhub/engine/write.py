@@ -29,18 +29,7 @@ from modelhub.engine.grid import Grid, GridReader, grid_of
 from modelhub.engine.values import CHUNK, Handles
 from modelhub.errors import ConversionError, ModelhubError, PluginError
 from modelhub.table import Table
-from modelhub.types import (
-    CopyFile,
-    Extent,
-    Patch,
-    Placed,
-    Put,
-    StartFile,
-    Tail,
-    Tensor,
-    Value,
-    WriteOptions,
-)
+from modelhub.types import CopyFile, Extent, Patch, Placed, Put, StartFile, Tail, Tensor, Value, WriteOptions
 
 if TYPE_CHECKING:
     import numpy as np
