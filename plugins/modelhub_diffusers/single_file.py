@@ -20,12 +20,16 @@ _KINDS = (
     ("stable-diffusion-xl", ("conditioner.embedders.1.",)),
     ("stable-diffusion-2", ("cond_stage_model.model.transformer.resblocks.", "cond_stage_model.model.token_embedding.")),
     ("stable-diffusion-1", ("cond_stage_model.transformer.",)),
-    ("flux", ("double_blocks.", "model.diffusion_model.double_blocks.")),
     ("latent-diffusion", ("model.diffusion_model.input_blocks.",)),
 )
 """Architecture -> how some of its tensors' names begin. The first that fits counts."""
-_GUIDANCE = "guidance_in."
-"""Flux "dev" takes a guidance scale, "schnell" none."""
+_WRAPPED = "model.diffusion_model."
+_BLOCKS = ("double_blocks.", "single_blocks.")
+"""Flux and those who came after it have both."""
+_OFFSPRING = {"chroma": "distilled_guidance_layer.", "hunyuan-video": "txt_in.individual_token_refiner."}
+"""Models of the same blocks -> what each has that Flux has not."""
+_FLUX, _GUIDANCE = "double_blocks.0.img_attn.norm.key_norm.", "guidance_in."
+"""What Flux has; "dev" takes a guidance scale, "schnell" none."""
 _PARTS = {
     "first_stage_model.": "vae", "vae.": "vae", "cond_stage_model.": "text encoder", "conditioner.": "text encoders",
     "text_encoders.": "text encoders", "model.diffusion_model.": "diffusion model",
@@ -66,9 +70,10 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
 
 def architecture(names: list[str]) -> str:
     """What people call the model with tensors of these names; "" where that cannot be told."""
-    for kind, starts in _KINDS:
-        if any(name.startswith(starts) for name in names):
-            if kind == "flux":
-                return "flux-dev" if any(_GUIDANCE in name for name in names) else "flux-schnell"
-            return kind
-    return ""
+    bare = [name.removeprefix(_WRAPPED) for name in names]
+    if all(any(name.startswith(block) for name in bare) for block in _BLOCKS):
+        other = next((kind for kind, start in _OFFSPRING.items() if any(name.startswith(start) for name in bare)), "")
+        if other or not any(name.startswith(_FLUX) for name in bare):
+            return other
+        return "flux-dev" if any(name.startswith(_GUIDANCE) for name in bare) else "flux-schnell"
+    return next((kind for kind, starts in _KINDS if any(name.startswith(starts) for name in names)), "")

@@ -93,6 +93,7 @@ def test_a_bad_index(content: str, tmp_path: Path, modelhub) -> None:
     assert states == (["ready"] if "_class_name" in content else ["invalid"])
 
 
+FLUX = ["double_blocks.0.img_attn.norm.key_norm.scale", "single_blocks.0.linear1.bias"]
 FILES = {
     "stable-diffusion-1": ["cond_stage_model.transformer.text_model.final_layer_norm.bias", "model.diffusion_model.out.0.bias"],
     "stable-diffusion-xl": ["conditioner.embedders.1.model.ln_final.bias", "first_stage_model.decoder.conv_in.bias"],
@@ -100,8 +101,11 @@ FILES = {
         "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.bias",
         "first_stage_model.decoder.conv_in.bias",
     ],
-    "flux-dev": ["double_blocks.0.img_attn.qkv.bias", "guidance_in.in_layer.bias"],
-    "flux-schnell": ["double_blocks.0.img_attn.qkv.bias", "single_blocks.0.linear1.bias"],
+    "flux-dev": [*FLUX, "guidance_in.in_layer.bias"],
+    "flux-schnell": [f"model.diffusion_model.{name}" for name in FLUX],
+    "chroma": [*FLUX, "distilled_guidance_layer.in_proj.bias"],
+    "hunyuan-video": [*FLUX, "guidance_in.mlp.0.bias", "txt_in.individual_token_refiner.blocks.0.norm1.bias"],
+    "": ["double_blocks.0.img_attn.qkv.bias", "single_blocks.0.linear1.bias", "guidance_in.in_layer.bias"],
 }
 
 
@@ -109,6 +113,6 @@ FILES = {
 def test_models_in_one_file(name: str, tmp_path: Path, modelhub) -> None:
     save_file({tensor: torch.ones(4) for tensor in FILES[name]}, tmp_path / "model.safetensors", {"format": "pt"})
     shown = modelhub("show", tmp_path / "model.safetensors", "--json").json
-    assert (shown["format"], shown["container"], shown["architecture"]) == ("diffusion", "safetensors", name)
+    assert (shown["format"], shown["container"], shown["architecture"] or "") == ("diffusion", "safetensors", name)
     modelhub("convert", tmp_path / "model.safetensors", "--to", "safetensors:f16", "-o", tmp_path / "half.safetensors")
     assert json.loads(json.dumps(sorted(load_file(tmp_path / "half.safetensors")))) == sorted(FILES[name])
