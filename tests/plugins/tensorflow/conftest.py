@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,28 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import PROJECT
+from tests.made import made_once
 
 PROGRAM = Path(__file__).with_name("tf_files.py")
 
 
 @pytest.fixture(scope="session")
 def made() -> Path:
-    """The directory that `tf_files` fills. It is kept from one run to the next while that program stays as it is: read it, never
-    write into it."""
-    key = hashlib.sha256(PROGRAM.read_bytes()).hexdigest()[:16]
-    place = PROJECT / ".pytest_cache" / f"tensorflow-{key}"
-    place.parent.mkdir(exist_ok=True)
-    with open(place.parent / "tensorflow.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not place.is_dir():
-            fresh = place.with_suffix(".new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir()
-            done = subprocess.run([sys.executable, PROGRAM, fresh], capture_output=True, text=True, timeout=280, check=False)
-            assert not done.returncode, done.stderr[-3000:]
-            os.replace(fresh, place)
-    return place
+    """The directory that `tf_files` fills: read it, never write into it."""
+    return made_once(PROGRAM, "tensorflow")
 
 
 class TensorFlow:
