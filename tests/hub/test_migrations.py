@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import sqlite3
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from alembic.script import ScriptDirectory
 from modelhub.catalog import Catalog
 from modelhub.catalog.database import Database
 from modelhub.catalog.schema import metadata
-from modelhub.catalog.upgrade import HEAD, migrate, migrations_path
+from modelhub.catalog.upgrade import FRESH, HEAD, migrate, migrations_path
 from modelhub.errors import CatalogError
 
 DATA = Path(__file__).parent / "catalogs"
@@ -70,6 +71,11 @@ def test_a_fresh_catalog_is_what_the_migrations_make(tmp_path: Path) -> None:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     database.close()
     assert shape(fresh) == shape(migrated)
+
+
+def test_the_statements_of_a_fresh_catalog_are_the_schemas() -> None:
+    script = runpy.run_path(str(Path(migrations_path()) / "write_fresh.py"))["script"]
+    assert Path(FRESH).read_text() == script(), "run migrations/write_fresh.py"
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -11,7 +11,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from modelhub.catalog.backups import backup
-from modelhub.catalog.database import Database, Reader, refuse_network
+from modelhub.catalog.database import Database, Reader, Writer, refuse_network
 from modelhub.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HEAD = "0002"
 """The newest migration's revision. A test compares it with the migrations."""
+FRESH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fresh.sql")
+"""The tables of `modelhub.catalog.schema` as SQLite's statements, a line each: making a catalog must not take importing SQLAlchemy."""
 
 
 def prepare(database: Database) -> None:
@@ -104,15 +106,26 @@ def _make_file(database: Database) -> None:
 def _create(database: Database) -> None:
     """A fresh catalog needs no history: its tables as they are now. Another process may be at the same; one of us finds it
     done."""
-    from modelhub.catalog.schema import metadata
-
     if database.path:
         _make_file(database)
-    with database.write_through_sqlalchemy() as writer:
-        if current(writer, bool(database.path)) is None:
-            metadata.create_all(writer.connection)
-            writer.run("CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
-            writer.run("INSERT INTO alembic_version (version_num) VALUES (?)", (HEAD,))
+        with database.write() as writer:
+            if current(writer, sqlite=True) is None:
+                with open(FRESH, encoding="utf-8") as statements:
+                    for statement in statements:
+                        writer.run(statement)
+                _stamp(writer)
+        return
+    from modelhub.catalog.schema import metadata
+
+    with database.write_through_sqlalchemy() as core:
+        if current(core, sqlite=False) is None:
+            metadata.create_all(core.connection)
+            _stamp(core)
+
+
+def _stamp(writer: Writer) -> None:
+    writer.run("CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+    writer.run("INSERT INTO alembic_version (version_num) VALUES (?)", (HEAD,))
 
 
 def _migrate(database: Database, revision: str) -> None:
