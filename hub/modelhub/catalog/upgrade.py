@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HEAD = "0002"
 """The newest migration's revision. A test compares it with the migrations."""
 FRESH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fresh.sql")
-"""The tables of `modelhub.catalog.schema` as SQLite's statements, a line each: making a catalog must not take importing SQLAlchemy."""
+"""The tables of `modelhub.catalog.schema` as statements of SQLite: making a catalog must not take importing SQLAlchemy."""
 
 
 def prepare(database: Database) -> None:
