@@ -149,6 +149,7 @@ class _Look:
         self.mark = mark
         self.result = Inspection()
         self.owned: set[str] = set()
+        self.asked = False
         self.prefix = listing.path.rstrip("/") + "/"
 
     def run(self, stats: Stats) -> Inspection:
@@ -203,7 +204,7 @@ class _Look:
         be settled at once, which is the usual case.
         """
         path = self.prefix + name
-        with File(path, self.listing.files[name], self.listing.files) as file:
+        with File(path, self.listing.files[name], self.listing.files, asked=self.asked) as file:
             answers = self._file_answers(file)
             if answers is None:
                 return []
@@ -408,6 +409,7 @@ def inspect_path(
     router = _Router(chosen)
     router.directory = []
     look = _Look(listing, router, [name], (), mark)
+    look.asked = True
     result = look.run(None)
     if not result.found:
         for problem in result.problems:

@@ -26,13 +26,18 @@ MAX_READ = 1 << 30
 class File:
     """One regular file, opened on first use. ``path`` is absolute; ``size`` is from the stat that the core made."""
 
-    __slots__ = ("_fd", "_head", "_tail", "name", "path", "siblings", "size")
+    __slots__ = ("_fd", "_head", "_tail", "asked", "name", "path", "siblings", "size")
 
-    def __init__(self, path: str, size: int | None = None, siblings: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, path: str, size: int | None = None, siblings: Mapping[str, int] | None = None, *, asked: bool = False
+    ) -> None:
         self.path = path
         self.name = os.path.basename(path)
         self.siblings: Mapping[str, int] = siblings if siblings is not None else {}
         """Names and sizes of the regular files in the same directory (this one included)."""
+        self.asked = asked
+        """Whether the user named this very file: what a format passes over where it comes by the thousand, or belongs to what
+        stands beside it, is to be shown all the same."""
         self._fd = -1
         self._head: bytes | None = None
         self._tail: bytes | None = None
