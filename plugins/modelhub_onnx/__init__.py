@@ -35,7 +35,7 @@ def modelhub_checks() -> Iterator[Check]:
 @hookimpl
 def modelhub_conversions() -> Iterator[Program]:
     yield from smaller.programs()
-    yield export.program()
+    yield from export.programs()
 
 
 @hookimpl

@@ -124,12 +124,17 @@ def _tolerate(name: str, before: Any, after: Any, atol: float, rtol: float) -> N
         )
 
 
-def checked(source: str, options: Mapping[str, str], make: Callable[[Reference], str]) -> tuple[list[dict[str, Any]], str]:
-    """Run the source, have the new model made, run that, and give the figures and where the inputs were from. ``make`` gets the
-    reference and returns the new model's path."""
+def tolerances(options: Mapping[str, str]) -> None:
+    """UsageError where what the user allows is no number; before any work is done."""
     for name in ("atol", "rtol"):
         if name in options and not math.isfinite(float(options[name])):
             raise UsageError(f"--{name} {options[name]} is no tolerance")
+
+
+def checked(source: str, options: Mapping[str, str], make: Callable[[Reference], str]) -> tuple[list[dict[str, Any]], str]:
+    """Run the source, have the new model made, run that, and give the figures and where the inputs were from. ``make`` gets the
+    reference and returns the new model's path."""
+    tolerances(options)
     expected = reference(source, options)
     path = make(expected)
     return against(expected, path, options), expected.whose

@@ -7,18 +7,20 @@ Names are those that runtimes know: ``input_ids``, ``attention_mask``, ``past_ke
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from modelhub import Checkpoint, ModelhubError, Program, ProgramResult, UsageError
+from modelhub import Checkpoint, ModelhubError, Program, ProgramResult, Table, UsageError
 
 from modelhub_onnx import compare, running, smaller
 
@@ -32,38 +34,57 @@ BASE = 3 << 30
 DECODERS = ("ForCausalLM", "LMHeadModel")
 
 
-def program() -> Program:
-    return Program(
-        name="huggingface-to-onnx",
-        source="huggingface",
-        target="onnx",
-        run=run,
-        requires=("torch", "transformers", "onnxscript", "onnx", "onnxruntime"),
-        memory_estimate=lambda table: BASE + 24 * table.parameters,
-        title="Exported by transformers and torch, in single precision",
-        extra="export",
-        options=("calibration", "atol", "rtol"),
-    )
+REQUIRES = ("torch", "transformers", "onnxscript", "onnx", "onnxruntime")
+OPTIONS = ("calibration", "atol", "rtol")
 
 
-def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str]) -> ProgramResult:
-    """Load, trace, write, and compare with torch."""
+def programs() -> Iterator[Program]:
+    """The export itself, and with each way to make a smaller model of it in the same run."""
+    for way in (None, *smaller.ways()):
+        yield Program(
+            name=f"huggingface-to-onnx-{way.recipe}" if way else "huggingface-to-onnx",
+            source="huggingface",
+            target="onnx",
+            run=partial(run, way=way),
+            requires=tuple(dict.fromkeys((*REQUIRES, *(way.requires if way else ())))),
+            memory_estimate=partial(_memory, way),
+            recipe=way.recipe if way else "",
+            title=way.title if way else "Exported by transformers and torch, in single precision",
+            extra="export",
+            options=OPTIONS,
+        )
+
+
+def _memory(way: smaller.Way | None, table: Table) -> int:
+    """One after the other; what torch and the exporter leave behind stays."""
+    return BASE + 24 * table.parameters + (way.memory(4 * table.parameters) if way else 0)
+
+
+def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str], way: smaller.Way | None = None) -> ProgramResult:
+    """Load, trace, write, make it smaller in a ``way``, and compare with torch."""
+    if way:
+        way.check(options)
+    compare.tolerances(options)
+    notes: list[str] = []
     with smaller.own_temporary_files(os.path.dirname(output)), _quiet():
         model = _load(checkpoint.directory)
         caching = type(model).__name__.endswith(DECODERS)
         example = _feed(model, caching, *TRACED, seed=99)
         feeds, whose = _inputs(model, caching, example, options)
         before = [_compute(model, feed) for feed in feeds]  # first: the exporter leaves its marks on a model
-        _export(model, example, output)
+        exported = os.path.join(tempfile.mkdtemp(), "model.onnx") if way else output
+        _export(model, example, exported)
         del model
-    names = [one["name"] for one in _outputs(output)]
-    loaded = running.session(output)
-    try:
-        after = running.run(loaded, feeds)
-    except Exception as error:
-        raise ModelhubError(f"what was exported does not run: {' '.join(str(error).split())[:500]}") from error
-    rows = compare.differences(names, before, [one.name for one in loaded.get_outputs()], after, options)
-    return ProgramResult(compared=rows, notes=[f"compared with what torch computes, on {whose}"])
+        gc.collect()
+        expected = compare.Reference(
+            feeds, [one["name"] for one in _outputs(exported)], before, f"what torch computes, on {whose}"
+        )
+        rows = compare.against(expected, exported, {} if way else options)
+        if way:
+            notes.append(f"the export alone is off by at most {max(float(row['max_error']) for row in rows):.3g}")
+            notes += way.apply(exported, output, expected, options)
+            rows = compare.against(expected, output, options)
+    return ProgramResult(compared=rows, notes=[*notes, f"compared with {expected.whose}"])
 
 
 @contextlib.contextmanager
@@ -188,13 +209,15 @@ def _export(model: Any, example: Mapping[str, Any], output: str) -> None:
 
     try:
         exporters: Any = import_module("transformers.exporters.exporter_onnx")
-    except ImportError as error:
+        write = exporters.OnnxExporter.save_program
+    except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"this transformers has no exporter to ONNX: {error}", "pip install --upgrade transformers onnxscript torch"
+            f"transformers {_version()} does not export to ONNX as it is done here: {error}",
+            "pip install --upgrade 'transformers>=5.23' onnxscript torch",
         ) from error
     made = exporters.OnnxExporter().export(model, _arguments(example), config=exporters.OnnxConfig(dynamic=True))
     traced = os.path.join(tempfile.mkdtemp(), "traced.onnx")
-    exporters.OnnxExporter.save_program(made.program, traced)
+    write(made.program, traced)
     del made
     written = onnx.load(traced)
     _rename(written, list(example))

@@ -12,7 +12,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelhub import Checkpoint, File, ModelhubError, Program, ProgramResult, Table, UsageError
 
@@ -32,47 +33,69 @@ BASE = 512 << 20
 Make = Callable[["onnx.ModelProto", str, compare.Reference, Mapping[str, str]], "list[str]"]
 
 
-def programs() -> Iterator[Program]:
+class Way(NamedTuple):
+    """A way to make a model smaller. ``copies``: how often the weights are in memory at once, at the most."""
+
+    recipe: str
+    title: str
+    make: Make
+    copies: int
+    requires: tuple[str, ...] = ()
+
+    def memory(self, nbytes: int) -> int:
+        """Bytes that it may take for weights of ``nbytes``."""
+        return BASE + self.copies * nbytes
+
+    def check(self, options: Mapping[str, str]) -> None:
+        """UsageError where the user did not say enough."""
+        if self.make is _int8_static and not options.get("calibration"):
+            raise UsageError("int8-static needs inputs to calibrate with", "--calibration PATH: an .npz, or a directory of such")
+
+    def apply(self, source: str, output: str, expected: compare.Reference, options: Mapping[str, str]) -> list[str]:
+        """Make ``output`` of the model at ``source``. Notes for the user."""
+        return self.make(_load(source), output, expected, options)
+
+
+def ways() -> list[Way]:
     """One for each recipe."""
     blocks = ("onnx_ir",)
-    yield _program("fp16", "Half precision, inputs and outputs as they are", _fp16, copies=5)
-    yield _program("int8", "INT8 weights, activations quantized as they come (dynamic)", _int8, copies=6)
-    yield _program("int8-static", "INT8 weights and activations, calibrated (QDQ)", _int8_static, copies=6)
-    yield _program("int4", f"INT4 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(4), copies=4, requires=blocks)
-    yield _program("int8-weights", f"INT8 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(8), copies=4, requires=blocks)
+    return [
+        Way("fp16", "Half precision, inputs and outputs as they are", _fp16, 5),
+        Way("int8", "INT8 weights, activations quantized as they come (dynamic)", _int8, 6),
+        Way("int8-static", "INT8 weights and activations, calibrated (QDQ)", _int8_static, 6),
+        Way("int4", f"INT4 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(4), 4, blocks),
+        Way("int8-weights", f"INT8 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(8), 4, blocks),
+    ]
 
 
-def _program(recipe: str, title: str, make: Make, *, copies: int, requires: tuple[str, ...] = ()) -> Program:
-    """``copies``: how often the weights are in memory at once, at the most."""
-
-    def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str]) -> ProgramResult:
-        return _run(make, checkpoint, output, options)
-
-    def memory(table: Table) -> int:
-        return BASE + copies * table.nbytes
-
-    return Program(
-        name=f"onnxruntime-{recipe}",
-        source="onnx",
-        target="onnx",
-        run=run,
-        requires=("onnx", "onnxruntime", *requires),
-        memory_estimate=memory,
-        recipe=recipe,
-        title=title,
-        extra="onnx",
-        options=("calibration", "atol", "rtol"),
-    )
+def programs() -> Iterator[Program]:
+    """From ONNX to ONNX, one for each way."""
+    for way in ways():
+        yield Program(
+            name=f"onnxruntime-{way.recipe}",
+            source="onnx",
+            target="onnx",
+            run=partial(_run, way),
+            requires=("onnx", "onnxruntime", *way.requires),
+            memory_estimate=partial(_memory, way),
+            recipe=way.recipe,
+            title=way.title,
+            extra="onnx",
+            options=("calibration", "atol", "rtol"),
+        )
 
 
-def _run(make: Make, checkpoint: Checkpoint, output: str, options: Mapping[str, str]) -> ProgramResult:
+def _memory(way: Way, table: Table) -> int:
+    return way.memory(table.nbytes)
+
+
+def _run(way: Way, checkpoint: Checkpoint, output: str, options: Mapping[str, str]) -> ProgramResult:
     notes: list[str] = []
-    if make is _int8_static and not options.get("calibration"):
-        raise UsageError("int8-static needs inputs to calibrate with", "--calibration PATH: an .npz, or a directory of such")
+    way.check(options)
 
     def work(expected: compare.Reference) -> str:
         with own_temporary_files(os.path.dirname(output)), quiet():
-            notes.extend(make(_load(checkpoint.primary.path), output, expected, options))
+            notes.extend(way.apply(checkpoint.primary.path, output, expected, options))
         return output
 
     rows, whose = compare.checked(checkpoint.primary.path, options, work)
@@ -128,16 +151,13 @@ def _is_large(model: onnx.ModelProto) -> bool:
 
 def _fp16(model: onnx.ModelProto, output: str, expected: compare.Reference, options: Mapping[str, str]) -> list[str]:
     """onnxruntime's own converter: operators that half precision is bad for stay as they are, with casts around them."""
-    import numpy as np
     from onnx import TensorProto, numpy_helper
     from onnxruntime.transformers.float16 import convert_float_to_float16  # type: ignore[import-untyped]
 
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
     if not floats and not any(node.op_type == "Constant" for node in model.graph.node):
         raise ModelhubError("it has no weights in single precision that could be halved")
-    large = {
-        tensor.name: int(np.count_nonzero(np.abs(numpy_helper.to_array(tensor)) > np.finfo(np.float16).max)) for tensor in floats
-    }
+    large = {tensor.name: _clipped(numpy_helper.to_array(tensor)) for tensor in floats}
     made = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
     save(made, output)
     clipped = {name: count for name, count in large.items() if count}
@@ -147,6 +167,14 @@ def _fp16(model: onnx.ModelProto, output: str, expected: compare.Reference, opti
     return [
         f"{count} {'weight is' if count == 1 else 'weights are'} too large for half precision and clipped, the first in {first}"
     ]
+
+
+def _clipped(weights: Any) -> int:
+    """How many do not fit half precision. Those at single precision's own end stand for "minus infinity" in masks: they may."""
+    import numpy as np
+
+    sizes = np.abs(weights)
+    return int(np.count_nonzero((sizes > np.finfo(np.float16).max) & (sizes < 0.99 * np.finfo(np.float32).max)))
 
 
 def _int8(model: onnx.ModelProto, output: str, expected: compare.Reference, options: Mapping[str, str]) -> list[str]:

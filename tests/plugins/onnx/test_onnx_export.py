@@ -9,7 +9,16 @@ import onnxruntime
 import torch
 from modelhub.files import Checkpoint
 from modelhub_onnx import export
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from tests.conftest import Modelhub
 
@@ -68,4 +77,25 @@ def test_what_takes_two_models_is_refused(tmp_path: Path, modelhub: Modelhub) ->
     T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
     done = modelhub("convert", tmp_path / "t5", "--to", "onnx", status=3)
     assert "has an encoder and a decoder" in done.stderr
-    assert "onnx:int8 is made of onnx" in modelhub("convert", tmp_path / "t5", "--to", "onnx:int8", status=2).stderr
+    static = modelhub("convert", tmp_path / "t5", "--to", "onnx:int8-static", status=2)
+    assert "needs inputs to calibrate with" in static.stderr
+    peft = modelhub("convert", tmp_path / "t5/model.safetensors", "--to", "onnx:int8", status=2)
+    assert "onnx:int8 is made of huggingface, onnx" in peft.stderr
+
+
+def test_exported_and_quantized_in_one_command(tmp_path: Path, modelhub: Modelhub) -> None:
+    """The error is that of the whole way, against torch; past the tolerance there is nothing."""
+    config = GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=60, n_positions=32, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    report = modelhub("convert", tmp_path / "gpt2", "--to", "onnx:int4", "--json").json
+    output = Path(report["output"])
+    assert (output.name, report["route"]) == ("gpt2.int4.onnx", ["huggingface", "onnx"])
+    assert {row["name"] for row in report["compared"]} == {"logits", "present.0.key", "present.0.value"}
+    assert all(1e-3 < row["max_error"] < 0.3 for row in report["compared"])
+    assert any("the export alone is off by at most" in note for note in report["notes"])
+    assert not any("half precision" in note for note in report["notes"])
+    assert modelhub("show", output, "--json").json["metadata"]["quantization"]["weights"] == "INT4"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["gpt2", "gpt2.int4.onnx"]
+    done = modelhub("convert", tmp_path / "gpt2", "--to", "onnx:fp16", "--atol", "1e-7", status=1)
+    assert "differ by more than 1e-07" in done.stderr
+    assert not (tmp_path / "gpt2.fp16.onnx").exists()
