@@ -371,5 +371,7 @@ def check_equal(table: Table, other: Model, progress: Progress | None = None) ->
             yield Finding(
                 "against", "error", f"differs from {other.name}{kinds if differs else ' in its bytes'}", tensor=tensor.name
             )
-    if difference.equal:
+    if not table.tensors and difference.equal:
+        yield Finding("against", "error", f"neither this nor {other.name} has tensors to compare")
+    elif difference.equal:
         yield Finding("against", "info", f"all {len(difference.tensors)} tensors equal those of {other.name}, to the byte")

@@ -54,7 +54,7 @@ MAX_DIRECTORIES = 64
 def detect_directory(listing: Listing) -> Detection | None:
     """A directory with a tokenizer of the usual names, and no model."""
     mains = _mains(listing)
-    if not mains or _has_weights(listing.files) or _is_a_models(listing.path, mains[0], listing.files, listing.directories):
+    if not mains or _is_a_models(listing.path, mains[0], listing.files):
         return None
     files = [*mains, *(name for name in listing.files if name not in mains and _AROUND.fullmatch(name))]
     above = os.path.basename(os.path.dirname(listing.path))
@@ -81,11 +81,11 @@ def detect(file: File) -> Detection | None:
     if not files:
         return None
     directory = os.path.dirname(file.path)
-    if not file.asked and (
-        _has_weights(file.siblings) or (name in SINGLE and _is_a_models(directory, name, file.siblings, None))
-    ):
+    if not file.asked and _is_a_models(directory, name, file.siblings):
         return None
-    called = name if _VERSION.search(name) else ""
+    called = (
+        name if _VERSION.search(name) else re.sub(r"(?<=.)[-_.](vocab|encoder)\.json$", "", files[0]) if len(files) > 1 else ""
+    )
     return Detection([os.path.join(directory, each) for each in files], confidence=CONFIDENCE, name=called)
 
 
@@ -135,32 +135,34 @@ def _safely(look: Callable[[File], bool], file: File) -> bool:
 # --- what is beside -----------------------------------------------------------------------------------------------
 
 
-_last: tuple[Iterable[str], bool] = (), False
+_last: tuple[Mapping[str, int], bool, bool] = {}, False, False
+
+
+def _is_a_models(directory: str, main: str, names: Mapping[str, int]) -> bool:
+    """Whether there are weights that this tokenizer is for: beside it, below its directory, or beside or above a directory that
+    is a part. The last answer is kept: thousands of files may lie in one directory, and each of them asks."""
+    global _last
+    is_metas = main == "tokenizer.model"
+    if _last[0] is not names or _last[1] != is_metas:
+        _last = names, is_metas, _has_weights(names) or _is_near(directory, is_metas or "config.json" in names)
+    return _last[2]
+
+
+def _is_near(directory: str, anywhere: bool) -> bool:
+    """``anywhere``: any directory below is looked into, else those alone that are called as a model's parts are."""
+    above = os.path.dirname(directory)
+    if _PARTS.fullmatch(os.path.basename(directory)) and (_has_weights(_names(above)[0]) or _any_below(above, anywhere=True)):
+        return True
+    return _any_below(directory, anywhere=anywhere)
+
+
+def _any_below(directory: str, *, anywhere: bool) -> bool:
+    below = [name for name in _names(directory)[1] if anywhere or name.lower() in _HOLDERS][:MAX_DIRECTORIES]
+    return any(_has_weights(_names(os.path.join(directory, name))[0]) for name in below)
 
 
 def _has_weights(names: Iterable[str]) -> bool:
-    """The last answer is kept: thousands of files may lie in one directory, and each of them asks."""
-    global _last
-    if _last[0] is not names:
-        _last = names, any(name.lower().endswith(_WEIGHTS) for name in names)
-    return _last[1]
-
-
-def _is_a_models(directory: str, main: str, names: Mapping[str, int], below: Iterable[str] | None) -> bool:
-    """Whether weights that this tokenizer is for stand below its directory, or beside or above a directory that is a part."""
-    above = os.path.dirname(directory)
-    if _PARTS.fullmatch(os.path.basename(directory)) and (_has_weights(_names(above)[0]) or _any_below(above)):
-        return True
-    if main == "tokenizer.model" or "config.json" in names:
-        return _any_below(directory, below)
-    return _any_below(
-        directory, [name for name in (_names(directory)[1] if below is None else below) if name.lower() in _HOLDERS]
-    )
-
-
-def _any_below(directory: str, below: Iterable[str] | None = None) -> bool:
-    names = list(_names(directory)[1] if below is None else below)[:MAX_DIRECTORIES]
-    return any(_has_weights(_names(os.path.join(directory, name))[0]) for name in names)
+    return any(name.lower().endswith(_WEIGHTS) for name in names)
 
 
 def _names(directory: str) -> tuple[list[str], list[str]]:

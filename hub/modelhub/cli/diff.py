@@ -9,6 +9,7 @@ import click
 from modelhub.cli import text
 from modelhub.cli.app import answer, define
 from modelhub.cli.common import Session, json_option, model_argument
+from modelhub.errors import ModelhubError
 
 if TYPE_CHECKING:
     from modelhub.compare import TensorDifference
@@ -40,6 +41,8 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> int:
     with Session() as session:
         left, right = session.model(a), session.model(b)
         one, other, naming = comparable(left, right, session.plugins)
+        if not one.tensors and not other.tensors:
+            raise ModelhubError(f"{left.name} and {right.name}: neither has tensors to compare", "cmp compares files as they are")
         with Progress("comparing", total=min(left.size, right.size)) as progress:
             difference = compare_tables(one, other, progress=progress.advance)
     answer.status = 0 if difference.equal else 1
