@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """An entry point, and the distribution that brings it ("" where that does not say)."""
+
+    name: str
+    value: str
+    distribution: str
+    version: str
+    load: Callable[[], Any]
+
+
+SCRIPT = ("console_scripts", "modelhub")
+
+
+def entries(*wanted: tuple[str, str]) -> list[list[Entry]]:
+    """For each (group, name) of ``wanted`` the installed entry points, in one look at what is installed; no name is any name.
+    Each distribution's metadata is parsed once: that takes over a millisecond, and one may bring many entry points."""
+    from importlib.metadata import entry_points
+
+    every = entry_points()
+    said: dict[int, tuple[str, str]] = {}
+    found: list[list[Entry]] = []
+    for group, name in wanted:
+        found.append([])
+        for point in every.select(group=group, name=name) if name else every.select(group=group):
+            if id(point.dist) not in said:
+                metadata = point.dist.metadata if point.dist else None
+                said[id(point.dist)] = (metadata["Name"] or "", metadata["Version"] or "") if metadata else ("", "")
+            found[-1].append(Entry(point.name, point.value, *said[id(point.dist)], point.load))
+    return found
 
 
 @cache
 def _installed() -> tuple[str, str]:
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group="console_scripts", name="modelhub"):
-        if entry.value.startswith("modelhub.") and entry.dist is not None:
-            return entry.dist.name, entry.dist.version
+    for entry in entries(SCRIPT)[0]:
+        if entry.value.startswith("modelhub.") and entry.distribution:
+            return entry.distribution, entry.version
     return "modelhub-registry", "unknown"  # run from a source tree that was never installed
 
 

@@ -16,13 +16,13 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module, metadata
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
 import pluggy
 
-from modelhub import codecs, hookspecs, ops
+from modelhub import codecs, distribution, hookspecs, ops
 from modelhub.declared import Check, Codec, Combination, Conversion, Event, Format, Op, Program, Recipe
 from modelhub.records import check_record
 
@@ -228,13 +228,12 @@ def load(*, disable: Collection[str] | None = None) -> Plugins:
 
 
 def _candidates() -> list[_Candidate]:
-    entries = metadata.entry_points()
-    own = next((entry.dist for entry in entries.select(group="console_scripts", name="modelhub") if entry.dist), None)
-    own_name = own.name if own else ""
+    scripts, plugins = distribution.entries(distribution.SCRIPT, (GROUP, ""))
+    own = next((script for script in scripts if script.distribution), None)
     found = [_Candidate(CORE, own.version if own else "", True, lambda: import_module("modelhub.builtin"))]
-    for entry in entries.select(group=GROUP):
-        dist = entry.dist
-        found.append(_Candidate(entry.name, dist.version if dist else "", bool(dist and dist.name == own_name), entry.load))
+    for entry in plugins:
+        ours = own is not None and entry.distribution == own.distribution
+        found.append(_Candidate(entry.name, entry.version, ours, entry.load))
     return [found[0], *sorted(found[1:], key=lambda item: (not item.first_party, item.name))]
 
 

@@ -8,7 +8,7 @@ length is held against its message and its file, and the number of fields and th
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeAlias
 
 from modelhub.errors import IncompleteFile, InvalidFile
@@ -31,7 +31,14 @@ STEP = 4 << 10
 """Read after a leap; what follows without one is read in ever larger windows."""
 MARGIN = 20
 """The longest key and length: two varints of ten bytes."""
+LOOK = 512
+"""What is left of the window is not worth a skim when it is shorter."""
 CHUNK = 1024
+Skim: TypeAlias = "Callable[[bytes, int, int, int], tuple[int, int]]"
+"""A caller's own short way through fields that it knows well. It gets the bytes that are read, the offset of their first, and the
+message's part that is to be walked (start, end: absolute offsets); it returns where the first field begins that it did not take,
+and how many it took: some thousand at the most. It may take a field that ends outside of the bytes, none outside of the
+message."""
 
 
 class Wire:
@@ -48,8 +55,9 @@ class Wire:
         else:
             self._file, self.size, self.name = source, source.size, name or source.name
 
-    def fields(self, start: int = 0, end: int | None = None) -> Iterator[WireField]:
-        """The fields of the message at ``start``..``end`` (default: the whole source), in their order.
+    def fields(self, start: int = 0, end: int | None = None, *, skim: Skim | None = None) -> Iterator[WireField]:
+        """The fields of the message at ``start``..``end`` (default: the whole source), in their order, without those that
+        ``skim`` has taken.
 
         A message inside is walked by another call, with the offsets of its field, while this one is under way: that is how depth
         is counted. `IncompleteFile` where the file ends inside a field, `InvalidFile` where the bytes are no message."""
@@ -61,7 +69,13 @@ class Wire:
         self._depth += 1
         try:
             while start < stop:
-                found, start = self._some(start, stop)
+                if skim is not None:
+                    after, taken = self._skimmed(start, stop, skim)
+                    self._left -= taken
+                    if taken and self._left >= 0:
+                        start = after
+                        continue
+                found, start = self._some(start, stop, CHUNK if skim is None else 1)
                 self._left -= len(found)
                 if self._left < 0:
                     raise InvalidFile(f"{self.name}: more fields than are read of one file, at offset {start}")
@@ -77,11 +91,6 @@ class Wire:
         if self._file is None:
             raise IncompleteFile(f"{self.name}: {end - start} bytes at offset {start} expected, it ends at {self.size}")
         return self._file.read(start, end - start)
-
-    def window(self, start: int) -> tuple[bytes, int]:
-        """What is read already, and the place of ``start`` in it (which may lie outside): for those who look at short messages by
-        themselves."""
-        return self._buffer, start - self._base
 
     def text(self, start: int, end: int, limit: int = MAX_TEXT) -> str:
         """The UTF-8 text at ``start``..``end``; `InvalidFile` where it is none, or longer than ``limit`` bytes."""
@@ -111,8 +120,18 @@ class Wire:
 
     # --- the walk ---------------------------------------------------------------------------------------------------
 
-    def _some(self, start: int, end: int) -> tuple[list[WireField], int]:
-        """Some fields from ``start`` on, as far as they begin in the window, and where the next one begins."""
+    def _skimmed(self, start: int, stop: int, skim: Skim) -> tuple[int, int]:
+        """What ``skim`` says of the window, which holds all that is left of the message, or `LOOK` bytes of it."""
+        low, have = start - self._base, len(self._buffer)
+        if low < 0 or (low + LOOK > have and self._base + have < stop):
+            self._load(start, stop)
+        after, taken = skim(self._buffer, self._base, start, stop)
+        if not start <= after <= stop:
+            raise ValueError(f"a skim from {start} to {stop} went to {after}")
+        return after, taken
+
+    def _some(self, start: int, end: int, most: int = CHUNK) -> tuple[list[WireField], int]:
+        """Some fields from ``start`` on, ``most`` or as far as they begin in the window, and where the next one begins."""
         buffer, base = self._buffer, self._base
         if start < base or (start + MARGIN >= base + len(buffer) < end):
             buffer, base = self._load(start, end)
@@ -153,7 +172,7 @@ class Wire:
                 if at > stop or not 8 <= key < 1 << 32:
                     self._refuse(base + here, base + at, end, key)
                 found.append(field)
-                if len(found) >= CHUNK:
+                if len(found) >= most:
                     break
         except IndexError:
             self._refuse(start, self.size + 1, end, 8)
@@ -187,7 +206,7 @@ class Wire:
             base, nbytes = 0, self.size
         else:
             behind = start - (self._base + len(self._buffer))
-            self._step = min(2 * self._step, WINDOW) if -MARGIN <= behind <= 0 else STEP
+            self._step = min(2 * self._step, WINDOW) if -LOOK <= behind <= 0 else STEP
             base, nbytes = start, min(self._step, self.size - start)
         self._buffer, self._base = self._file.read(base, nbytes), base
         return self._buffer, base

@@ -190,9 +190,8 @@ def _scan_root(catalog: Catalog, work: RootScan, starts: list[bytes], summary: S
 def plugins_digest() -> str:
     """What tells one set of installed plugins from another: their names and versions, found without loading them."""
     from hashlib import sha256
-    from importlib.metadata import entry_points
 
-    found = sorted(
-        (point.name, point.value, point.dist.version if point.dist else "") for point in entry_points(group="modelhub")
-    )
-    return sha256(repr(found).encode()).hexdigest()[:16]
+    from modelhub import distribution
+
+    (entries,) = distribution.entries(("modelhub", ""))
+    return sha256(repr(sorted((entry.name, entry.value, entry.version) for entry in entries)).encode()).hexdigest()[:16]

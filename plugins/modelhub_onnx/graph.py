@@ -8,23 +8,18 @@ functions and of training graphs; constants and other attributes of nodes. Names
 from __future__ import annotations
 
 from collections import Counter
-from math import prod
 
 from modelhub import File, InvalidFile, Tensor, dtypes, protobuf
 from modelhub.protobuf import BYTES, VARINT, Wire
 
-from modelhub_onnx import elements, skim, tensors
+from modelhub_onnx import elements, tensors
 from modelhub_onnx.external import Externals
 from modelhub_onnx.model import Model, Use
+from modelhub_onnx.skim import MAX_REMEMBERED, MAX_SMALL, SMALL_CONSTANT, Skim
 from modelhub_onnx.values import value_info
 
 MAX_TEXTS = 10_000
 MAX_VALUES = 10_000
-MAX_SMALL = 240
-"""Attributes up to this many bytes are remembered: most nodes have the same few."""
-MAX_REMEMBERED = 4096
-SMALL_CONSTANT = 256
-"""Bytes below which a constant that is no run of floats is the graph's arithmetic (a shape, an axis), and no weight."""
 TRACKED = frozenset(
     b"QuantizeLinear DequantizeLinear DynamicQuantizeLinear MatMulInteger ConvInteger QLinearConv QLinearMatMul QGemm QAttention "
     b"DynamicQuantizeMatMul DynamicQuantizeLSTM MatMulIntegerToFloat QLinearAdd MatMulNBits MatMulBnb4 GatherBlockQuantized "
@@ -32,12 +27,6 @@ TRACKED = frozenset(
 )
 """Operators whose inputs say how the model is quantized."""
 
-
-_SIZES = {
-    number: (element.dtype, dtypes.get(element.dtype).block_bytes)
-    for number, element in elements.ELEMENTS.items()
-    if dtypes.get(element.dtype).block == 1
-}
 _TEXTS = {2: "producer", 3: "producer_version", 4: "domain", 6: "documentation"}
 
 
@@ -69,8 +58,9 @@ class _Walk:
         self.wire = Wire(file)
         self.model = Model(Externals(file))
         self._scoped: Counter[str] = Counter()
-        self._plain: dict[bytes, int] = {}
-        self._operators: Counter[tuple[bytes, bytes]] = Counter()
+        self._skim = Skim(self.model, TRACKED)
+        self._plain = self._skim.plain
+        self._operators = self._skim.operators
         self._initializers: set[str] = set()
 
     # --- the model --------------------------------------------------------------------------------------------------
@@ -108,8 +98,8 @@ class _Walk:
         if not model.opsets and not self._functions_only():
             raise InvalidFile(f"{wire.name} names no operator set (opset_import): it is no ONNX model, or it was cut short")
         try:
-            for (domain, name), count in self._operators.items():
-                model.operators[(domain.decode(), name.decode())] += count
+            for (name, domain), count in self._skim.operators.items():
+                model.operators[("" if domain == b"ai.onnx" else domain.decode(), name.decode())] += count
         except UnicodeDecodeError as error:
             raise InvalidFile(f"{wire.name}: an operator's name is not UTF-8: {error.reason}") from error
 
@@ -168,21 +158,13 @@ class _Walk:
 
     def graph(self, start: int, end: int, scope: str, *, main: bool = False) -> None:
         values: list[tuple[int, int, int]] = []
-        window, plain, operators = self.wire.window, self._plain, self._operators
-        for number, kind, a, b in self.wire.fields(start, end):
+        for number, kind, a, b in self.wire.fields(start, end, skim=self._skim.items if main else self._skim.nodes):
             if kind != BYTES:
                 raise InvalidFile(f"{self.wire.name}: field {number} is no field of a graph")
             if number == 1:
-                buffer, at = window(a)
-                known = skim.node(buffer, at, at + b - a, plain) if at >= 0 else None
-                if known is None or known[0] in TRACKED:
-                    self.node(a, b, scope)
-                else:
-                    operators[known[1], known[0]] += 1
-                    self.model.constants += known[2]
+                self.node(a, b, scope)
             elif number == 5:
-                if not (main and self.plain_initializer(a, b)):
-                    self.initializer(a, b, scope)
+                self.initializer(a, b, scope)
             elif number == 15:
                 self.sparse(a, b, scope, "")
             elif main and number in (11, 12):
@@ -223,7 +205,7 @@ class _Walk:
             raise InvalidFile(f"{wire.name}: an operator's name of {len(operator)} bytes at offset {start}")
         if not operator:
             raise InvalidFile(f"{wire.name}: the node at offset {start} has no operator")
-        self._operators[(b"" if domain == b"ai.onnx" else domain, operator)] += 1
+        self._operators[operator, domain] = self._operators.get((operator, domain), 0) + 1
         for a, b in attributes:
             if b - a <= MAX_SMALL:
                 known = self._plain.get(wire.data(a, b))
@@ -275,24 +257,6 @@ class _Walk:
         return name, value
 
     # --- tensors ----------------------------------------------------------------------------------------------------
-
-    def plain_initializer(self, start: int, end: int) -> bool:
-        """An initializer that is raw data, as nearly all are: put into the columns. False for any other."""
-        buffer, at = self.wire.window(start)
-        known = skim.tensor(buffer, at, end - start) if at >= 0 else None
-        if known is None:
-            return False
-        dims, data_type, name, place, nbytes = known
-        size = _SIZES.get(data_type)
-        if size is None or prod(dims) * size[1] != nbytes or not name.isascii() or len(name) > tensors.MAX_NAME or not nbytes:
-            return False
-        model = self.model
-        model.names.append(name.decode())
-        model.dtypes.append(size[0])
-        model.shapes.append(dims)
-        model.offsets.append(start - at + place)
-        model.nbytes.append(nbytes)
-        return True
 
     def initializer(self, start: int, end: int, scope: str) -> None:
         raw = tensors.parse(self.wire, start, end)
