@@ -31,6 +31,10 @@ _SIZES = {
     if dtypes.get(element.dtype).block == 1
 }
 """data_type -> (dtype, bytes of an element, whether it is a float)."""
+_PASSED = (0x6A, 0x72)
+"""Keys of a graph's fields that nothing is kept of: value_info, quantization_annotation."""
+_PASSED_INSIDE = (*_PASSED, 0x12, 0x52, 0x5A, 0x62)
+"""And of a graph inside of another: name, doc_string, input, output."""
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class Skim:
     def _take(self, buffer: bytes, base: int, start: int, stop: int, initializers: bool) -> tuple[int, int]:
         at, limit, last = start - base, min(stop - base, len(buffer)), stop - base
         plain, operators, tracked, model = self.plain, self.operators, self.tracked, self.model
+        passed = _PASSED if initializers else _PASSED_INSIDE
         constants = taken = 0
         try:
             while at < limit and taken < MOST:
@@ -65,7 +70,7 @@ class Skim:
                     high = buffer[here]
                     here += 1
                     if high > 127:  # three bytes and more are tensors
-                        if key != 0x2A:
+                        if key == 0x0A:
                             break
                         high, here = _long(buffer, here, high)
                         if not here:
@@ -116,6 +121,10 @@ class Skim:
                             continue
                     break
 
+                if key in passed and end <= last:
+                    at = end
+                    taken += 1
+                    continue
                 if key != 0x2A or not initializers or end > last:
                     break
                 dims: list[int] = []
