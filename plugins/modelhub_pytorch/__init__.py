@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Check, Format, hookimpl
+from modelhub import Check, Format, Op, hookimpl
 
-from modelhub_pytorch import checks
+from modelhub_pytorch import checks, fake_quant
 from modelhub_pytorch.detect import SUFFIXES, detect
 from modelhub_pytorch.reader import read, read_files
 from modelhub_pytorch.writer import DTYPES, create
 
-__all__ = ["modelhub_checks", "modelhub_formats", "read_files"]
+__all__ = ["modelhub_checks", "modelhub_formats", "modelhub_ops", "read_files"]
 
 
 @hookimpl
@@ -38,3 +38,8 @@ def modelhub_checks() -> Iterator[Check]:
     holders = ("pytorch", "huggingface")  # a directory of shards is another format's, its pickles are ours
     yield Check(name=checks.GLOBALS, level="safety", formats=holders, run=checks.pickle_globals)
     yield Check(name=checks.CRC, level="values", formats=holders, run=checks.zip_crc)
+
+
+@hookimpl
+def modelhub_ops() -> Iterator[Op]:
+    yield from fake_quant.OPS

@@ -13,6 +13,7 @@ from modelhub import Checkpoint, File, FileProblem, Finding, InvalidFile, Metada
 
 from modelhub_pytorch.allow import Report
 from modelhub_pytorch.archive import Archive, Pickled
+from modelhub_pytorch.awareness import settle
 from modelhub_pytorch.flatten import class_of, is_optimizer, is_random_state, leaves, plain_values
 from modelhub_pytorch.legacy import Legacy, is_legacy
 from modelhub_pytorch.pickle_vm import Machine
@@ -40,19 +41,21 @@ def read_files(checkpoint: Checkpoint, files: Iterable[str]) -> Records:
     owners: dict[str, str] = {}
     values: dict[str, Any] = {}
     stored: dict[str, str] = {}
+    precisions: dict[str, None] = {}
     for path in paths:
         file = checkpoint.open(path)
         for record in read_file(file):
             if isinstance(record, Metadata):
                 values.update(record.values)
                 stored.update(record.stored)
+                precisions[record.precision] = None
                 continue
             if isinstance(record, Tensor) and len(paths) > 1 and record.view != "logical":
                 other = owners.setdefault(record.name, file.name)
                 if other != file.name:
                     raise InvalidFile(f"tensor {record.name[:200]!r} stands in two shards: {other} and {file.name}")
             yield record
-    yield Metadata(values=values, stored=stored)
+    yield Metadata(values=values, stored=stored, precision=next(iter(precisions)) if len(precisions) == 1 else "")
     if len(paths) > 1:
         for index in checkpoint.files:
             if index.endswith(".bin.index.json"):
@@ -100,17 +103,21 @@ def scan(file: File, report: Report) -> None:
 
 def _records(file: File, pickled: Pickled, place: Place) -> Records:
     values = Values(file.name, place, pickled.big)
+    tensors: list[Tensor] = []
     for name, ref, view in leaves(pickled.root):
-        yield from values.tensors(name, ref, view)
+        tensors.extend(values.tensors(name, ref, view))
     if pickled.constants is not None:
         constants = pickled.constants if type(pickled.constants) in (list, tuple) else ()
         for number, constant in enumerate(constants):
             if type(constant) is TensorRef:
-                yield from values.tensors(f"constants.{number}", constant, "both")
+                tensors.extend(values.tensors(f"constants.{number}", constant, "both"))
+    found = settle(tensors, lambda place: file.read(place.offset, place.nbytes))
+    yield from found.tensors
+    yield from found.findings
     # Storages that no tensor rests on count too: one that is not there, or of another length, makes the file invalid.
     for storage in pickled.world.storages.values():
         values.check(storage)
-    yield Metadata(values=_describe(pickled), stored=_stored(pickled))
+    yield Metadata(values={**_describe(pickled), **found.shown}, stored=_stored(pickled), precision=found.precision)
 
 
 def _describe(pickled: Pickled) -> dict[str, Any]:
