@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Where Python is told to write no bytecode (PYTHONDONTWRITEBYTECODE), every command would compile modelhub anew: half a second each.
+COMPILE := $(BIN)/python -m compileall -q hub plugins
 JOBS ?= 2
 TESTS ?=
 
@@ -44,9 +46,11 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 	@touch $@ $(VENV)/.run $(VENV)/.lint
 
 run: $(VENV)/.run
+	@$(COMPILE)
 	@$(BIN)/python examples/first_drive.py $(if $(DRIVE),"$$DRIVE")
 
 test: $(VENV)/.test
+	@$(COMPILE)
 	@$(BIN)/python examples/sample_drive.py sample/drive
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
