@@ -4,8 +4,8 @@
 
 ``modelhub scan`` into an empty catalog against a loop of ``onnx.load(load_external_data=False)`` that reads names and shapes.
 Once with models that are nearly all header (dozens of nodes and tensors, 40 KB), once with some weights in them (1 MB), once with
-what packages ship (1 to 3 MB, linked from the sample drive where that is there). Files are in the page cache for both sides, but for
-one run of each that begins with none of them there, as on a drive that was just plugged in.
+what packages ship (1 to 3 MB, linked from the sample drive where that is there). Files are in the page cache for both sides; then
+once more with none of them there, as on a drive that was just plugged in.
 """
 
 from __future__ import annotations
