@@ -18,10 +18,3 @@ def modelhub_formats() -> Iterator[Format]:
     for row in ROWS:
         yield Format(name=row.name, title=row.title, suffixes=row.suffixes, magics=row.magics, detect=row.detect)
     yield Format(name="ctranslate2", title="CTranslate2", detect_directory=directories.ctranslate2)
-    yield Format(
-        name="orbax",
-        title="Orbax checkpoint",
-        detect_directory=directories.orbax,
-        marks=directories.ORBAX_MARKS,
-        reach=directories.ORBAX_REACH,
-    )

@@ -143,20 +143,3 @@ def test_ctranslate2_is_a_directory(tmp_path: Path, modelhub) -> None:
     (model / "model.bin").write_bytes(bytes(100))
     modelhub("scan", tmp_path)
     assert not [item for item in modelhub("ls", "--json").json if item["state"] != "missing"]
-
-
-def test_an_orbax_item_owns_its_database(tmp_path: Path, modelhub) -> None:
-    item = tmp_path / "run" / "100" / "state"
-    for name, data in {
-        "_METADATA": json.dumps({"tree_metadata": {}, "use_zarr3": False}).encode(), "manifest.ocdbt": bytes(100),
-        "_sharding": b"{}", "d/0a1b": bytes(5000), "ocdbt.process_0/manifest.ocdbt": bytes(100),
-        "ocdbt.process_0/d/2c3d.safetensors": bytes(7000), "array_metadatas/process_0": b"{}",
-    }.items():  # fmt: skip
-        (item / name).parent.mkdir(parents=True, exist_ok=True)
-        (item / name).write_bytes(data)
-    (item.parent / "_CHECKPOINT_METADATA").write_text("{}")
-    summary = modelhub("scan", tmp_path, "--json").json
-    assert summary["found"] == 1
-    (listed,) = modelhub("ls", "--json").json
-    assert (listed["format"], listed["state"], listed["name"]) == ("orbax", "unsupported", "state")
-    assert listed["size"] == sum(path.stat().st_size for path in item.rglob("*") if path.is_file())
