@@ -18,7 +18,7 @@ from modelhub.declared import Format
 from modelhub.errors import AmbiguousModel, CatalogError, FileProblem, ModelhubError, ModelNotFound, PluginError
 from modelhub.files import File, Listing, list_directory
 from modelhub.found import Claim, Found
-from modelhub.stores import as_manifest, behind
+from modelhub.stores import as_manifest, behind, untold
 from modelhub.survey import Draft, draft_name, failure, rejected, survey
 from modelhub.types import Detection, Finding, Rejected
 
@@ -401,9 +401,13 @@ def inspect_path(
         return _inspect_directory(path, listing, chosen, mark)
     if not stat_module.S_ISREG(info.st_mode):
         raise ModelNotFound(f"{path} is neither a regular file nor a directory")
-    blob = behind(path) if "/manifests/" in path else None
-    if blob:
-        return as_manifest(inspect_path(blob[0], chosen, mark=mark, listed=listed), path, blob[1], info.st_size)
+    stored = behind(path) if "/manifests/" in path else None
+    if stored:
+        manifest, name = stored
+        if not manifest.told_by:
+            return untold(manifest, name)
+        blob = os.path.join(manifest.blobs, manifest.told_by)
+        return as_manifest(inspect_path(blob, chosen, mark=mark, listed=listed), manifest, name)
     name = os.path.basename(path)
     # The user named this file: a directory's claim over it does not count.
     router = _Router(chosen)

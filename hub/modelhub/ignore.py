@@ -18,7 +18,10 @@ SCRATCH = b".modelhub-"
 
 _STORE_PARTIAL = re.compile(rb"-partial(-\d+)?$")
 _RSYNC = re.compile(rb"\..+\.[A-Za-z0-9]{6}$")
-_HIDDEN_DIRECTORIES = frozenset({b".git", b".hg", b".svn"})
+_HIDDEN_DIRECTORIES = frozenset({b".git", b".hg", b".svn", b".no_exist", b"._____temp"})
+_DATA = b"datasets--"
+"""How a Hugging Face cache calls the directory of a data set's repository. It has ``.no_exist`` for files that a repository does
+not have; ModelScope downloads into ``._____temp``."""
 
 Excluded = Callable[[bytes, bool], bool]
 """Told a path relative to the root, and whether it is a directory."""
@@ -34,8 +37,8 @@ def is_partial(name: bytes) -> bool:
 
 
 def is_hidden_directory(name: bytes) -> bool:
-    """Whether a directory of this name holds no models of its own: version control, our scratch."""
-    return name in _HIDDEN_DIRECTORIES or name.startswith(SCRATCH)
+    """Whether a directory of this name holds no models of its own: version control, our scratch, cached data sets."""
+    return name in _HIDDEN_DIRECTORIES or name.startswith((SCRATCH, _DATA))
 
 
 def exclusion(patterns: Sequence[str]) -> Excluded | None:

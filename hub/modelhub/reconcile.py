@@ -288,26 +288,31 @@ class Reconciliation:
             )
 
     def _store_tasks(self, store: bytes, directory: Directory) -> Iterator[Task]:
-        """Look at the blobs that new manifests name."""
-        from modelhub.stores import blobs_of
+        """Look at the blobs that new manifests name. Of a model whose weights are not there, the manifest is all that is
+        known."""
+        from modelhub.stores import manifest_name, read_manifest, untold
         from modelhub.workers import Task
 
         blobs = os.fsdecode(os.path.join(self.place, store, b"blobs"))
-        rest = []
+        rest: list[bytes] = []
+        found: list[Found] = []
         names: dict[str, int] = {}
         for name in sorted(directory.dirty):
-            manifest = os.path.join(directory.path, name)
-            weights = blobs_of(os.fsdecode(os.path.join(self.place, manifest)), blobs)
-            if not weights:
-                rest.append(manifest)
-                continue
+            path = os.path.join(directory.path, name)
             try:
-                names[weights[0]] = os.stat(os.path.join(blobs, weights[0])).st_size
-                self.blobs[blobs, weights[0]].append(manifest)
+                manifest = read_manifest(os.fsdecode(os.path.join(self.place, path)), blobs)
+                if manifest is None:
+                    rest.append(path)
+                elif manifest.told_by:
+                    names[manifest.told_by] = os.stat(os.path.join(blobs, manifest.told_by)).st_size
+                    self.blobs[blobs, manifest.told_by].append(path)
+                else:
+                    found.append(untold(manifest, manifest_name(os.fsdecode(path.partition(b"manifests/")[2]))))
             except OSError:
-                rest.append(manifest)
-        if rest:
-            self.index.apply([Look(directory.path, (), rest)])
+                rest.append(path)
+        if rest or found:
+            self._stat_others(found)
+            self.index.apply([self._there(Look(directory.path, found, rest))])
         if names:
             self.store_directories.add(blobs)
             yield Task(blobs, tuple(names.items()), (), tuple(names))
@@ -375,15 +380,18 @@ class Reconciliation:
         return replace(found, state="incomplete", reason=f"{os.path.basename(waiting[0])} is still being written")
 
     def _store_look(self, result: Result) -> Look:
-        from modelhub.stores import as_manifest, manifest_name
+        from modelhub.stores import as_manifest, manifest_name, read_manifest
 
         index = self.index
         found, unknown = [], []
         for item in result.found:
-            for manifest in self.blobs.pop((result.directory, os.path.basename(item.path)), []):
-                below = os.fsdecode(manifest.partition(b"manifests/")[2])
-                place = os.path.join(self.place, manifest)
-                found.append(as_manifest(item, os.fsdecode(place), manifest_name(below), index.stats[manifest].size))
+            for path in self.blobs.pop((result.directory, os.path.basename(item.path)), []):
+                try:
+                    manifest = read_manifest(os.fsdecode(os.path.join(self.place, path)), result.directory)
+                    if manifest is not None:
+                        found.append(as_manifest(item, manifest, manifest_name(os.fsdecode(path.partition(b"manifests/")[2]))))
+                except OSError:
+                    self.vanished.add(os.path.dirname(path))
         for name in result.unknown:
             unknown += self.blobs.pop((result.directory, name), [])
         self._stat_others(found)

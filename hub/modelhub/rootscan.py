@@ -206,7 +206,7 @@ class RootScan:
             return verdict.wait
 
         def again(row: Brief) -> bool:
-            return bool(row[4] & 2) or settling is not None or abs(self.now - row[2]) >= self.settle
+            return bool(row[4] & 6) or settling is not None or abs(self.now - row[2]) >= self.settle
 
         def known(path: bytes) -> bool:
             with self.catalog.database.read() as reader:

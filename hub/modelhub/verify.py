@@ -26,6 +26,7 @@ from modelhub.errors import ModelhubError, PluginError, UsageError
 from modelhub.files import Checkpoint
 from modelhub.found import Found
 from modelhub.model import Model, finding_json, printable
+from modelhub.promises import git_digest, promise
 from modelhub.table import Table
 from modelhub.types import Extent, Finding
 
@@ -292,6 +293,7 @@ def check_digests(model: Model, catalog: Catalog | None, report: VerifyReport, h
     """SHA-256 of every file against what an earlier read recorded; what is new is recorded."""
     for digest in map(hashing.digest, model.file_paths):
         report.bytes += digest.stat.st_size
+        yield from _check_promise(digest.path, digest.sha256.hex())
         before = catalog.file_digest(digest.path) if catalog else None
         if before is None:
             recorded = catalog.set_file_digest(digest.path, digest.sha256, digest.stat) if catalog else False
@@ -306,6 +308,19 @@ def check_digests(model: Model, catalog: Catalog | None, report: VerifyReport, h
                 f"SHA-256 is {digest.sha256.hex()}, {before.hex()} was recorded for the same size and time: the bytes have rotted"
             )
             yield Finding("digest", "error", message, file=digest.path)
+
+
+def _check_promise(path: str, sha256: str) -> Iterable[Finding]:
+    """A file against the digest that its store, or whoever downloaded it, wrote down."""
+    promised = promise(path)
+    if promised is None:
+        return
+    kind, found = ("SHA-256", sha256) if promised.is_sha256 else ("git's SHA-1", git_digest(path))
+    if found == promised.digest:
+        yield Finding("digest", "info", f"{kind} is what {promised.by} says", file=path)
+    else:
+        message = f"{kind} is {found}, {promised.by} says {promised.digest}: these are not the bytes that were downloaded"
+        yield Finding("digest", "error", message, file=path)
 
 
 def check_sums(model: Model, path: str, report: VerifyReport, hashing: Hashing) -> Iterable[Finding]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Format, Op, Recipe, hookimpl
+from modelhub import Conversion, Format, Op, Recipe, hookimpl
 
 from modelhub_huggingface import packed
+from modelhub_huggingface.frameworks.convert import conversions
 from modelhub_huggingface.layout import detect_directory
 from modelhub_huggingface.packed.recipes import recipes
 from modelhub_huggingface.reader import read
@@ -43,3 +44,8 @@ def modelhub_ops() -> Iterator[Op]:
 @hookimpl
 def modelhub_recipes() -> Iterator[Recipe]:
     yield from recipes()
+
+
+@hookimpl
+def modelhub_conversions() -> Iterator[Conversion]:
+    yield from conversions()

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from modelhub import Detection, FileProblem, Listing, ModelhubError, Rejected, ShardGroup, group_of, read_json
 
+from modelhub_huggingface.interrupted import interrupted
+
 CONFIG = "config.json"
 MAX_CONFIG = 16 << 20
 
@@ -40,8 +42,11 @@ class Container(NamedTuple):
 CONTAINERS = (
     Container("safetensors", "model", ".safetensors", unusual=r"(?!adapter|optimizer).+\.safetensors"),
     Container("pytorch", "pytorch_model", ".bin"),
+    Container("keras", "tf_model", ".h5"),
+    Container("flax", "flax_model", ".msgpack"),
 )
-"""The first that is complete is preferred, as transformers prefers safetensors."""
+"""The first that is complete is preferred, as transformers prefers safetensors. The last two are those of its models for other
+frameworks (`modelhub_huggingface.frameworks`)."""
 
 _BELONGS = re.compile(
     r".*\.(json|txt|md|model|jinja|py|tiktoken|jsonl|spm|bpe|vocab|imatrix)|(licen[cs]e|notice|copying|usage_policy|use_policy)([._-].*)?|\.gitattributes",
@@ -54,12 +59,14 @@ _TEMPLATES = "additional_chat_templates"
 
 
 def detect_directory(listing: Listing) -> Detection | Rejected | None:
-    """A directory with a configuration and weights; None where either is missing (a tokenizer alone is no checkpoint)."""
-    if CONFIG not in listing or "model_index.json" in listing:
+    """A directory with a configuration and weights; or what there is so far of one that is being downloaded, incomplete. None for
+    anything else: a tokenizer alone is no checkpoint."""
+    if (not _OTHERS.isdisjoint(listing.files) and CONFIG not in listing) or "model_index.json" in listing:
         return None
-    weights = _choose(listing)
+    weights = _choose(listing) if CONFIG in listing else None
     if weights is None:
-        return None
+        documents = [name for name in listing.files if _belongs(listing, name)]
+        return interrupted(listing, sorted(documents, key=lambda name: name != CONFIG), cache_name(listing.path)[0])
     index = [weights.index_name] if weights.index_name else []
     others = [name for name in listing.files if _belongs(listing, name) and name not in index and name != CONFIG]
     files = [*weights.present, *index, CONFIG, *others, *_below(listing)]
@@ -121,8 +128,13 @@ def _names_a_model(listing: Listing) -> bool:
     return any(isinstance(config.get(key), (str, list)) for key in ("model_type", "architectures"))
 
 
+def is_document(name: str) -> bool:
+    """Whether a file called ``name`` belongs to the weights beside it, by its name alone."""
+    return name not in _OTHERS and _BELONGS.fullmatch(name) is not None
+
+
 def _belongs(listing: Listing, name: str) -> bool:
-    if name in _OTHERS or not _BELONGS.fullmatch(name):
+    if not is_document(name):
         return False
     if ".index." in name and name.endswith(
         ".json"

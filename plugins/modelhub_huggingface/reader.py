@@ -7,6 +7,7 @@ from typing import Any
 
 from modelhub import Checkpoint, Columns, Extent, FileProblem, Finding, Metadata, Tensor, read_as, read_index, read_json
 
+from modelhub_huggingface import frameworks
 from modelhub_huggingface.card import read_card
 from modelhub_huggingface.config import DTYPES_OF_TORCH, describe
 from modelhub_huggingface.layout import CONFIG, CONTAINERS, MAX_CONFIG, cache_name
@@ -16,7 +17,7 @@ from modelhub_huggingface.quantization import OLDER_FILES, Quantization, quantiz
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata | Finding]:
     """The tensors and findings of the container as they are, and one `Metadata` for the whole."""
-    config = read_json(checkpoint.open(CONFIG), limit=MAX_CONFIG)
+    config = read_json(checkpoint.open(CONFIG), limit=MAX_CONFIG) if CONFIG in checkpoint or not checkpoint.missing else {}
     values = describe(config)
     quantized = _quantization(checkpoint, config)
     precision = quantized.label
@@ -27,7 +28,9 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata | Findi
     container, weights = weights_of(checkpoint.directory, checkpoint.files)
     stored: dict[str, str] = {}
     packed: list[Tensor] = []
-    if weights:
+    if container in frameworks.CONTAINERS:
+        yield from frameworks.read(container, checkpoint, weights)
+    elif weights:
         for record in read_as(container, checkpoint, weights):
             if isinstance(record, Metadata):
                 stored.update(record.stored)

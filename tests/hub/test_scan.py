@@ -327,7 +327,10 @@ def test_hugging_face_cache(catalog: Catalog, drive: Path, rescan: Scan) -> None
     assert catalog.contents(one) == catalog.contents(two)
     assert counts(rescan()) == (2, 0, 2, 0, 0, 0)
     blob.unlink()
-    assert rescan().missing == 2
+    assert rescan().missing == 0
+    assert [(item.id, item.state) for item in catalog.models(sort="path")] == [(one.id, "incomplete"), (two.id, "incomplete")]
+    assert all("model.safetensors (a link" in item.reason for item in catalog.models())
+    assert counts(rescan())[:4] == (2, 0, 2, 0)
 
 
 class RawPool:
@@ -356,7 +359,7 @@ def test_ollama_store(catalog: Catalog, drive: Path) -> None:
     blob.parent.mkdir(parents=True)
     blob.write_bytes(b"RAWF32\0\0" + bytes(64))
     (drive / "models" / "blobs" / f"sha256-{'cd' * 32}").write_text("{}")
-    layers = [{"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}", "size": 1}]
+    layers = [{"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}", "size": 72}]
     for name in ("registry.ollama.ai/library/tiny/latest", "registry.ollama.ai/acme/tiny/7b"):
         manifest = drive / "models" / "manifests" / name
         manifest.parent.mkdir(parents=True)

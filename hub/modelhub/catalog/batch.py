@@ -136,6 +136,8 @@ class Batch:
             again, state = (1, state) if young else (0, "invalid")
         if again:
             indexer.again.update(map(os.path.dirname, files))
+        elif any("/" in name for name in found.missing):
+            again = 4  # what it waits for comes into another directory, and nothing changes in its own
         indexer.recorded += 1
         indexer.invalid += state == "invalid"
         size = min(found.size, LARGEST)

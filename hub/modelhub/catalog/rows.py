@@ -21,7 +21,8 @@ Brief = tuple[bytes, int, int, int, int]
 
 
 class FileRow(NamedTuple):
-    """A file as the catalog has it, in the order of `FILE_COLUMNS`. ``flags``: 1 look again, 2 missing."""
+    """A file as the catalog has it, in the order of `FILE_COLUMNS`. ``flags``: 1 look again, 2 missing, 4 look
+    again every time."""
 
     path: bytes
     size: int
