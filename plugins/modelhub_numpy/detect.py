@@ -1,23 +1,63 @@
 """Which of NumPy's files are models.
 
-An archive of arrays is taken for one. A single `.npy` is one where it looks like weights: floats in two dimensions or more, and
-no more than `NEIGHBOURS` of its kind beside it, for data sets come by the thousand. The rest are files of no known format.
+Arrays are weights or data, and nothing in the files says which. An archive is taken for a model where it looks like one: a
+matrix of floats, or an array that is called like a weight, and not the names of a data set; a single `.npy` where it is a matrix
+of floats and no more than `NEIGHBOURS` of its kind stand beside it, for data sets come by the thousand. The rest are files of no
+known format. A file that was asked for by its name is shown whatever is in it.
 """
 
 from __future__ import annotations
 
-from modelhub import Detection, File, InvalidFile, Rejected, UnsupportedFile
+import re
+from collections.abc import Iterator
+from itertools import islice
 
-from modelhub_numpy.header import MAGIC, parse
+from modelhub import Detection, File, InvalidFile, Rejected, UnsupportedFile, zip_members
+
+from modelhub_numpy.header import MAGIC, PEEK, Header, parse
 
 NEIGHBOURS = 32
+FLOATS = ("F64", "F32", "F16", "BF16")
+MAX_LOOKED = 64
+"""Arrays of an archive that are looked at."""
+_DATA = re.compile(
+    r"(x|y|data|targets?|labels?|images?|inputs?|outputs?|features?|samples?|train|test|val(id(ation)?)?|idx|ind(ex|ices)|time(s|stamps)?)"
+    r"(_?(\d+|x|y|train(ing)?|test(ing)?|val(id(ation)?)?|dev|data|labels?|images?|targets?|features?))?",
+    re.IGNORECASE,
+)
+"""How the arrays of a data set are called."""
+_WEIGHT = re.compile(
+    r"(.*[/._])?(weights?|kernel|bias|gamma|beta|scale|embeddings?|coefs?_?|intercepts?_?)(_\d+)?", re.IGNORECASE
+)
+"""How a model's are."""
 
 
 def detect_npz(file: File) -> Detection | Rejected | None:
-    """An `.npz` that is a zip; whether arrays are in it is for the reader to say."""
-    if file.head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return Detection([file.path], confidence=90)
-    return Rejected(f"an .npz archive is a zip, this starts with {file.head[:4]!r}", confidence=60)
+    """An `.npz` whose arrays look like weights."""
+    if not file.head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return Rejected(f"an .npz archive is a zip, this starts with {file.head[:4]!r}", confidence=60)
+    return Detection([file.path], confidence=90) if file.asked or _has_weights(file) else None
+
+
+def _has_weights(file: File) -> bool:
+    arrays = dict(islice(_arrays(file), MAX_LOOKED))
+    if any(header.dtype in FLOATS and _WEIGHT.fullmatch(name) for name, header in arrays.items()):
+        return True
+    if all(_DATA.fullmatch(name) for name in arrays):
+        return False
+    if len(arrays) < 4 and _crowded(file, ".npz"):
+        return False
+    return any(header.dtype in FLOATS and len(header.shape) > 1 for header in arrays.values())
+
+
+def _arrays(file: File) -> Iterator[tuple[str, Header]]:
+    """The arrays of an archive, by their names; those with headers that are none, or very long ones, are for the reader."""
+    for member in zip_members(file, fold_case=False):
+        if member.name.endswith(".npy"):
+            try:
+                yield member.name.removesuffix(".npy"), parse(member.peek(file, PEEK), member.name)
+            except (InvalidFile, UnsupportedFile):
+                continue
 
 
 def detect_npy(file: File) -> Detection | Rejected | None:
@@ -30,8 +70,10 @@ def detect_npy(file: File) -> Detection | Rejected | None:
         return Rejected(str(error), confidence=90, state="unsupported")
     except InvalidFile as error:
         return Rejected(str(error), confidence=90)
-    if header.dtype not in ("F64", "F32", "F16", "BF16") or len(header.shape) < 2:
-        return None
-    if sum(name.endswith(".npy") for name in file.siblings or ()) > NEIGHBOURS:
+    if not file.asked and (header.dtype not in FLOATS or len(header.shape) < 2 or _crowded(file, ".npy")):
         return None
     return Detection([file.path], confidence=90)
+
+
+def _crowded(file: File, suffix: str) -> bool:
+    return sum(name.endswith(suffix) for name in file.siblings or ()) > NEIGHBOURS

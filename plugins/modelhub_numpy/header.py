@@ -41,6 +41,11 @@ class Header(NamedTuple):
         """The dtype by modelhub's name; "" where there is none."""
         return DTYPES.get(self.descr[1:], "") if self.descr[:1] in "<>|=" else ""
 
+    @property
+    def is_pickled(self) -> bool:
+        """Whether the data are a pickle: NumPy has one for any type with objects in it, a field of a record too."""
+        return "O" in re.findall(r"[<>|=]([A-Za-z])", self.descr)
+
 
 def length(data: bytes, what: str) -> int:
     """Bytes of magic, version, length and header, told from the first twelve."""

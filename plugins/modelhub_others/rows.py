@@ -1,4 +1,4 @@
-"""The formats of single files, one row each: names, how the content tells it, what it is and what opens it.
+"""The formats of single files, one row each: names, how the content tells it, what it is, why it is not read, what opens it.
 
 Magic numbers and identifiers are those of the tools' own sources, named in `modelhub_others.contents`.
 """
@@ -15,13 +15,15 @@ from modelhub_others import contents
 
 
 class Row(NamedTuple):
-    """``look(file)`` says in a few words what the content is, None where it is something else. ``opens``: what can be done with
-    it. ``companions(file)``: the names of all its files, the primary one first, where there may be several."""
+    """``look(file)`` says in a few words what the content is, None where it is something else. ``why``: what keeps it from being
+    read here; ``opens``: what can be done with it. ``companions(file)``: the names of all its files, the primary one first, where
+    there may be several."""
 
     name: str
     title: str
     suffixes: tuple[str, ...]
     look: Callable[[File], str | None]
+    why: str
     opens: str
     magics: tuple[bytes, ...] = ()
     companions: Callable[[File], Sequence[str]] | None = None
@@ -37,7 +39,7 @@ class Row(NamedTuple):
         names = self.companions(file) if self.companions else [file.name]
         directory = os.path.dirname(file.path)
         files = [os.path.join(directory, name) for name in names]
-        return Rejected(f"{what}: listed, not read; {self.opens}", 90, state="unsupported", files=files)
+        return Rejected(f"{what}: listed, not read: {self.why}; {self.opens}", 90, state="unsupported", files=files)
 
 
 ROWS = (
@@ -46,18 +48,50 @@ ROWS = (
         "TensorRT engine",
         (".engine", ".plan", ".trt"),
         contents.tensorrt,
+        "it is compiled for one kind of GPU, and its layout is NVIDIA's secret",
         "TensorRT opens it, on the kind of GPU that it was built on. Convert the model that it was built from",
         magics=(contents.TENSORRT,),
     ),
-    Row("executorch", "ExecuTorch program", (".pte", ".ptd"), contents.executorch, "the ExecuTorch runtime opens it"),
-    Row("mnn", "MNN", (".mnn",), contents.mnn, "MNN opens it", companions=contents.mnn_files),
-    Row("ncnn", "ncnn", (".param", ".param.bin"), contents.ncnn, "ncnn opens it", companions=contents.ncnn_files),
-    Row("rknn", "RKNN", (".rknn",), contents.rknn, "Rockchip's RKNN runtime opens it, on its chips"),
+    Row(
+        "executorch",
+        "ExecuTorch program",
+        (".pte", ".ptd"),
+        contents.executorch,
+        "its weights are packed for the kernels that run them",
+        "the ExecuTorch runtime opens it",
+    ),
+    Row(
+        "mnn",
+        "MNN",
+        (".mnn",),
+        contents.mnn,
+        "its weights stand among the operators, packed as they ask for",
+        "MNN opens it",
+        companions=contents.mnn_files,
+    ),
+    Row(
+        "ncnn",
+        "ncnn",
+        (".param", ".param.bin"),
+        contents.ncnn,
+        "its weights have neither names nor shapes of their own",
+        "ncnn opens it",
+        companions=contents.ncnn_files,
+    ),
+    Row(
+        "rknn",
+        "RKNN",
+        (".rknn",),
+        contents.rknn,
+        "it is compiled for one kind of chip, and its layout is Rockchip's secret",
+        "Rockchip's RKNN runtime opens it, on its chips",
+    ),
     Row(
         "nemo",
         "NeMo archive",
         (".nemo",),
         contents.nemo,
+        "a tar is not looked into",
         "NVIDIA NeMo opens it; unpacked (tar -xf), its model_weights.ckpt is a PyTorch checkpoint",
     ),
     Row(
@@ -65,14 +99,23 @@ ROWS = (
         "TorchServe archive",
         (".mar",),
         contents.torchserve,
+        "it holds a handler's code beside the weights",
         "TorchServe opens it, and runs the code in it; unpacked (unzip), the weights in it can be listed",
     ),
-    Row("pt2", "PyTorch exported program", (".pt2",), contents.pt2, "torch.export.load opens it"),
+    Row(
+        "pt2",
+        "PyTorch exported program",
+        (".pt2",),
+        contents.pt2,
+        "it is a program, with its weights as the exporter keeps them",
+        "torch.export.load opens it",
+    ),
     Row(
         "joblib",
         "joblib pickle",
         (".joblib",),
         contents.joblib,
+        "it is a pickle of any objects, not a state dict",
         "loading it (joblib.load) runs whatever it says: only from whom you trust",
     ),
     Row(
@@ -80,6 +123,7 @@ ROWS = (
         "llamafile",
         (".llamafile",),
         contents.llamafile,
+        "the model is inside of an executable",
         "it is a program, and a zip: unzip takes the GGUF model out of it",
         magics=(contents.APE,),
     ),
@@ -88,6 +132,7 @@ ROWS = (
         "PaddlePaddle",
         (".pdmodel", ".pdiparams", ".pdparams", ".pdopt"),
         contents.paddle,
+        "its tensors are named by the program that they belong to",
         "PaddlePaddle opens it (paddle2onnx makes ONNX of an inference model)",
         companions=contents.paddle_files,
     ),

@@ -52,8 +52,36 @@ def test_objects_and_records_are_listed_and_never_loaded(tmp_path: Path, modelhu
     np.savez(tmp_path / "mixed.npz", w=np.ones((2, 2), "f4"), o=np.array([{}], object), r=np.zeros(2, kind))
     shown = modelhub("show", tmp_path / "mixed.npz", "--tensors", "--json").json
     assert (shown["state"], [item["name"] for item in shown["tensors"]]) == ("ready", ["w", "o", "r"])
+    assert [(item["severity"], item["message"][:3]) for item in shown["findings"]] == [("warning", "o: ")]
     refused = modelhub("convert", tmp_path / "mixed.npz", "--to", "safetensors", "-o", tmp_path / "x.safetensors", status=3)
     assert "pickled: never loaded" in refused.stderr
+
+
+def test_a_file_of_pickles_alone_is_not_ready(tmp_path: Path, modelhub) -> None:
+    np.savez(tmp_path / "all.npz", o=np.array([{}], object))
+    np.save(tmp_path / "one.npy", np.array([[None]], object), allow_pickle=True)
+    for name in ("all.npz", "one.npy"):
+        shown = modelhub("show", tmp_path / name, "--json").json
+        assert shown["state"] == "unsupported"
+        assert "allow_pickle" in shown["reason"]
+
+
+def test_archives_of_data_are_no_models_and_shown_when_asked_for(tmp_path: Path, modelhub) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.random((5, 4), np.float32)
+    (tmp_path / "samples").mkdir()
+    np.savez(tmp_path / "labels.npz", y=np.arange(9))
+    np.savez(tmp_path / "mnist.npz", x_train=image, y_train=np.arange(5), x_test=image, y_test=np.arange(5))
+    for number in range(40):
+        np.savez(tmp_path / f"samples/{number}.npz", image=image, depth=image)
+    np.savez(tmp_path / "vit.npz", **{"embedding/kernel": image, "head/bias": image[0]})
+    np.savez(tmp_path / "linear.npz", coef_=image[0], intercept_=np.float64(1))
+    np.savez(tmp_path / "unnamed.npz", image, image)
+    modelhub("scan", tmp_path)
+    assert sorted(row["name"] for row in modelhub("ls", "--json").json) == ["linear", "unnamed", "vit"]
+    assert modelhub("show", tmp_path / "labels.npz", "--json").json["parameters"] == 9
+    np.save(tmp_path / "ids.npy", np.arange(7))
+    assert modelhub("show", tmp_path / "ids.npy", "--json").json["parameters"] == 7
 
 
 def test_bfloat16_as_ml_dtypes_stores_it(tmp_path: Path, modelhub) -> None:
