@@ -192,7 +192,8 @@ def make_plan(
         losses += assigned.losses
         fallbacks = assigned.fallbacks
         derived = _edit(_tie(assigned.table, target, losses), target, options.set)
-    _note_losses(source, losses)
+    if program is None:  # a program has its own way with what is stored
+        _note_losses(source, losses)
     path = model.file_paths[0] if options.in_place else _place(model, target, recipe, output, put[0][0].kind if put else "")
     size = sum(tensor_nbytes(tensor) for tensor in _unique(derived, target))
     check_suffix(path, target, plugins)

@@ -50,7 +50,13 @@ def runs(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
     try:
         loaded = running.session(file.path)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common type of their own
-        yield Finding(RUNS, "error", f"onnxruntime does not load it: {' '.join(str(error).split())[:500]}", file=file.name)
+        said = " ".join(str(error).split())[:500]
+        theirs = [domain for domain in describe.custom_domains(load(checkpoint)) if not domain.startswith("com.microsoft")]
+        if theirs and any(domain in said for domain in theirs):
+            whose = f"operators of {theirs[0][:200]!r} are in a library of native code, and none is loaded here"
+            yield Finding(RUNS, "warning", f"not run: its {whose} (onnxruntime: {said})", file=file.name)
+        else:
+            yield Finding(RUNS, "error", f"onnxruntime does not load it: {said}", file=file.name)
         return
     try:
         feeds = running.suitable(loaded, 1)
@@ -62,5 +68,4 @@ def runs(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
     for name, value in zip(names, outputs, strict=True):
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.isnan(value).any():
             yield Finding(RUNS, "warning", f"output {name[:200]!r} has NaN on made-up inputs", file=file.name)
-    shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in feeds[0].items())
-    yield Finding(RUNS, "info", f"onnxruntime runs it on {shapes[:300]}", file=os.path.basename(file.path))
+    yield Finding(RUNS, "info", f"onnxruntime runs it on {running.described(feeds[0])}", file=os.path.basename(file.path))

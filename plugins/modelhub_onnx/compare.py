@@ -22,6 +22,9 @@ MADE_UP = 4
 MOST = 16
 """Sets of inputs that two models are compared on: so many made up, or at most so many of the user's."""
 
+DOUBTFUL = 0.9
+"""A cosine below which the outputs of two models are called different."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -54,7 +57,8 @@ def inputs(loaded: Session, options: Mapping[str, str]) -> tuple[Sequence[Feed],
         feeds = list(islice(running.given(options["calibration"], loaded), MOST))
         return feeds, f"{len(feeds)} set{'s' if len(feeds) > 1 else ''} of inputs from --calibration"
     try:
-        return running.suitable(loaded, MADE_UP), f"{MADE_UP} sets of made-up inputs"
+        feeds = running.suitable(loaded, MADE_UP)
+        return feeds, f"{MADE_UP} sets of made-up inputs, {running.described(feeds[0])}"
     except ValueError as error:
         raise UsageError(
             f"inputs that are made up do not suit this model: {error}", "--calibration PATH (.npz) gives it inputs of its own"
@@ -122,6 +126,17 @@ def _tolerate(name: str, before: Any, after: Any, atol: float, rtol: float) -> N
             f"{after[worst]:.6g} for {before[worst]:.6g}",
             "nothing was written",
         )
+
+
+def doubts(rows: Sequence[Mapping[str, Any]], options: Mapping[str, str]) -> list[str]:
+    """A word for each output that has little to do with its source's; none where the user said what is near enough."""
+    if "atol" in options or "rtol" in options:
+        return []
+    return [
+        f"output {row['name']!r} has little to do with its source's (cosine {row['cosine']:.3f}): --atol and --rtol refuse such"
+        for row in rows
+        if row.get("cosine") is not None and row["cosine"] < DOUBTFUL
+    ]
 
 
 def tolerances(options: Mapping[str, str]) -> None:

@@ -84,7 +84,7 @@ def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str], way: sm
             notes.append(f"the export alone is off by at most {max(float(row['max_error']) for row in rows):.3g}")
             notes += way.apply(exported, output, expected, options)
             rows = compare.against(expected, output, options)
-    return ProgramResult(compared=rows, notes=[*notes, f"compared with {expected.whose}"])
+    return ProgramResult(compared=rows, notes=[*notes, *compare.doubts(rows, options), f"compared with {expected.whose}"])
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ other; nothing here says how far apart is too far.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ Session = Any
 
 SIDES = (8, 1, 512, 576, 64, 256, 16000, 2, 3, 224)
 """What is tried for sides that a model leaves open and no name explains: short texts, one of a kind, windows of audio, images."""
+IMAGE_SIDES = (64, 224, 320, 48, 512, 256, 8, 1)
+"""The same, for models whose inputs have an image's four dimensions."""
 MAX_ELEMENTS = 1 << 26
 _TYPES = {
     "tensor(float)": "<f4", "tensor(float16)": "<f2", "tensor(double)": "<f8", "tensor(int64)": "<i8", "tensor(int32)": "<i4",
@@ -49,24 +52,48 @@ def run(loaded: Session, feeds: Sequence[Feed]) -> list[list[Any]]:
 
 
 def suitable(loaded: Session, count: int) -> list[Feed]:
-    """Inputs that the model takes, made up: the first guess at its open sides that runs. ValueError with onnxruntime's last words
-    where none does, or where an input is nothing that can be made up."""
+    """Inputs that the model takes, made up: the first guess at its open sides that runs and gives something else than nothing and
+    zeros, or the first that runs. ValueError with onnxruntime's first words where none does, or where an input is nothing that
+    can be made up."""
     said = ""
     seen: set[str] = set()
-    for side in SIDES:
+    second: list[Feed] = []
+    for side in IMAGE_SIDES if any(len(one.shape) == 4 for one in loaded.get_inputs()) else SIDES:
         for most in (97, 2):
-            feeds: list[Feed] = [dict(invented(loaded, side, most, seed)) for seed in range(count)]
+            try:
+                feeds: list[Feed] = [dict(invented(loaded, side, most, seed)) for seed in range(count)]
+            except _TooLarge as error:
+                said = said or str(error)
+                continue
             key = str([(name, array.shape, most if array.dtype.kind in "iu" else 0) for name, array in feeds[0].items()])
             if key in seen:
                 continue
             seen.add(key)
             try:
-                loaded.run(None, feeds[0])
+                outputs = loaded.run(None, feeds[0])
             except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common type of their own
                 said = said or str(error).strip().splitlines()[0][:300]
                 continue
-            return feeds
+            if _tell(outputs):
+                return feeds
+            second = second or feeds
+    if second:
+        return second
     raise ValueError(said or "it takes no inputs that can be made up")
+
+
+class _TooLarge(ValueError):
+    """A guess at the open sides that comes to too many elements."""
+
+
+def _tell(outputs: Sequence[Any]) -> bool:
+    """Is there an output by which two models could be told apart: a number that is not zero?"""
+    return any(getattr(one, "size", 0) and (one.dtype.kind not in "biuf" or one.any()) for one in outputs)
+
+
+def described(feed: Feed) -> str:
+    """The inputs and their sides: ``x[1, 3, 64, 64]``."""
+    return ", ".join(f"{name}{list(array.shape)}" for name, array in feed.items())[:300]
 
 
 def invented(loaded: Session, side: int, most: int, seed: int) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -77,15 +104,23 @@ def invented(loaded: Session, side: int, most: int, seed: int) -> Iterator[tuple
     random = np.random.default_rng(seed)
     for one in loaded.get_inputs():
         if one.type == "tensor(string)":
-            yield one.name, np.full([_side(item, side) for item in one.shape], "text", object)
+            yield one.name, np.full(_shape(one.shape, side), "text", object)
             continue
         kind = _TYPES.get(one.type)
         if kind is None:
             raise ValueError(f"input {one.name!r} is a {one.type}, which cannot be made up")
-        shape = [_side(item, side) for item in one.shape]
+        shape = _shape(one.shape, side)
         if np.prod(shape, dtype=np.float64) > MAX_ELEMENTS:
-            raise ValueError(f"input {one.name!r} of {shape} is too large to make up")
-        yield one.name, _values(one.name.lower(), np.dtype(kind), shape, most, random)
+            raise _TooLarge(f"input {one.name!r} of {shape} is too large to make up")
+        if "len" in one.name.lower() and np.dtype(kind).kind in "iu" and len(shape) < 2 and most > 2:
+            yield one.name, np.full(shape, side, kind)  # of what comes beside it: all of it
+        else:
+            yield one.name, _values(one.name.lower(), np.dtype(kind), shape, most, random)
+
+
+def _shape(sides: Sequence[int | str | None], side: int) -> list[int]:
+    first = [1] if len(sides) == 4 and not isinstance(sides[0], int) else []  # of images one is enough
+    return first + [_side(item, side) for item in sides[len(first) :]]
 
 
 def _side(item: int | str | None, side: int) -> int:
@@ -141,24 +176,48 @@ def given_files(path: str) -> list[str]:
 def given(path: str, loaded: Session) -> Iterator[Feed]:
     """Sets of inputs from the user's files, one after another: an ``.npz`` has an array for each of the model's inputs, an
     ``.npy`` is for a model of one input. UsageError where they do not fit; nothing in them is unpickled."""
-    import numpy as np
 
     wanted = {one.name: one for one in loaded.get_inputs()}
     for file in given_files(path):
-        try:
-            data = np.load(file, allow_pickle=False)
-            arrays = {next(iter(wanted)): data} if isinstance(data, np.ndarray) else {name: data[name] for name in data.files}
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{file} cannot be read: {error}") from error
+        name = os.path.basename(file)
+        arrays = _arrays(file, next(iter(wanted), ""))
         if set(arrays) != set(wanted):
             raise UsageError(
-                f"{os.path.basename(file)} has {', '.join(sorted(arrays)) or 'nothing'}, the model takes {', '.join(wanted)}",
+                f"{name} has {', '.join(sorted(arrays)) or 'nothing'}, the model takes {', '.join(wanted)}",
                 "numpy.savez(PATH, NAME=array, ...) writes a set of inputs",
             )
-        for name, array in arrays.items():
-            kind = _TYPES.get(wanted[name].type)
-            if kind and array.dtype.kind == np.dtype(kind).kind:
-                arrays[name] = array.astype(kind)
-            elif kind:
-                raise UsageError(f"{os.path.basename(file)}: {name} is {array.dtype}, the model takes {wanted[name].type}")
-        yield arrays
+        yield {key: _fitting(f"{name}: {key}", array, wanted[key]) for key, array in arrays.items()}
+
+
+def _arrays(file: str, only: str) -> dict[str, Any]:
+    """The arrays in a file; that of an ``.npy`` is for the input called ``only``."""
+    import numpy as np
+
+    with open(file, "rb") as start:
+        if not start.read(6).startswith((b"PK\3\4", b"\x93NUMPY")):
+            raise UsageError(f"{file} is no file of NumPy's", "numpy.savez(PATH, NAME=array, ...) writes a set of inputs")
+    try:
+        data = np.load(file, allow_pickle=False)
+        return {only: data} if isinstance(data, np.ndarray) else {key: data[key] for key in data.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+
+
+def _fitting(who: str, array: Any, wanted: Any) -> Any:
+    """An array as the model's input takes it: of another width, perhaps, but of the same kind and shape."""
+    import numpy as np
+
+    kind = _TYPES.get(wanted.type)
+    if kind and array.dtype.kind != np.dtype(kind).kind:
+        raise UsageError(f"{who} is {array.dtype}, the model takes {wanted.type}")
+    sides = list(getattr(wanted, "shape", None) or array.shape)
+    if len(sides) != array.ndim or any(
+        isinstance(side, int) and side != have for side, have in zip(sides, array.shape, strict=True)
+    ):
+        shape = ", ".join(str(side or "?") for side in sides)
+        more = len(sides) + 1 == array.ndim
+        raise UsageError(
+            f"{who} has the shape {list(array.shape)}, the model takes [{shape}]",
+            "each file is one set of inputs" if more else "",
+        )
+    return array.astype(kind) if kind else array

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelhub import Checkpoint, File, ModelhubError, Program, ProgramResult, Table, UsageError
@@ -27,6 +28,8 @@ INLINE_LIMIT = 1_900_000_000
 """Bytes of weights from which on a model is written with external data: protobuf's messages end at 2 GiB."""
 BLOCK = 32
 """Weights that share a scale in MatMulNBits: as fine as llama.cpp's."""
+CHANNELS = 13
+"""The operator set from which on ``DequantizeLinear`` has scales per channel."""
 BASE = 512 << 20
 """What onnx and onnxruntime take by themselves."""
 
@@ -34,13 +37,15 @@ Make = Callable[["onnx.ModelProto", str, compare.Reference, Mapping[str, str]], 
 
 
 class Way(NamedTuple):
-    """A way to make a model smaller. ``copies``: how often the weights are in memory at once, at the most."""
+    """A way to make a model smaller. ``copies``: how often the weights are in memory at once, at the most. ``otherwise``: what to
+    do where it finds nothing to quantize."""
 
     recipe: str
     title: str
     make: Make
     copies: int
     requires: tuple[str, ...] = ()
+    otherwise: str = ""
 
     def memory(self, nbytes: int) -> int:
         """Bytes that it may take for weights of ``nbytes``."""
@@ -52,19 +57,35 @@ class Way(NamedTuple):
             raise UsageError("int8-static needs inputs to calibrate with", "--calibration PATH: an .npz, or a directory of such")
 
     def apply(self, source: str, output: str, expected: compare.Reference, options: Mapping[str, str]) -> list[str]:
-        """Make ``output`` of the model at ``source``. Notes for the user."""
-        return self.make(_load(source), output, expected, options)
+        """Make ``output`` of the model at ``source``. Notes for the user. ModelhubError where the tools changed nothing, which
+        they do not mention."""
+        before = _quantized(source)
+        try:
+            notes = self.make(_load(source), output, expected, options)
+        except (ModelhubError, MemoryError):
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+            hint = "it is quantized already: make it of the model that this was made of" if before else self.otherwise
+            raise ModelhubError(
+                f"onnxruntime's tool for {self.recipe} does not get through with this model: {what}", hint
+            ) from error
+        if self.make is not _fp16 and _quantized(output) <= before:
+            what = "this model is quantized already, and nothing more of it" if before else "nothing in this model"
+            raise ModelhubError(f"{what} could be quantized in this way", self.otherwise)
+        return notes
 
 
 def ways() -> list[Way]:
     """One for each recipe."""
-    blocks = ("onnx_ir",)
+    blocks, products = ("onnx_ir",), "only products with constant matrices are"
+    convolutions = "int8-static --calibration quantizes convolutions too"
     return [
         Way("fp16", "Half precision, inputs and outputs as they are", _fp16, 5),
-        Way("int8", "INT8 weights, activations quantized as they come (dynamic)", _int8, 6),
+        Way("int8", "INT8 weights, activations quantized as they come (dynamic)", _int8, 6, otherwise=convolutions),
         Way("int8-static", "INT8 weights and activations, calibrated (QDQ)", _int8_static, 6),
-        Way("int4", f"INT4 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(4), 4, blocks),
-        Way("int8-weights", f"INT8 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(8), 4, blocks),
+        Way("int4", f"INT4 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(4), 4, blocks, products),
+        Way("int8-weights", f"INT8 weights in blocks of {BLOCK} (MatMulNBits)", _blocks(8), 4, blocks, products),
     ]
 
 
@@ -99,7 +120,7 @@ def _run(way: Way, checkpoint: Checkpoint, output: str, options: Mapping[str, st
         return output
 
     rows, whose = compare.checked(checkpoint.primary.path, options, work)
-    return ProgramResult(compared=rows, notes=[*notes, f"compared on {whose}"])
+    return ProgramResult(compared=rows, notes=[*notes, *compare.doubts(rows, options), f"compared on {whose}"])
 
 
 @contextmanager
@@ -116,8 +137,11 @@ def own_temporary_files(directory: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The tools log each node that they pass by."""
-    logging.disable(logging.WARNING)
+    """The tools log each node that they pass by, and onnxruntime shapes that it did not expect."""
+    import onnxruntime  # type: ignore[import-untyped]
+
+    onnxruntime.set_default_logger_severity(4)
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
@@ -125,11 +149,15 @@ def quiet() -> Iterator[None]:
 
 
 def _load(path: str) -> onnx.ModelProto:
-    """The model with its weights. Shapes are inferred before external data is read: inference copies the message."""
+    """The model with its weights, its own functions written out where they are called: the tools look at nodes. Shapes are
+    inferred before external data is read: inference copies the message."""
     import onnx
+    import onnx.inliner
     from onnx.external_data_helper import load_external_data_for_model
 
     model = onnx.load(path, load_external_data=False)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
     inferred = onnx.shape_inference.infer_shapes(model)
     load_external_data_for_model(inferred, os.path.dirname(path))
     return inferred
@@ -150,31 +178,64 @@ def _is_large(model: onnx.ModelProto) -> bool:
 
 
 def _fp16(model: onnx.ModelProto, output: str, expected: compare.Reference, options: Mapping[str, str]) -> list[str]:
-    """onnxruntime's own converter: operators that half precision is bad for stay as they are, with casts around them."""
+    """onnxruntime's own converter: operators that half precision is bad for, or whose weights it cannot hold, stay as they are,
+    with casts around them."""
     from onnx import TensorProto, numpy_helper
-    from onnxruntime.transformers.float16 import convert_float_to_float16  # type: ignore[import-untyped]
+    from onnxruntime.transformers import float16  # type: ignore[import-untyped]
 
+    _lift(model)
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
     if not floats and not any(node.op_type == "Constant" for node in model.graph.node):
         raise ModelhubError("it has no weights in single precision that could be halved")
-    large = {tensor.name: _clipped(numpy_helper.to_array(tensor)) for tensor in floats}
-    made = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
+    large = {tensor.name for tensor in floats if _too_large(numpy_helper.to_array(tensor))}
+    single = {tensor.name for tensor in floats if tensor.name in large and prod(tensor.dims) < 2}
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"  # the converter goes by names
+    kept = [node.name for node in model.graph.node if large.difference(single).intersection(node.input)]
+    quantizing = [name.decode() for name in TRACKED]  # they take single precision
+    made = float16.convert_float_to_float16(
+        model,
+        keep_io_types=True,
+        disable_shape_infer=True,
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *quantizing],
+        node_block_list=kept,
+    )
     save(made, output)
-    clipped = {name: count for name, count in large.items() if count}
-    if not clipped:
-        return []
-    first, count = next(iter(clipped)), sum(clipped.values())
-    return [
-        f"{count} {'weight is' if count == 1 else 'weights are'} too large for half precision and clipped, the first in {first}"
-    ]
+    notes = []
+    if kept:
+        nodes = f"{len(kept)} node{'s keep' if len(kept) > 1 else ' keeps'} single precision"
+        notes.append(f"{nodes}, with weights too large for half: {kept[0]}{' and others' if len(kept) > 1 else ''}")
+    if single:
+        first = min(single)
+        constants = f"{len(single)} constants are" if len(single) > 1 else "1 constant is"
+        notes.append(f"{constants} too large for half precision and clipped, the first {first}")
+    return notes
 
 
-def _clipped(weights: Any) -> int:
-    """How many do not fit half precision. Those at single precision's own end stand for "minus infinity" in masks: they may."""
+def _lift(model: onnx.ModelProto) -> None:
+    """Weights that stand in nodes of their own (as Paddle's exporter has them) become initializers, which can keep their type."""
+    from onnx import TensorProto
+
+    def is_weight(node: onnx.NodeProto) -> bool:
+        value = node.attribute[0].t if node.op_type == "Constant" and len(node.attribute) == 1 else None
+        return value is not None and value.data_type == TensorProto.FLOAT and prod(value.dims) > 1
+
+    nodes = [node for node in model.graph.node if is_weight(node)]
+    for node in nodes:
+        tensor = model.graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        model.graph.node.remove(node)
+    if nodes:
+        model.ir_version = max(model.ir_version, 4)  # before it, an initializer was an input as well
+
+
+def _too_large(weights: Any) -> bool:
+    """Does one not fit half precision? Those at single precision's own end stand for "infinity" in masks and limits: they may."""
     import numpy as np
 
     sizes = np.abs(weights)
-    return int(np.count_nonzero((sizes > np.finfo(np.float16).max) & (sizes < 0.99 * np.finfo(np.float32).max)))
+    return bool(((sizes > np.finfo(np.float16).max) & (sizes < 0.99 * np.finfo(np.float32).max)).any())
 
 
 def _int8(model: onnx.ModelProto, output: str, expected: compare.Reference, options: Mapping[str, str]) -> list[str]:
@@ -193,7 +254,6 @@ def _int8(model: onnx.ModelProto, output: str, expected: compare.Reference, opti
         use_external_data_format=large,
         extra_options={"EnableSubgraph": True},
     )
-    _has_quantized(output, "int8-static --calibration quantizes convolutions too")
     return []
 
 
@@ -208,11 +268,16 @@ def _int8_static(model: onnx.ModelProto, output: str, expected: compare.Referenc
     from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]
 
     large = _is_large(model)
-    prepared = tempfile.mkdtemp()
-    path = os.path.join(prepared, "prepared.onnx")
-    quant_pre_process(
-        model, path, skip_symbolic_shape=True, skip_optimization=large, save_as_external_data=large, all_tensors_to_one_file=True
+    model, per_channel, notes = _for_channels(model)
+    given, path = (os.path.join(tempfile.mkdtemp(), f"{name}.onnx") for name in ("given", "prepared"))
+    save(model, given)  # a path: of a model in memory the tool makes a file that onnxruntime does not always load
+    prepare = partial(
+        quant_pre_process, given, path, skip_symbolic_shape=True, save_as_external_data=large, all_tensors_to_one_file=True
     )
+    try:
+        prepare(skip_optimization=large)
+    except Exception:  # noqa: BLE001 - a step that only helps; onnxruntime's exceptions have no common type of their own
+        prepare(skip_optimization=True)
     feeds = running.given(options["calibration"], running.session(path))
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -229,14 +294,30 @@ def _int8_static(model: onnx.ModelProto, output: str, expected: compare.Referenc
         output,
         reader,
         quant_format=QuantFormat.QDQ,
-        per_channel=True,
+        per_channel=per_channel,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
         use_external_data_format=large,
     )
-    _has_quantized(output, "")
-    return [f"calibrated on {reader.count} set{'s' if reader.count != 1 else ''} of inputs"]
+    return [*notes, f"calibrated on {reader.count} set{'s' if reader.count != 1 else ''} of inputs"]
+
+
+def _for_channels(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool, list[str]]:
+    """The model in an operator set whose scales can be per channel (13 and on), whether it is, and notes."""
+    from onnx import version_converter
+
+    have = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), CHANNELS)
+    if have >= CHANNELS:
+        return model, True, []
+    try:
+        return version_converter.convert_version(model, CHANNELS), True, [f"brought from operator set {have} to {CHANNELS}"]
+    except Exception:  # noqa: BLE001 - onnx raises what its C++ raises
+        return (
+            model,
+            False,
+            [f"one scale a tensor: operator set {have} has none per channel, and the model cannot be brought to {CHANNELS}"],
+        )
 
 
 def _blocks(bits: int) -> Make:
@@ -248,15 +329,12 @@ def _blocks(bits: int) -> Make:
         quantizer.model.replace_gemm_with_matmul()
         quantizer.process()
         quantizer.model.save_model_to_file(output, use_external_data_format=large)
-        _has_quantized(output, "only products with constant matrices are")
         return []
 
     return make_blocks
 
 
-def _has_quantized(output: str, hint: str) -> None:
-    """What the tools leave as it was, they do not mention."""
-    with File(output) as file:
-        operators = {name.encode() for _, name in parse(file).operators}
-    if not operators & TRACKED:
-        raise ModelhubError("nothing in this model could be quantized in this way", hint)
+def _quantized(path: str) -> int:
+    """Nodes that say how a model is quantized."""
+    with File(path) as file:
+        return sum(count for (_, name), count in parse(file).operators.items() if name.encode() in TRACKED)

@@ -44,7 +44,7 @@ def _side(wire: Wire, start: int, end: int) -> int | str | None:
     side: int | str | None = None
     for number, kind, a, b in wire.fields(start, end):
         if number == 1 and kind == VARINT:
-            side = protobuf.signed(a)
+            side = protobuf.signed(a) if not a >> 63 else None  # -1 is written for any
         elif number == 2 and kind == BYTES:
             side = wire.text(a, b, 4096)
     return side

@@ -87,6 +87,9 @@ def test_an_output_that_is_too_far_off_ends_with_status_1(source: Path, modelhub
         ("int8", ("--calibration", "empty"), 2, "holds no .npz"),
         ("int8", ("--calibration", "names.npz"), 2, "has z, the model takes x"),
         ("int8", ("--calibration", "words.npz"), 2, "the model takes tensor(float)"),
+        ("int8", ("--calibration", "flat.npz"), 2, "x has the shape [64], the model takes [batch, 64]"),
+        ("int8", ("--calibration", "many.npz"), 2, "each file is one set of inputs"),
+        ("int8", ("--calibration", "no.npz"), 2, "is no file of NumPy's"),
         ("int8", ("--calibration", "pickled.npz"), 2, "cannot be read"),
         ("fp16", ("--set", "a=b"), 2, "no options of recipes"),
     ],
@@ -98,6 +101,9 @@ def test_what_cannot_be_done_is_said(
     (place / "empty").mkdir()
     np.savez(place / "names.npz", z=np.zeros((1, 64), np.float32))
     np.savez(place / "words.npz", x=np.array(["a"]))
+    np.savez(place / "flat.npz", x=np.zeros(64, np.float32))
+    np.savez(place / "many.npz", x=np.zeros((5, 1, 64), np.float32))
+    (place / "no.npz").write_text("hello")
     np.savez(place / "pickled.npz", x=np.array([{}], object))
     before = sorted(os.listdir(place))
     done = modelhub("convert", source, "--to", f"onnx:{recipe}", *words, cwd=place, status=status)
@@ -113,13 +119,94 @@ def test_a_model_with_nothing_to_quantize_is_not_copied(tmp_path: Path, modelhub
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
-def test_weights_too_large_for_half_precision_are_counted(tmp_path: Path, modelhub: Modelhub) -> None:
-    weight = np.full((4, 4), 0.5, np.float32)
-    weight[0, 0] = 1e6
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    model = model_of(nodes, [numpy_helper.from_array(weight, "w")], {"x": [1, 4]}, {"y": [1, 4]})
+def test_weights_too_large_for_half_precision_stay_as_they_are(tmp_path: Path, modelhub: Modelhub) -> None:
+    """A variance of some millions, in a node of its own, as Paddle's exporter writes it: clipped, it would ruin the model."""
+    random = np.random.default_rng(0)
+    parts = {
+        "k": random.standard_normal((4, 3, 3, 3)),
+        "scale": np.ones(4),
+        "b": np.zeros(4),
+        "mean": np.zeros(4),
+        "variance": np.full(4, 5e6),
+    }
+    constants = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array.astype(np.float32), name))
+        for name, array in parts.items()
+    ]
+    limit = numpy_helper.from_array(np.array(1e9, np.float32), "limit")
+    nodes = [
+        *constants,
+        helper.make_node("Conv", ["x", "k"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "scale", "b", "mean", "variance"], ["n"], name="norm"),
+        helper.make_node("Clip", ["n", "", "limit"], ["y"]),
+    ]
+    model = model_of(nodes, [limit], {"x": [1, 3, 8, 8]}, {"y": [1, 4, 6, 6]})
     report = modelhub("convert", save(model, tmp_path / "m.onnx"), "--to", "onnx:fp16", "--json").json
-    assert "1 weight is too large for half precision and clipped, the first in w" in report["notes"][0]
+    assert report["compared"][0]["cosine"] > 0.99999
+    assert "1 node keeps single precision, with weights too large for half: norm" in report["notes"]
+    assert "1 constant is too large for half precision and clipped, the first limit" in report["notes"]
+    shown = {item["name"]: item["dtype"] for item in modelhub("show", report["output"], "--tensors", "--json").json["tensors"]}
+    assert (shown["k"], shown["variance"]) == ("F16", "F32")
+
+
+def test_what_is_quantized_already_is_not_made_again(source: Path, modelhub: Modelhub) -> None:
+    small = modelhub("convert", source, "--to", "onnx:int8", "--json").json["output"]
+    done = modelhub("convert", small, "--to", "onnx:int8", "-o", source.parent / "again.onnx", status=3)
+    assert "is quantized already" in done.stderr
+    assert "dequantized" not in done.stderr + done.stdout
+    modelhub("convert", small, "--to", "onnx:fp16", "-o", source.parent / "half.onnx")  # its other operators can be halved
+
+
+def test_old_operator_sets_are_quantized_by_channel(tmp_path: Path, modelhub: Modelhub) -> None:
+    """Before set 13 a tensor has one scale: the model is brought to it first."""
+    random = np.random.default_rng(0)
+    kernel = numpy_helper.from_array(random.standard_normal((8, 3, 3, 3)).astype(np.float32), "k")
+    bias = numpy_helper.from_array(random.standard_normal(8).astype(np.float32), "b")
+    model = model_of([helper.make_node("Conv", ["x", "k", "b"], ["y"])], [kernel, bias], {"x": ["n", 3, "h", "w"]}, {"y": None})
+    model.opset_import[0].version = 11
+    np.savez(tmp_path / "c.npz", x=random.standard_normal((2, 3, 16, 16)))
+    report = modelhub(
+        "convert", save(model, tmp_path / "m.onnx"), "--to", "onnx:int8-static", "--calibration", tmp_path / "c.npz", "--json"
+    ).json
+    assert report["notes"][0] == "brought from operator set 11 to 13"
+    assert report["compared"][0]["cosine"] > 0.999
+    assert modelhub("show", report["output"], "--json").json["metadata"]["quantization"]["per_channel"]
+
+
+def test_products_in_functions_are_quantized(tmp_path: Path, modelhub: Modelhub) -> None:
+    body = helper.make_function(
+        "local", "Linear", ["a", "b"], ["c"], [helper.make_node("MatMul", ["a", "b"], ["c"])], [helper.make_opsetid("", 21)]
+    )
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32), "w")
+    nodes = [helper.make_node("Linear", ["x", "w"], ["y"], domain="local")]
+    model = model_of(nodes, [weight], {"x": ["n", 64]}, {"y": ["n", 64]})
+    model.functions.append(body)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    report = modelhub("convert", save(model, tmp_path / "f.onnx"), "--to", "onnx:int4", "--json").json
+    assert report["compared"][0]["cosine"] > 0.98
+    assert modelhub("show", report["output"], "--json").json["precision"] == "INT4"
+
+
+def test_operators_of_others_are_said_to_be_why_it_is_not_run(tmp_path: Path, modelhub: Modelhub) -> None:
+    model = model_of([helper.make_node("MyOp", ["x"], ["y"], domain="acme.ops")], inputs={"x": [4]}, outputs={"y": [4]})
+    model.opset_import.append(helper.make_opsetid("acme.ops", 1))
+    (report,) = modelhub("verify", save(model, tmp_path / "m.onnx"), "--level", "runnable", "--json").json
+    assert "not run: its operators of 'acme.ops' are in a library of native code" in report["findings"][0]["message"]
+
+
+def test_inputs_are_made_up_that_tell_models_apart(tmp_path: Path, modelhub: Modelhub) -> None:
+    """Images in batches of any size, and a model that gives zeros for what is short."""
+    kernel = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "k")
+    images = model_of(
+        [helper.make_node("Conv", ["x", "k"], ["y"])], [kernel], {"x": ["a", 3, "b", "c"]}, {"y": ["a", 4, "d", "e"]}
+    )
+    (report,) = modelhub("verify", save(images, tmp_path / "i.onnx"), "--level", "runnable", "--json").json
+    assert "x[1, 3, 64, 64]" in report["findings"][-1]["message"]
+    start = numpy_helper.from_array(np.array([100], np.int64), "start")
+    end = numpy_helper.from_array(np.array([1 << 40], np.int64), "end")
+    audio = model_of([helper.make_node("Slice", ["x", "start", "end"], ["y"])], [start, end], {"x": ["n"]}, {"y": ["m"]})
+    (report,) = modelhub("verify", save(audio, tmp_path / "a.onnx"), "--level", "runnable", "--json").json
+    assert "x[512]" in report["findings"][-1]["message"]
 
 
 def test_the_plan_says_what_it_takes(source: Path, modelhub: Modelhub) -> None:
