@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -25,6 +26,7 @@ from modelhub.table import pack, precision_label
 from modelhub.types import Columns, Finding, Metadata, Tensor
 
 MAX_RECORDS = 20_000_000
+MANY_FILES = 256
 MAX_METADATA = 4 << 20
 """Bytes of JSON that ``Metadata.values`` may take: it is what people see, not a place for vocabularies."""
 
@@ -224,10 +226,11 @@ def _found(draft: Draft, checkpoint: Checkpoint, **fields: Any) -> Found:
         try:
             if draft.modified_ns is None:
                 modified = max(modified, os.stat(path).st_mtime_ns)
-            file = checkpoint.open(path)
-            digest.update(b"%d:" % file.size)
-            digest.update(file.head)
-            digest.update(file.tail)
+            # A checkpoint of thousands of chunks is not held open whole.
+            with File(path) if len(draft.files) > MANY_FILES else nullcontext(checkpoint.open(path)) as file:
+                digest.update(b"%d:" % file.size)
+                digest.update(file.head)
+                digest.update(file.tail)
         except FileProblem as error:
             problem = str(error)
     if problem and not fields.get("reason"):

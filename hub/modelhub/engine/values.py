@@ -6,7 +6,9 @@ under it are shared. Nothing here knows a file format.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import tempfile
 import threading
 from abc import ABC, abstractmethod
@@ -43,7 +45,7 @@ class Handles:
                 entry = self._open.get(path)
                 if entry is None:
                     try:
-                        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                        fd = _opened(path)
                     except OSError as error:
                         raise ModelhubError(f"cannot read {path}: {error.strerror}") from error
                     entry = self._open[path] = (fd, _identity(fd))
@@ -69,6 +71,18 @@ class Handles:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _opened(path: str) -> int:
+    """A handle for reading. Where so many are open that a shell's usual limit is reached, this process may have more of them."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if error.errno != errno.EMFILE or soft == hard:
+            raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _identity(fd: int) -> tuple[int, int, int]:
