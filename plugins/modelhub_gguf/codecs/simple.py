@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from modelhub_gguf.codecs import jit
+from modelhub_gguf.codecs import grid, jit
 from modelhub_gguf.codecs.decode import decode
 from modelhub_gguf.codecs.encode import encode as encode_plainly
 from modelhub_gguf.codecs.rows import Bytes, Floats, check_shape, refuse_infinite, rows_of, weights_of
@@ -59,8 +59,15 @@ def widened(data: Bytes, dtype: str) -> Floats:
 def encode(dtype: str, values: Floats, importance: Floats | None = None) -> Bytes:
     """``values``, float32 (rows, columns), as blocks; ``importance``: weights of the columns. ValueError for NaN and infinity,
     and for rows that are not whole blocks."""
+    values = rows_of(dtype, BY_NAME[dtype].block, values)
+    blocks = _encode(dtype, values, importance)
+    if dtype == "Q4_0":
+        _keep_grids(values.reshape(-1).view(np.uint8), "F32", values.shape[1], blocks)
+    return blocks
+
+
+def _encode(dtype: str, values: Floats, importance: Floats | None) -> Bytes:
     block = BY_NAME[dtype].block
-    values = rows_of(dtype, block, values)
     if importance is not None and dtype in WEIGHTED:
         return _encode_weighted(dtype, values, importance, np.empty(0))
     if _kernel(dtype) is not None:
@@ -83,7 +90,22 @@ def transcode(
         blocks = _encode_weighted(dtype, widened(data, source).reshape(-1, columns), importance, sums)
     else:
         blocks = _run(dtype, data, source, columns, sums)
+    if dtype == "Q4_0" and _keep_grids(data, source, columns, blocks):
+        sums[:] = exact_sums(widened(data, source), decode(dtype, blocks, blocks.size // 18 * 32))
     return blocks, [float(figure) for figure in sums]
+
+
+def _keep_grids(data: Bytes, source: str, columns: int, blocks: Bytes) -> bool:
+    """Puts the blocks of weights that lie on a grid of Q4_0 already on that grid; whether there are any."""
+    rows = grid.candidates(data, _KINDS[source][1], columns)
+    if not rows.any():
+        return False
+    width = columns * _KINDS[source][1]
+    values = widened(np.ascontiguousarray(data.reshape(-1, width)[rows]).reshape(-1), source).reshape(-1, grid.BLOCK)
+    chosen = blocks.reshape(len(rows), -1)[rows].reshape(len(values), -1)
+    kept = grid.keep(np.ascontiguousarray(values, np.float32), chosen, columns)
+    blocks.reshape(len(rows), -1)[rows] = chosen.reshape(int(rows.sum()), -1)
+    return bool(kept.any())
 
 
 def _encode_weighted(dtype: str, values: Floats, importance: Floats, sums: Any) -> Bytes:
