@@ -30,10 +30,6 @@ ROUND: dict[str, Callable[[Floats], Floats]] = {
     "F16": lambda values: values.astype(np.float16).astype(np.float32),
     "F32": lambda values: values,
 }
-    "BF16": bfloat,
-    "F16": lambda values: values.astype(np.float16).astype(np.float32),
-    "F32": lambda values: values,
-}
 
 
 def on_grid(kind: str, stored: str, scales: str = "f2", shape: tuple[int, int] = (64, 512)) -> Floats:
