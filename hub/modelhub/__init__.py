@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from modelhub.files import Checkpoint, File, Listing
     from modelhub.hookspecs import hookimpl
-    from modelhub.nested import read_as, write_as
+    from modelhub.nested import read_as, read_described, write_as
     from modelhub.shards import ShardGroup, check_index, group_of, indexed_group, read_index, shard_group
     from modelhub.table import Table
     from modelhub.types import (
@@ -79,7 +79,7 @@ _PUBLIC = {
     ),
     **dict.fromkeys(("Checkpoint", "File", "Listing"), "files"),
     "hookimpl": "hookspecs",
-    **dict.fromkeys(("read_as", "write_as"), "nested"),
+    **dict.fromkeys(("read_as", "read_described", "write_as"), "nested"),
     **dict.fromkeys(("ShardGroup", "check_index", "group_of", "indexed_group", "read_index", "shard_group"), "shards"),
     "measure": "engine.errors",
     "Table": "table",
@@ -160,6 +160,7 @@ __all__ = [
     "ops",
     "protobuf",
     "read_as",
+    "read_described",
     "read_index",
     "read_json",
     "shard_group",

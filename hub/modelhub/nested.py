@@ -6,7 +6,9 @@ missing or blocked, they get an error that says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from modelhub import plugins
 from modelhub.errors import MissingCapability, UnsupportedFile
@@ -32,6 +34,28 @@ def read_as(format_name: str, checkpoint: Checkpoint, files: Sequence[str]) -> I
                 yield record
     finally:
         inner.close()
+
+
+def read_described(
+    format_name: str, checkpoint: Checkpoint, describe: Callable[[Mapping[str, tuple[int, ...]], Metadata], Mapping[str, Any]]
+) -> Iterator[Tensor | Metadata | Finding]:
+    """What `read_as` gives for all of the checkpoint's files; and what ``describe(shapes, metadata)`` makes of the tensors' names
+    and shapes, and of what the container says. For those who know whose tensors these are, and leave the reading to the
+    container's plugin."""
+    metadata = Metadata()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for record in read_as(format_name, checkpoint, list(checkpoint.files)):
+        if isinstance(record, Metadata):
+            metadata = record
+            continue
+        if isinstance(record, Tensor):
+            shapes[record.name] = record.shape
+        yield record
+    yield replace(
+        metadata,
+        values={**metadata.values, **describe(shapes, metadata)},
+        container=metadata.container or format_name,
+    )
 
 
 def write_as(format_name: str, table: Table, options: WriteOptions) -> Writer:

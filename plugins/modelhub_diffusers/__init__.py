@@ -27,7 +27,7 @@ def modelhub_formats() -> Iterator[Format]:
     yield Format(
         name="diffusion",
         title="diffusion model in one file",
-        suffixes=(single_file.SUFFIX,),
+        suffixes=single_file.SUFFIXES,
         detect=single_file.detect,
         read=single_file.read,
     )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from modelhub import Detection, File, FileProblem, Listing, Rejected, ShardGroup, group_of, read_json
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
 MAX_JSON = 4 << 20
 MAX_COMPONENTS = 64
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "flax_model")
@@ -49,9 +50,9 @@ def components(index: Mapping[str, Any]) -> list[Component]:
 
 
 def detect_directory(listing: Listing) -> Detection | Rejected | None:
-    """A directory with `model_index.json`. Parts whose folder or weights are not there are missing."""
+    """A directory with `model_index.json`, whose parts without a folder or weights are missing; or a part that stands alone."""
     if INDEX not in listing:
-        return None
+        return _part(listing)
     try:
         index = read_json(listing.file(INDEX), limit=MAX_JSON)
     except FileProblem as error:
@@ -78,6 +79,18 @@ def detect_directory(listing: Listing) -> Detection | Rejected | None:
             inner.close()
     files += [listing.join(name) for name in listing.files if name.lower() in ("readme.md", "license.md", "license")]
     return Detection(files, confidence=97, missing=missing, name=cache_name(listing.path))
+
+
+def _part(listing: Listing) -> Detection | None:
+    """A component as ``save_pretrained`` writes it (a ControlNet, a VAE): its configuration names a class of diffusers."""
+    if CONFIG not in listing or not any(name.startswith(STEMS[0]) for name in listing.files):
+        return None
+    group = weights(listing)
+    if group is None or not isinstance(json_of(listing.file(CONFIG)).get("_class_name"), str):
+        return None
+    files = [*group.present, *([group.index_name] if group.index_name else []), CONFIG]
+    files += [name for name in listing.files if name.lower() in ("readme.md", "license.md", "license")]
+    return Detection([listing.join(name) for name in files], confidence=97, missing=group.missing, name=cache_name(listing.path))
 
 
 def weights(listing: Listing) -> ShardGroup | None:

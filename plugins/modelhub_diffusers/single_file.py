@@ -1,79 +1,70 @@
-"""Diffusion models in one safetensors file, as Stability AI and Black Forest Labs publish them and web interfaces load them.
+"""Diffusion models, and parts of them, in one file, as they are published and web interfaces load them: safetensors, or the
+pickles (`.ckpt`) of before.
 
-Which model it is follows from its tensors' names: ComfyUI and diffusers (``loaders/single_file_utils.py``) tell it so as well.
+Which model it is follows from its tensors' names and shapes: ComfyUI and diffusers (``loaders/single_file_utils.py``) tell it so
+as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from modelhub import Checkpoint, Detection, File, FileProblem, Finding, Metadata, Tensor, read_as
+from modelhub import Checkpoint, Detection, File, FileProblem, Finding, Metadata, Tensor, read_described
 
-SUFFIX = ".safetensors"
+from modelhub_diffusers.families import architecture, described
+
+SAFETENSORS = ".safetensors"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (SAFETENSORS, *PICKLES)
 _SIGNS = (
-    b'"model.diffusion_model.', b'"first_stage_model.', b'"cond_stage_model.', b'"conditioner.embedders.',
-    b'"double_blocks.', b'"single_blocks.',
+    b"model.diffusion_model.", b"first_stage_model.", b"cond_stage_model.", b"conditioner.embedders.", b"double_blocks.",
+    b"single_blocks.", b"joint_blocks.", b"control_model.", b"controlnet_cond_embedding.", b"controlnet_x_embedder.",
+    b"input_hint_block.", b"decoder.mid.attn_1.", b"decoder.mid_block.attentions.0.", b"ip_adapter.", b"emb_params", b"clip_g\"",
 )  # fmt: skip
-_KINDS = (
-    ("stable-diffusion-3", ("model.diffusion_model.joint_blocks.",)),
-    ("stable-diffusion-xl-refiner", ("conditioner.embedders.0.model.transformer.resblocks.",)),
-    ("stable-diffusion-xl", ("conditioner.embedders.1.",)),
-    ("stable-diffusion-2", ("cond_stage_model.model.transformer.resblocks.", "cond_stage_model.model.token_embedding.")),
-    ("stable-diffusion-1", ("cond_stage_model.transformer.",)),
-    ("latent-diffusion", ("model.diffusion_model.input_blocks.",)),
+"""How some of their tensors' names begin, as they stand in JSON behind a quote."""
+_PICKLED = (
+    b"model.diffusion_model.",
+    b"first_stage_model.",
+    b"cond_stage_model.",
+    b"control_model.",
+    b"string_to_param",
+    b"ip_adapter",
 )
-"""Architecture -> how some of its tensors' names begin. The first that fits counts."""
-_WRAPPED = "model.diffusion_model."
-_BLOCKS = ("double_blocks.", "single_blocks.")
-"""Flux and those who came after it have both."""
-_OFFSPRING = {"chroma": "distilled_guidance_layer.", "hunyuan-video": "txt_in.individual_token_refiner."}
-"""Models of the same blocks -> what each has that Flux has not."""
-_FLUX, _GUIDANCE = "double_blocks.0.img_attn.norm.key_norm.", "guidance_in."
-"""What Flux has; "dev" takes a guidance scale, "schnell" none."""
-_PARTS = {
-    "first_stage_model.": "vae", "vae.": "vae", "cond_stage_model.": "text encoder", "conditioner.": "text encoders",
-    "text_encoders.": "text encoders", "model.diffusion_model.": "diffusion model",
-}  # fmt: skip
+_TOKEN = re.compile(rb'.{8}\{(?:"__metadata__":\{[^{}]*\},)?"<[^"<>]{1,80}>":\{', re.DOTALL)
+_PICKLED_TOKEN = re.compile(rb"\}q\x00X.\0\0\0<[^<>]{1,80}>q\x01", re.DOTALL)
+"""An embedding by the token that it stands for is all that such a file holds (diffusers ``loaders/textual_inversion.py``)."""
+_UNNAMED = ("learned_embeds", "diffusion_pytorch_model")
+"""What diffusers calls files whose directory has the name."""
+
+__all__ = ["SUFFIXES", "architecture", "detect", "read"]
 
 
 def detect(file: File) -> Detection | None:
-    """A safetensors file whose first names are those of a diffusion model."""
-    if not file.name.endswith(SUFFIX):
-        return None
+    """A file whose first names are those of a diffusion model, or of a part of one."""
+    name = file.name.lower()
     try:
-        signed = file.head[8:9] == b"{" and any(sign in file.head for sign in _SIGNS)
+        if name.endswith(SAFETENSORS):
+            head = file.head
+            signed = head[8:9] == b"{" and (any(b'"' + sign in head for sign in _SIGNS) or _TOKEN.match(head) is not None)
+        else:
+            pickled = file.head[:4] == b"PK\x03\x04" or file.head[:1] == b"\x80"
+            signed = pickled and (
+                any(sign in file.head for sign in _PICKLED) or _PICKLED_TOKEN.search(file.head[:512]) is not None
+            )
     except (FileProblem, OSError):
         return None
-    return Detection([file.path], confidence=97) if signed else None
+    called = os.path.basename(os.path.dirname(file.path)) if file.stem in _UNNAMED else ""
+    return Detection([file.path], confidence=97, name=called) if signed else None
 
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     """The tensors of the file as they are, and which model their names make it."""
-    names: list[str] = []
-    base = Metadata()
-    for record in read_as("safetensors", checkpoint, list(checkpoint.files)):
-        if isinstance(record, Metadata):
-            base = record
-            continue
-        if isinstance(record, Tensor):
-            names.append(record.name)
-        yield record
-    values = dict(base.values)
-    kind = architecture(names)
-    if kind:
-        values["architecture"] = kind
-    parts = sorted({part for name in names for start, part in _PARTS.items() if name.startswith(start)})
-    if parts:
-        values["parts"] = parts
-    yield Metadata(values=values, stored=base.stored, container="safetensors", precision=base.precision)
+    format = "safetensors" if checkpoint.primary.name.lower().endswith(SAFETENSORS) else "pytorch"
+    return read_described(format, checkpoint, _described)
 
 
-def architecture(names: list[str]) -> str:
-    """What people call the model with tensors of these names; "" where that cannot be told."""
-    bare = [name.removeprefix(_WRAPPED) for name in names]
-    if all(any(name.startswith(block) for name in bare) for block in _BLOCKS):
-        other = next((kind for kind, start in _OFFSPRING.items() if any(name.startswith(start) for name in bare)), "")
-        if other or not any(name.startswith(_FLUX) for name in bare):
-            return other
-        return "flux-dev" if any(name.startswith(_GUIDANCE) for name in bare) else "flux-schnell"
-    return next((kind for kind, starts in _KINDS if any(name.startswith(starts) for name in names)), "")
+def _described(shapes: Mapping[str, tuple[int, ...]], metadata: Metadata) -> dict[str, Any]:
+    return described(shapes, metadata.values)

@@ -23,7 +23,7 @@ def modelhub_formats() -> Iterator[Format]:
     yield Format(
         name="lora",
         title="LoRA file (kohya, diffusers)",
-        suffixes=(lora_file.SUFFIX,),
+        suffixes=lora_file.SUFFIXES,
         detect=lora_file.detect,
         read=lora_file.read,
     )

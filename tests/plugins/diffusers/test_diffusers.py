@@ -27,13 +27,27 @@ pipeline = StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=None, u
     safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 pipeline.save_pretrained(sys.argv[1], max_shard_size="1MB")
 pipeline.unet.save_pretrained(sys.argv[1] + "/unet", variant="fp16")
+from diffusers import ControlNetModel
+beside = sys.argv[1] + "-parts/"
+vae.save_pretrained(beside + "my-vae")
+ControlNetModel(block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=768,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    conditioning_embedding_out_channels=(16, 32)).save_pretrained(beside + "my-control")
+wide = UNet2DConditionModel(block_out_channels=(32, 64), layers_per_block=1, sample_size=16, cross_attention_dim=1024,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from diffusers.utils import convert_state_dict_to_diffusers
+wide.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"]))
+StableDiffusionPipeline.save_lora_weights(beside + "my-style",
+    unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(wide)))
 """
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Stable Diffusion, its U-Net in shards."""
-    place = tmp_path_factory.mktemp("pipelines") / "tiny-sd"
+    place = tmp_path_factory.mktemp("pipelines") / "tiny-sd"  # and tiny-sd-parts
     done = subprocess.run([sys.executable, "-c", MAKE, place], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return place
@@ -116,3 +130,76 @@ def test_models_in_one_file(name: str, tmp_path: Path, modelhub) -> None:
     assert (shown["format"], shown["container"], shown["architecture"] or "") == ("diffusion", "safetensors", name)
     modelhub("convert", tmp_path / "model.safetensors", "--to", "safetensors:f16", "-o", tmp_path / "half.safetensors")
     assert json.loads(json.dumps(sorted(load_file(tmp_path / "half.safetensors")))) == sorted(FILES[name])
+
+
+def test_parts_and_adapters_that_stand_alone_have_their_directorys_name(made: Path, modelhub) -> None:
+    parts = made.with_name("tiny-sd-parts")
+    modelhub("scan", parts)
+    rows = {row["name"]: row for row in modelhub("ls", "--json").json}
+    assert {name: (row["format"], row["architecture"], row["state"]) for name, row in rows.items()} == {
+        "my-vae": ("diffusers", "AutoencoderKL", "ready"),
+        "my-control": ("diffusers", "ControlNetModel", "ready"),
+        "my-style": ("lora", "stable-diffusion-2", "ready"),
+    }
+    assert rows["my-vae"]["parameters"] == sum(w.numel() for w in load_file(next(parts.glob("my-vae/*.safetensors"))).values())
+    assert modelhub("show", "my-control", "--json").json["metadata"]["family"] == "stable-diffusion-1"
+    assert modelhub("show", "my-style", "--json").json["metadata"]["rank"] == 4
+    # As files, moved out of their directories, they are told by their tensors.
+    alone = parts.parent / "alone"
+    for name in ("my-vae", "my-control"):
+        alone.mkdir(exist_ok=True)
+        shutil.copy(next(parts.glob(f"{name}/*.safetensors")), alone / f"{name}.safetensors")
+    shown = modelhub("show", alone / "my-vae.safetensors", "--json").json
+    assert (shown["format"], shown["architecture"], shown["metadata"]["latent_channels"]) == ("diffusion", "vae", 4)
+    shown = modelhub("show", alone / "my-control.safetensors", "--json").json
+    assert (shown["architecture"], shown["metadata"]["family"]) == ("controlnet", "stable-diffusion-1")
+
+
+WIDE = {name: torch.ones(4) for name in FILES["stable-diffusion-1"]}
+PICKLES = {
+    "sd.ckpt": ({"state_dict": WIDE, "global_step": 840000}, "stable-diffusion-1", {"global_step": 840000}),
+    "style.pt": (
+        {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(3, 1024)}, "name": "style"},
+        "textual-inversion",
+        {"vectors": 3, "family": "stable-diffusion-2", "name": "style"},
+    ),
+    "learned_embeds.bin": ({"<cat>": torch.ones(768)}, "textual-inversion", {"token": "<cat>", "family": "stable-diffusion-1"}),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles_of_diffusion_models(name: str, tmp_path: Path, modelhub) -> None:
+    content, kind, says = PICKLES[name]
+    torch.save(content, tmp_path / name)
+    shown = modelhub("show", tmp_path / name, "--json").json
+    assert (shown["format"], shown["container"], shown["architecture"]) == ("diffusion", "pytorch", kind)
+    assert {key: shown["metadata"].get(key) for key in says} == says
+    assert modelhub("verify", tmp_path / name, "--json").json[0]["ok"]
+    modelhub("convert", tmp_path / name, "--to", "safetensors", "-o", tmp_path / "out.safetensors")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return eval, ("1",)
+
+
+def test_a_pickle_of_a_diffusion_model_is_as_unsafe_as_any(tmp_path: Path, modelhub) -> None:
+    torch.save({"state_dict": WIDE, "callback": Evil()}, tmp_path / "sd.ckpt")
+    (report,) = modelhub("verify", tmp_path / "sd.ckpt", "--json", status=1).json
+    assert any(item["severity"] == "unsafe" for item in report["findings"])
+
+
+EMBEDDINGS = {
+    "emb_params": ({"emb_params": torch.ones(2, 768)}, {"vectors": 2, "family": "stable-diffusion-1"}),
+    "xl": ({"clip_l": torch.ones(4, 768), "clip_g": torch.ones(4, 1280)}, {"vectors": 4, "family": "stable-diffusion-xl"}),
+    "token": ({"<dog>": torch.ones(1024)}, {"token": "<dog>", "family": "stable-diffusion-2"}),
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_embeddings_in_safetensors(name: str, tmp_path: Path, modelhub) -> None:
+    tensors, says = EMBEDDINGS[name]
+    save_file(tensors, tmp_path / "e.safetensors", {"format": "pt"})
+    shown = modelhub("show", tmp_path / "e.safetensors", "--json").json
+    assert (shown["format"], shown["architecture"]) == ("diffusion", "textual-inversion")
+    assert {key: shown["metadata"].get(key) for key in says} == says

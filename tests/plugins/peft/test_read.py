@@ -86,6 +86,40 @@ def test_lora_files_are_labelled(
     assert {name: shown["metadata"].get(name) for name in says} == says
 
 
+def zeros(names: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, np.float16) for name, shape in names.items()}
+
+
+UNET = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+FAMILIES = {
+    "stable-diffusion-1": ({f"{UNET}.lora_down.weight": (4, 768), f"{UNET}.lora_up.weight": (640, 4)}, "lora"),
+    "stable-diffusion-2": ({f"{UNET}.hada_w1_a": (640, 4), f"{UNET}.hada_w1_b": (4, 1024)}, "loha"),
+    "stable-diffusion-xl": ({f"{UNET}.lora_down.weight": (4, 2048), f"{UNET}.dora_scale": (640, 1)}, "dora"),
+    "flux": (
+        {"lora_unet_double_blocks_0_img_attn_qkv.lokr_w1": (4, 4), "lora_unet_single_blocks_0_linear1.lokr_w2": (4, 4)},
+        "lokr",
+    ),
+    "stable-diffusion-3": ({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": (4, 64)}, "lora"),
+    "wan": ({"diffusion_model.blocks.0.cross_attn.k.lora_A.weight": (4, 64)}, "lora"),
+    "qwen-image": ({"transformer_blocks.0.img_mlp.net.2.lora_A.weight": (4, 64)}, "lora"),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_family_that_a_lora_changes_is_told_by_its_blocks(name: str, tmp_path: Path, modelhub: Modelhub) -> None:
+    names, method = FAMILIES[name]
+    save_file(zeros(names), tmp_path / "style.safetensors")
+    shown = modelhub("show", tmp_path / "style.safetensors", "--json").json
+    assert (shown["format"], shown["architecture"], shown["metadata"]["method"]) == ("lora", name, method)
+
+
+def test_what_the_trainer_noted_tells_the_family_where_names_do_not(tmp_path: Path, modelhub: Modelhub) -> None:
+    save_file(KOHYA, tmp_path / "style.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
+    assert modelhub("show", tmp_path / "style.safetensors", "--json").json["architecture"] == "stable-diffusion-xl"
+    save_file(KOHYA, tmp_path / "other.safetensors")
+    assert not modelhub("show", tmp_path / "other.safetensors", "--json").json["architecture"]
+
+
 def test_a_model_is_not_taken_for_an_adapter(tmp_path: Path, modelhub: Modelhub) -> None:
     names = ("encoder.lora_like", "snake.alpha", "q.base_layer.weight", "q.lora_A.weight")
     save_file({name: np.zeros((4, 4), np.float32) for name in names}, tmp_path / "plain.safetensors")
