@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from google.protobuf.message import EncodeError
 from modelhub import plugins
 from modelhub.detect import inspect_path
 from modelhub.files import Checkpoint
@@ -272,6 +273,14 @@ def test_models_too_large_for_one_message_get_external_data(
     assert result.compared[0]["cosine"] > EXPECTED[recipe][2]
     found = inspect_path(str(place / "m.onnx"), plugins.get().formats)
     assert (found.state, len(found.files), found.precision) == ("ready", 2, EXPECTED[recipe][0])
+
+
+def test_past_2_gib_protobuf_does_not_say_how_large_a_message_is() -> None:
+    class Past2GiB:
+        def ByteSize(self) -> int:  # noqa: N802
+            raise EncodeError("Failed to serialize proto")
+
+    assert smaller._is_large(Past2GiB())
 
 
 @pytest.mark.parametrize("recipe", [name for name in EXPECTED if name != "fp16"])
