@@ -25,7 +25,7 @@ from modelhub_huggingface.quantization import KEYS, OLDER_FILES
 DTYPES = {dtype: name for name, dtype in DTYPES_OF_TORCH.items()}
 """What torch calls the dtypes that a model's weights may have as a whole."""
 _KEYS = ("dtype", "torch_dtype")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 
 
 def create(table: Table, options: WriteOptions) -> Writer:
