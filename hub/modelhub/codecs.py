@@ -101,9 +101,9 @@ def round_to_odd_f32(values: Floats) -> NDArray[np.float32]:
 def _decode_bf16(data: NDArray[np.uint8], elements: int) -> Floats:
     import numpy as np
 
-    out = np.zeros((elements, 2), np.uint16)
-    out[:, 1] = data.view("<u2")[:elements]
-    return out.view(np.float32).reshape(-1)
+    out = data.view("<u2")[:elements].astype(np.uint32)
+    out <<= 16
+    return out.view(np.float32)
 
 
 def _encode_bf16(values: Floats) -> NDArray[np.uint8]:

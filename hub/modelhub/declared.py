@@ -98,6 +98,7 @@ class Op:
     memory: Callable[[Sequence[tuple[str, tuple[int, ...]]], Args, int], int] | None = None
     seekable: bool = True
     version: int = 1
+    tile: int = 0
     api: int = 1
 
 

@@ -10,6 +10,8 @@ sent to another process. Its contract (`modelhub.declared.Op`):
   seekable).
 - ``needs(inputs, args, start, stop)``: which rows of each input those rows take (default: all).
 - ``memory(inputs, args, rows)``: peak bytes beyond the output for so many rows (default: the size of what it needs).
+- ``tile``: bytes of the output that are best asked for at a time, where it computes and what it works on should stay in the
+  processor's cache (0: as many as the engine likes).
 - ``seekable``: False where rows come cheap only in order (a compressed stream); the engine then spools if it must jump.
 
 A bare `Extent` or `Inline` as an input is a run of bytes: dtype ``U8``, shape ``(nbytes,)``.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PANEL = 32 << 20
 """Bytes of a transposed whole that are gathered in one go: a larger tensor is read once for each panel of its output, and of each
 of its rows only the piece that the panel holds."""
+TILE = 1 << 20
+"""Bytes of a sum or product that are computed in one go: with what they are made of they fit the second-level cache."""
 SPAN = 8 << 20
 """Rows that are wanted in another order are read as one run up to this size, or up to four times what is wanted."""
 
@@ -292,12 +294,17 @@ def _slice_memory(inputs: Specs, args: Args, rows: int) -> int:
 
 def _floats(source: Any, start: int, stop: int) -> NDArray[Any]:
     """Rows of a source as float32, shaped as its elements."""
+    return _decoded_rows(source, source.read(start, stop), stop - start)
+
+
+def _decoded_rows(source: Any, rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """``count`` rows that were read of a source, as float32, shaped as its elements."""
     import numpy as np
 
     from modelhub.codecs import codec_of
 
-    shape = (stop - start, *source.shape[1:]) if source.shape else ()
-    data = np.ascontiguousarray(source.read(start, stop)).reshape(-1).view(np.uint8)
+    shape = (count, *source.shape[1:]) if source.shape else ()
+    data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     values: NDArray[Any] = codec_of(source.dtype, "decode").decode(data, prod(shape))
     return values.astype(np.float32, copy=False).reshape(shape)
 
@@ -316,9 +323,19 @@ def _add_infer(inputs: Specs, args: Args) -> Spec:
 
 
 def _add_rows(sources: Sequence[Any], args: Args, start: int, stop: int) -> Any:
-    total = _floats(sources[0], start, stop)
-    for source in sources[1:]:
-        total = total + _floats(source, start, stop)
+    import numpy as np
+
+    total, owned = None, False
+    for source in sources:
+        rows = source.read(start, stop)
+        values = _decoded_rows(source, rows, stop - start)
+        mine = not np.may_share_memory(rows, values)  # decoded just now, and nobody else's
+        if total is None:
+            total, owned = values, mine
+        elif owned:
+            np.add(total, values, out=total)
+        else:
+            total, owned = np.add(total, values, out=values if mine else None), True
     return total
 
 
@@ -375,9 +392,9 @@ def _ops() -> Iterator[Op]:
     yield Op(name="transpose", rows=_transpose_rows, infer=_transpose_infer, memory=_transpose_memory)
     yield Op(name="concat", rows=_concat_rows, infer=_concat_infer, needs=_concat_needs, memory=_concat_memory)
     yield Op(name="slice", rows=_slice_rows, infer=_slice_infer, needs=_slice_needs, memory=_slice_memory)
-    yield Op(name="add", rows=_add_rows, infer=_add_infer, needs=_same_rows, memory=_decoded())
-    yield Op(name="affine", rows=_affine_rows, infer=_affine_infer, needs=_same_rows, memory=_decoded())
-    yield Op(name="matmul", rows=_matmul_rows, infer=_matmul_infer, needs=_matmul_needs, memory=_decoded(_right))
+    yield Op(name="add", rows=_add_rows, infer=_add_infer, needs=_same_rows, memory=_decoded(), tile=TILE)
+    yield Op(name="affine", rows=_affine_rows, infer=_affine_infer, needs=_same_rows, memory=_decoded(), tile=TILE)
+    yield Op(name="matmul", rows=_matmul_rows, infer=_matmul_infer, needs=_matmul_needs, memory=_decoded(_right), tile=TILE)
 
 
 OPS = tuple(_ops())

@@ -157,9 +157,10 @@ class _Merging:
             flat = (shape[0], prod(shape[1:]))
             before, original = (ops.reshape(node, node.dtype, flat) for node in (before, original))
             a, b = ops.reshape(a, a.dtype, (a.shape[0], prod(a.shape[1:]))), ops.reshape(b, b.dtype, b.shape[:2])
-        # The factor that is sliced comes first; the other one, which is small, is held in memory.
-        product = ops.matmul(ops.transpose(a), ops.transpose(b)) if flip else ops.matmul(b, a)
-        delta = ops.affine(product, factor) if factor != 1 else product
+        # The factor that is sliced comes first; the other one, which is small, is held in memory. What both are scaled with
+        # is cheaper put into one of them than into their product.
+        left, right = (ops.transpose(a), ops.transpose(b)) if flip else (b, a)
+        delta = ops.matmul(ops.affine(left, factor) if factor != 1 else left, right)
         if delta.shape != original.shape:
             raise ValueError(f"it changes a matrix {list(delta.shape)}, the base's {name} is {list(shape)}")
         after = ops.add(before, delta)

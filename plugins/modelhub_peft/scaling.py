@@ -12,6 +12,9 @@ from modelhub import Node, Op, ops
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+TILE = 1 << 20
+"""Bytes that are computed in one go."""
+
 Specs = Sequence[tuple[str, tuple[int, ...]]]
 
 
@@ -76,6 +79,6 @@ def _memory(inputs: Specs, args: Any, rows: int) -> int:
 
 
 OPS = (
-    Op(name="peft.scaled", rows=_scaled_rows, infer=_infer_scaled, needs=_scaled_needs, memory=_memory),
-    Op(name="peft.magnitude", rows=_magnitude_rows, infer=_infer_magnitude, needs=_same, memory=_memory),
+    Op(name="peft.scaled", rows=_scaled_rows, infer=_infer_scaled, needs=_scaled_needs, memory=_memory, tile=TILE),
+    Op(name="peft.magnitude", rows=_magnitude_rows, infer=_infer_magnitude, needs=_same, memory=_memory, tile=TILE),
 )

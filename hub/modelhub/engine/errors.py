@@ -58,14 +58,18 @@ class ErrorSums:
             return False
         with np.errstate(all="ignore"):
             difference = b - a
-            sums = [float(np.dot(*pair)) for pair in ((a, a), (difference, difference), (b, b), (a, b))]
-        if not all(map(math.isfinite, sums)) or (limit is not None and sums[0] >= limit * limit):
+            own, apart, along = (float(np.dot(*pair)) for pair in ((a, a), (difference, difference), (a, difference)))
+            if apart <= own / 16:  # what b has follows from these, and more exactly, the nearer it is
+                other, dot = own + 2 * along + apart, own + along
+            else:
+                other, dot = float(np.dot(b, b)), float(np.dot(a, b))
+        if not all(map(math.isfinite, (own, apart, other, dot))) or (limit is not None and own >= limit * limit):
             return False
         self.count += a.size
-        self.squares += sums[0]
-        self.error_squares += sums[1]
-        self.other_squares += sums[2]
-        self.dot += sums[3]
+        self.squares += own
+        self.error_squares += apart
+        self.other_squares += other
+        self.dot += dot
         self.maximum = max(self.maximum, float(difference.max()), -float(difference.min()))
         return True
 

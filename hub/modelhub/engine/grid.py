@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Grid:
     """``count`` granules of ``elements`` elements in ``nbytes`` bytes each, of ``value``, of which each takes ``rows`` rows.
-    ``seekable``: any of them can be read without those before it."""
+    ``seekable``: any of them can be read without those before it. ``tile``: see `modelhub.ops`, of the op on top."""
 
     value: Value
     elements: int
@@ -31,6 +31,7 @@ class Grid:
     count: int
     rows: int
     seekable: bool
+    tile: int = 0
 
     def step(self, limit: int, unit: int) -> int:
         """Granules in a slice of about ``limit`` bytes whose elements are a multiple of ``unit``; at least the fewest such."""
@@ -47,14 +48,15 @@ def grid_of(tensor: Tensor) -> Grid:
     if isinstance(value, Node):
         value = _peeled(value)
     seekable = _seekable(value)
+    tile = ops.get(value.op).tile if isinstance(value, Node) else 0
     kind, shape = ops.spec(value)
     if kind == "U8" and len(shape) == 1:  # a run of bytes, whatever they mean
-        return Grid(value, dtype.block, dtype.block_bytes, total // dtype.block, dtype.block_bytes, seekable)
+        return Grid(value, dtype.block, dtype.block_bytes, total // dtype.block, dtype.block_bytes, seekable, tile)
     count = shape[0] if shape else 1
     nbytes = dtype.nbytes(tensor.shape)
     if nbytes % count:  # packed flat, its rows do not end where bytes do: in one piece
-        return Grid(value, total, nbytes, 1, count, seekable)
-    return Grid(value, total // count, nbytes // count, count, 1, seekable)
+        return Grid(value, total, nbytes, 1, count, seekable, tile)
+    return Grid(value, total // count, nbytes // count, count, 1, seekable, tile)
 
 
 def _peeled(value: Value) -> Value:

@@ -317,7 +317,7 @@ class _Work:
         encoder = None if sums is None else encoder_of(part.tensor, self.handles, sums)[0]
         reader = GridReader(part.grid, self.handles)
         unit = encoder.unit if encoder else 1
-        step = part.grid.step(CHUNK, unit)
+        step = part.grid.step(CHUNK if part.grid.tile == 0 else min(CHUNK, part.grid.tile), unit)
         matrix, matrices = part.grid.count, 1
         if encoder and encoder.importance is not None and len(encoder.importance) > 1:
             matrices = len(encoder.importance)
