@@ -277,7 +277,7 @@ def test_models_too_large_for_one_message_get_external_data(
 
 def test_past_2_gib_protobuf_does_not_say_how_large_a_message_is() -> None:
     class Past2GiB:
-        def ByteSize(self) -> int:  # noqa: N802
+        def ByteSize(self) -> int:
             raise EncodeError("Failed to serialize proto")
 
     assert smaller._is_large(Past2GiB())
