@@ -1,5 +1,5 @@
-"""PEFT adapters for modelhub: directories of adapters are told, shown and merged into their base; LoRA files of diffusion models
-(kohya, diffusers) are told and shown.
+"""Adapters for modelhub: PEFT's directories, and LoRA files of diffusion models (kohya, diffusers), are told, shown and merged
+into their base.
 
 The weights are read by the plugins of the containers; torch and peft are not needed for anything."""
 
@@ -36,6 +36,7 @@ def modelhub_ops() -> Iterator[Op]:
 
 @hookimpl
 def modelhub_conversions() -> Iterator[Combination]:
-    from modelhub_peft import merge
+    from modelhub_peft import lora_merge, merge
 
     yield merge.COMBINATION
+    yield lora_merge.COMBINATION
