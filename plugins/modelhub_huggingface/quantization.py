@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from modelhub_huggingface.config import is_count, text
+from modelhub_huggingface.packed import torchao
 
 OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
@@ -60,6 +61,8 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         bits, label = 8, "FP8"
     elif method == "mxfp4":
         bits, label = 4, "MXFP4"
+    elif method == "torchao":
+        label, bits, group = torchao.label(found)
     elif method == "modelopt":
         label = text(found.get("quant_algo")).upper() or "MODELOPT"
     else:

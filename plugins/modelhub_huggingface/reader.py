@@ -43,9 +43,18 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata | Findi
             else:
                 yield record
         dtype = DTYPES_OF_TORCH.get(str(values.get("torch_dtype")), "")
-        yield from unpack(
-            packed, quantized.method, quantized.said, dtype, lambda tensor, limit: _bytes(checkpoint, tensor, limit)
-        )
+        names: set[str] = set()
+        whole = True
+        for found in unpack(
+            packed, quantized.method, quantized.said, dtype, lambda tensor, limit: _bytes(checkpoint, tensor, limit), stored
+        ):
+            if isinstance(found, Finding):
+                whole = False
+            else:
+                names.add(found.name)
+            yield found
+        if quantized.method == "torchao" and whole:  # what is written of the parts does not hold of the wholes
+            stored = {key: text for key, text in stored.items() if key not in names and key != "tensor_names"}
     else:
         for path in checkpoint.files:
             if ".index." in path and path.endswith(".json"):

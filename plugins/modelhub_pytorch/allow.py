@@ -139,7 +139,17 @@ _ALLOWED: dict[str, frozenset[str]] = {
     "numpy.core.numeric": frozenset({"_frombuffer"}),
     "numpy.dtypes": frozenset(f"{name}DType" for name in ("Bool", "Str", "Bytes", "Float16", "Float32", "Float64"))
     | frozenset(f"{kind}{bits}DType" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)),
+    "torchao.quantization": frozenset(
+        {"Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor", "Int4Tensor", "Int4PlainInt32Tensor", "Int4PreshuffledTensor"}
+        | {"Int4TilePackedTo4dTensor", "IntxOpaqueTensor", "NF4Tensor", "PerRow", "PerTensor", "PerBlock"}
+    ),
+    "torchao.quantization.quantize_.common.kernel_preference": frozenset({"KernelPreference"}),
+    "torchao.quantization.quantize_.workflows.int8.int8_tensor": frozenset({"QuantizeTensorToInt8Kwargs"}),
+    "torchao.quantization.quantize_.workflows.float8.float8_tensor": frozenset({"QuantizeTensorToFloat8Kwargs"}),
+    "torchao.quantization.quant_primitives": frozenset({"MappingType"}),
+    "torchao.quantization.granularity": frozenset({"PerRow", "PerTensor", "PerBlock"}),
 }
+"""What stands under torchao is what that tells ``torch.load`` to be safe: kinds of tensors and of scales, which run nothing."""
 
 _TORCHSCRIPT = {
     "torch.jit._pickle": frozenset(

@@ -10,14 +10,19 @@ from typing import Any
 
 from modelhub import Finding, Op, Tensor
 
-from modelhub_huggingface.packed import awq, bitsandbytes, gptq, mlx, mxfp4, quantize, scaled
+from modelhub_huggingface.packed import awq, bitsandbytes, gptq, mlx, mxfp4, quantize, scaled, torchao
 from modelhub_huggingface.packed.scheme import Kept, Scheme, Stored, Whole
 
-SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, mlx.SCHEME, bitsandbytes.SCHEME, scaled.SCHEME, mxfp4.SCHEME)
+SCHEMES: tuple[Scheme, ...] = tuple(method.SCHEME for method in (gptq, awq, mlx, bitsandbytes, scaled, mxfp4, torchao))
 
 
 def unpack(
-    tensors: Sequence[Tensor], method: str, settings: Mapping[str, Any], dtype: str, read: Callable[[Tensor, int], bytes]
+    tensors: Sequence[Tensor],
+    method: str,
+    settings: Mapping[str, Any],
+    dtype: str,
+    read: Callable[[Tensor, int], bytes],
+    texts: Mapping[str, str],
 ) -> Iterator[Tensor | Finding]:
     """The table of a checkpoint that was quantized by ``method``: parts of a whole as ``stored``, wholes as ``logical``. What
     stays packed is listed as it is, and one finding says how many and why the first does. `Stored` says what the rest is."""
@@ -29,7 +34,7 @@ def unpack(
     wholes: list[Whole] = []
     kept: list[Kept] = []
     parts: set[str] = set()
-    for found in scheme.unpack(Stored(by_name, settings, dtype, read)):
+    for found in scheme.unpack(Stored(by_name, settings, dtype, read, texts)):
         if isinstance(found, Kept):
             kept.append(found)
         elif found.tensor.name in by_name and found.tensor.name not in found.parts:

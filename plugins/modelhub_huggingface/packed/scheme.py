@@ -32,13 +32,15 @@ Tensors = Mapping[str, Tensor]
 
 class Stored(NamedTuple):
     """What a scheme sees: the stored ``tensors`` by name, the directory's own words on how it was quantized (``settings``:
-    ``quantization_config`` and its relatives), the ``dtype`` that the configuration names for the model ("" where none), and
-    ``read(tensor, limit)``, the bytes of a small tensor that describes others (empty where it has more than ``limit``)."""
+    ``quantization_config`` and its relatives), the ``dtype`` that the configuration names for the model ("" where none),
+    ``read(tensor, limit)``, the bytes of a small tensor that describes others (empty where it has more than ``limit``), and the
+    free ``texts`` that the container keeps beside the tensors."""
 
     tensors: Tensors
     settings: Mapping[str, Any]
     dtype: str
     read: Callable[[Tensor, int], bytes]
+    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
