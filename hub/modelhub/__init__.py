@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelhub import dtypes, flatbuffers, home, ops, protobuf
+    from modelhub import dtypes, flatbuffers, home, ops, pickles, protobuf
     from modelhub.checksums import crc32c
     from modelhub.declared import (
         Assignment,
@@ -158,6 +158,7 @@ __all__ = [
     "indexed_group",
     "measure",
     "ops",
+    "pickles",
     "protobuf",
     "read_as",
     "read_described",
@@ -170,7 +171,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("dtypes", "flatbuffers", "home", "ops", "protobuf"):
+    if name in ("dtypes", "flatbuffers", "home", "ops", "pickles", "protobuf"):
         return import_module(f"modelhub.{name}")
     if name in _PUBLIC:
         return getattr(import_module(f"modelhub.{_PUBLIC[name]}"), name)
