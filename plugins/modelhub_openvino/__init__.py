@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Check, Format, hookimpl
+from modelhub import Check, Format, Op, hookimpl
 
-from modelhub_openvino import checks
-from modelhub_openvino.reader import detect, read
+from modelhub_openvino import checks, compressed
+from modelhub_openvino.reader import DTYPES, detect, read
 
 
 @hookimpl
 def modelhub_formats() -> Iterator[Format]:
-    yield Format(name="openvino", title="OpenVINO IR", suffixes=(".xml", ".bin"), sharing="exact", detect=detect, read=read)
+    yield Format(
+        name="openvino",
+        title="OpenVINO IR",
+        suffixes=(".xml", ".bin"),
+        dtypes=tuple(DTYPES.values()),
+        sharing="exact",
+        detect=detect,
+        read=read,
+    )
 
 
 @hookimpl
 def modelhub_checks() -> Iterator[Check]:
     yield Check(name=checks.OPERATORS, level="safety", formats=("openvino",), run=checks.operators)
+
+
+@hookimpl
+def modelhub_ops() -> Iterator[Op]:
+    yield from compressed.OPS

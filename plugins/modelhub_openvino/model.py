@@ -43,10 +43,30 @@ class Port:
     shape: str
 
 
+STEPS = frozenset(("Const", "Convert", "Subtract", "Multiply", "Reshape", "Gather", "Result"))
+"""Layers that weights may go through before they are used; and where a model ends."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One of those layers. ``constant``: of a `Const`; ``shape``: what comes out, as far as its sides are fixed; ``inputs``: the
+    ids of the layers that it takes, by port."""
+
+    name: str
+    type: str
+    constant: Constant | None = None
+    shape: tuple[int, ...] = ()
+    inputs: dict[int, str] = field(default_factory=dict)
+
+
+Graph = dict[str, Step]
+"""The steps of one graph, by their layers' ids."""
+
+
 @dataclass(slots=True)
 class Model:
-    """All that is kept. ``operators``: (operation set, type) -> layers of it, those of inner graphs too. ``notes``: what
-    `rt_info` says, by the path of names."""
+    """All that is kept. ``graphs``: the outer one and those inside of layers. ``operators``: (operation set, type) -> layers,
+    those of inner graphs too. ``notes``: what `rt_info` says, by the path of names."""
 
     name: str = ""
     version: int = 0
@@ -55,6 +75,7 @@ class Model:
     outputs: list[Port] = field(default_factory=list)
     operators: Counter[tuple[str, str]] = field(default_factory=Counter)
     notes: dict[str, str] = field(default_factory=dict)
+    graphs: list[Graph] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -67,6 +88,8 @@ class _Layer:
     names: str = ""
     precision: str = ""
     sides: list[str] = field(default_factory=list)
+    id: str = ""
+    made: list[str] = field(default_factory=list)
 
 
 def parse(file: File) -> Model:
@@ -102,11 +125,13 @@ class _Walk:
         self.length = 0
         self.count = 0
         self.seen: set[str] = set()
+        self.graphs: list[tuple[int, Graph]] = []
         self.begin: Mapping[tuple[str, str], Callable[[dict[str, str]], None]] = {
             ("layers", "layer"): self._layer,
             ("layer", "data"): self._data,
             ("output", "port"): self._output,
             ("input", "port"): self._input,
+            ("edges", "edge"): self._edge,
         }
 
     def refuse_doctype(self, *said: object) -> None:
@@ -118,6 +143,8 @@ class _Walk:
         if not self.path:
             self._root(tag, attributes)
         parent = self.path[-1] if self.path else ""
+        if tag == "layers":
+            self.graphs.append((len(self.path), {}))
         self.path.append(tag)
         self.written, self.length = [], 0
         begin = self.begin.get((parent, tag))
@@ -128,7 +155,12 @@ class _Walk:
 
     def end(self, tag: str) -> None:
         self.path.pop()
-        if tag == "dim" and self.path[-3:] == ["layer", "input", "port"] and self.layers and self.layers[-1].type == "Result":
+        while self.graphs and self.graphs[-1][0] > len(self.path):
+            self.model.graphs.append(self.graphs.pop()[1])
+        if tag == "dim" and self.path[-3:] == ["layer", "output", "port"] and self.layers and self.layers[-1].type in STEPS:
+            if len(self.layers[-1].made) < MAX_SIDES:
+                self.layers[-1].made.append("".join(self.written).strip()[:20])
+        elif tag == "dim" and self.path[-3:] == ["layer", "input", "port"] and self.layers and self.layers[-1].type == "Result":
             side = "".join(self.written).strip()
             if len(self.layers[-1].sides) < MAX_SIDES:
                 self.layers[-1].sides.append("?" if side.startswith("-") else side[:20])
@@ -159,6 +191,12 @@ class _Walk:
             raise InvalidFile(f"{self.name}: more than {MAX_LAYERS} layers")
         name, given = attributes.get("name", ""), attributes.get("output_names", "")
         self.layers.append(_Layer(name, attributes.get("type", ""), attributes.get("version", ""), given))
+        self.layers[-1].id = attributes.get("id", "")
+
+    def _edge(self, attributes: dict[str, str]) -> None:
+        step = self.graphs[-1][1].get(attributes.get("to-layer", "")) if self.graphs else None
+        if step and len(step.inputs) < MAX_SIDES:
+            step.inputs[self._number(attributes.get("to-port", ""), "a port")] = attributes.get("from-layer", "")
 
     def _data(self, attributes: dict[str, str]) -> None:
         if self.layers:
@@ -184,8 +222,13 @@ class _Walk:
         model.operators[layer.opset, layer.type] += 1
         inner = bool(self.layers)
         scope = "/".join([outer.name for outer in self.layers] + [layer.name])
-        if layer.type == "Const":
-            model.constants.append(self._constant(scope, layer.data))
+        constant = self._constant(scope, layer.data) if layer.type == "Const" else None
+        if layer.type in STEPS and self.graphs and layer.id:
+            fixed = all(side.isascii() and side.isdigit() for side in layer.made)
+            sides = tuple(int(side) for side in layer.made) if fixed else ()
+            self.graphs[-1][1][layer.id] = Step(scope, layer.type, constant, sides)
+        if constant:
+            model.constants.append(constant)
         elif layer.type == "Parameter" and not inner:
             shape = re.sub(r"\s*,\s*", ", ", layer.data.get("shape", "").strip())[:400]
             model.inputs.append(Port(layer.names.split(",")[0] or layer.name, layer.data.get("element_type", ""), shape))

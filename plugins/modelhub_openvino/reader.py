@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
-from modelhub import Checkpoint, Detection, Extent, File, FileProblem, Metadata, Tensor, dtypes
+from modelhub import Checkpoint, Detection, Extent, File, FileProblem, Inline, Metadata, Tensor, dtypes
 
+from modelhub_openvino import compressed
 from modelhub_openvino.model import Constant, Model, parse
 
 DTYPES = {
@@ -53,16 +54,32 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata]:
     model = parse(checkpoint.primary)
     place = checkpoint.files[1] if len(checkpoint.files) > 1 else os.path.splitext(checkpoint.files[0])[0] + ".bin"
     small = 0
+    there = len(checkpoint.files) > 1
+    meant, parts = compressed.logical(model, place) if there else ([], set())
+    given = results(model)
     for constant in model.constants:
-        if not is_weight(constant):
+        if not is_weight(constant) and constant.name not in parts and constant.name not in given:
             small += 1
-        elif len(checkpoint.files) > 1:
-            yield _tensor(constant, place)
+        elif there:
+            tensor = _tensor(constant, place)
+            yield tensor._replace(view="stored") if constant.name in parts else tensor
         else:
             yield Tensor(
                 constant.name, DTYPES.get(constant.kind, constant.kind[:40]), constant.shape, None, unsupported="no .bin"
             )
+    yield from meant
     yield metadata(model, small)
+
+
+def results(model: Model) -> set[str]:
+    """Constants that are what the model gives: none of its arithmetic, however small."""
+    found = set()
+    for graph in model.graphs:
+        for step in graph.values():
+            source = graph.get(step.inputs.get(0, "")) if step.type == "Result" else None
+            if source and source.constant:
+                found.add(source.constant.name)
+    return found
 
 
 def is_weight(constant: Constant) -> bool:
@@ -77,6 +94,8 @@ def _tensor(constant: Constant, path: str) -> Tensor:
     if dtype is None:
         reason = f"elements of OpenVINO's type {constant.kind[:40]!r}"
         return Tensor(constant.name, constant.kind[:40], constant.shape, None, unsupported=reason)
+    if not prod(constant.shape):  # OpenVINO gives one that is empty a byte all the same
+        return Tensor(constant.name, dtype, constant.shape, Inline(b""))
     if prod(constant.shape) % dtypes.get(dtype).block:
         return Tensor(constant.name, dtype, constant.shape, None, unsupported="packed, and the last byte is not full")
     return Tensor(constant.name, dtype, constant.shape, Extent(path, constant.offset, constant.nbytes))
@@ -86,6 +105,7 @@ def metadata(model: Model, small: int) -> Metadata:
     """Everything there is to say."""
     opsets = sorted({opset for opset, _ in model.operators}, key=lambda name: (len(name), name))
     common = ((name, count) for (_, name), count in model.operators.most_common() if name not in ("Const", "Parameter", "Result"))
+    quantized, precision = compressed.described(model)
     values: dict[str, Any] = {
         "graph": model.name[:MAX_SHOWN],
         "ir_version": model.version,
@@ -96,9 +116,10 @@ def metadata(model: Model, small: int) -> Metadata:
         "operators": {name[:80]: count for name, count in list(common)[:OPERATORS_SHOWN]},
         "custom_operators": sorted({f"{opset}.{name}"[:120] for opset, name in custom(model)})[:MAX_SHOWN],
         "constants": small,
+        "quantization": quantized,
         **{key: model.notes[path][:MAX_SHOWN] for path, key in _NOTED.items() if model.notes.get(path)},
     }
-    return Metadata(values={key: value for key, value in values.items() if value})
+    return Metadata(values={key: value for key, value in values.items() if value}, precision=precision)
 
 
 def is_standard(opset: str) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from modelhub.testing import FormatConformance
+from numpy.typing import NDArray
 
 BUILD = """
 import sys
@@ -26,6 +29,71 @@ numbers = op.result(op.convert(packed, "f32"), name="numbers")
 model = ov.Model([out, numbers], [image], "tiny")
 ov.save_model(model, sys.argv[1], compress_to_fp16=False)
 """
+
+
+COMPRESSED = """
+import sys
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+random = np.random.default_rng(0)
+x = op.parameter([-1, 32], np.float32, name="x")
+
+
+def bits4(kind, shape):
+    data = random.integers(0, 256, int(np.prod(shape)) // 2, dtype=np.uint8)
+    return ov.Tensor(data, shape, kind)
+
+
+def bytes8(kind, shape):
+    data = random.integers(0, 256, shape, dtype=np.uint8)
+    return data.view(kind) if not isinstance(kind, ov.Type) else ov.Tensor((data & 0x3f), shape, kind)
+
+
+def scales(*shape):
+    return op.constant((random.random(shape) + 0.1).astype(np.float16), name="scale")
+
+
+def half(node):
+    return op.convert(node, "f16")
+
+
+def used(name, product, shape=(16, 32)):
+    if tuple(product.output(0).shape) != shape:
+        product = op.reshape(product, op.constant(np.array(shape)), False)
+    made[name] = product
+    results.append(op.result(op.matmul(x, op.convert(product, "f32"), False, True), name=name))
+
+
+made, results = {}, []
+weight = op.constant(bytes8(np.uint8, (16, 32)), name="int8")
+zeros = op.constant(random.integers(0, 256, (16, 1), dtype=np.uint8), name="int8/zero_point")
+used("int8", op.multiply(op.subtract(half(weight), half(zeros)), scales(16, 1)))
+grouped = op.constant(bits4(ov.Type.u4, [16, 4, 8]), name="int4")
+zeros = op.constant(bits4(ov.Type.u4, [16, 4, 1]), name="int4/zero_point")
+used("int4", op.multiply(op.subtract(half(grouped), half(zeros)), scales(16, 4, 1)))
+used("symmetric", op.multiply(scales(16, 1), half(op.constant(bits4(ov.Type.i4, [16, 32]), name="symmetric"))))
+used("nf4", op.multiply(half(op.constant(bits4(ov.Type.nf4, [16, 2, 16]), name="nf4")), scales(16, 2, 1)))
+used("fp8", op.multiply(half(op.constant(bytes8(ov.Type.f8e4m3, [16, 32]), name="fp8")), scales(1, 32)))
+table = half(op.constant(np.linspace(-1, 1, 16).astype(np.float16), name="table"))
+places = op.convert(op.constant(bits4(ov.Type.u4, [16, 2, 16]), name="codes_nncf_codebook_idxs"), "u8")
+used("codes", op.multiply(op.gather(table, places, op.constant(np.int64(0))), scales(16, 2, 1)))
+model = ov.Model(results, [x], "compressed")
+ov.save_model(model, sys.argv[1] + "/compressed.xml", compress_to_fp16=False)
+told = ov.Model([op.result(op.convert(value, "f32"), name=name) for name, value in made.items()], [], "told")
+computed = ov.Core().compile_model(told, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
+np.savez(sys.argv[1] + "/told.npz", **{name: value for name, value in zip(made, computed.values())})
+"""
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with weights as NNCF compresses them, and what OpenVINO computes of each."""
+    directory = tmp_path_factory.mktemp("compressed")
+    done = subprocess.run([sys.executable, "-c", COMPRESSED, directory], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +137,40 @@ def test_values_are_those_that_openvino_was_given(tiny: Path, tmp_path: Path, mo
         np.testing.assert_array_equal(arrays["conv/weight"], np.arange(108, dtype=np.float32).reshape(4, 3, 3, 3))
         np.testing.assert_array_equal(arrays["bias"], np.full((1, 4, 1, 1), 0.5, np.float32))
         assert set(arrays) == {"conv/weight", "bias"}
+
+
+def test_compressed_weights_are_what_openvino_computes(compressed: Path, tmp_path: Path, modelhub) -> None:
+    model = compressed / "compressed.xml"
+    shown = modelhub("show", model, "--tensors", "--json").json
+    assert (shown["precision"], shown["parameters"]) == ("INT4", 6 * 16 * 32)
+    said = shown["metadata"]["quantization"]
+    assert (said["weights"], said["quantized_parameters"], said["symmetric"]) == ("INT4", 6 * 16 * 32, False)
+    wholes = {item["name"]: item["shape"] for item in shown["tensors"] if item.get("view") == "logical"}
+    stored = [item["name"] for item in shown["tensors"] if item.get("view") == "stored"]
+    assert wholes.keys() == {"int8", "int4", "symmetric", "nf4", "fp8", "codes"}
+    assert {"int4", "int4/zero_point", "scale", "table"} < set(stored)
+    modelhub("convert", model, "--to", "npz", "-o", tmp_path / "all.npz")
+    with np.load(tmp_path / "all.npz") as arrays, np.load(compressed / "told.npz") as told:
+        assert set(arrays) == set(told)
+        for name in told:
+            assert arrays[name].shape == (16, 32)
+            # the graph computes in half precision, then widens
+            np.testing.assert_allclose(arrays[name], told[name], rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+def test_compressed_weights_with_damage_stay_as_they_are(compressed: Path, tmp_path: Path, modelhub) -> None:
+    text = (compressed / "compressed.xml").read_text()
+    (tmp_path / "compressed.bin").write_bytes((compressed / "compressed.bin").read_bytes())
+    # a loop of conversions, and scales of another shape
+    (tmp_path / "compressed.xml").write_text(text.replace('shape="16, 4, 1"', 'shape="16, 2, 2"', 1))
+    shown = modelhub("show", tmp_path / "compressed.xml", "--json", status=None).json
+    assert shown["state"] in ("ready", "invalid")
+    edge = text.index("<edge ")
+    looped = text[:edge] + "".join(
+        f'<edge from-layer="{number}" from-port="0" to-layer="{number}" to-port="0" />' for number in range(60)
+    )
+    (tmp_path / "compressed.xml").write_text(looped + text[text.index("</edges>") :])
+    assert modelhub("show", tmp_path / "compressed.xml", "--json").json["state"] == "ready"
 
 
 def test_without_its_weights_it_is_incomplete(tiny: Path, tmp_path: Path, modelhub) -> None:
@@ -116,3 +218,17 @@ def test_other_xml_is_left_alone(tmp_path: Path, modelhub) -> None:
     (tmp_path / "net.xml").write_text("<net version='1'><stations/></net>")
     (tmp_path / "page.bin").write_bytes(bytes(100))
     assert modelhub("scan", tmp_path, "--json").json["found"] == 0
+
+
+class TestConformance(FormatConformance):
+    """Constants that a model gives as they are: OpenVINO itself writes them."""
+
+    format = "openvino"
+    library_dtypes = ("F32", "F64", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+
+    def write(self, path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+        import openvino as ov
+        from openvino import opset13
+
+        constants = [opset13.constant(np.array(array, order="C"), name=name) for name, array in tensors.items()]
+        ov.save_model(ov.Model([opset13.result(one) for one in constants], [], "weights"), path, compress_to_fp16=False)
