@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     place: tuple[int, int] | None
     scales: Scales | None
     variable: bool
-    sparse: bool
+    sparse: Table | None
     external: bool
 
 
@@ -181,7 +181,7 @@ def _entry(tensor: Table, graph: int, index: int, places: Sequence[tuple[int, in
         places[at],
         _scales(tensor.table(schema.Tensor.QUANTIZATION)),
         bool(tensor.number(schema.Tensor.IS_VARIABLE, "?")),
-        schema.Tensor.SPARSITY in tensor,
+        tensor.table(schema.Tensor.SPARSITY),
         bool(tensor.number(schema.Tensor.EXTERNAL_BUFFER, "I")),
     )
 

@@ -29,6 +29,14 @@ class Tensor:
     EXTERNAL_BUFFER = 10
 
 
+class Sparsity:
+    TRAVERSAL_ORDER, BLOCK_MAP, DIMENSIONS = range(3)
+
+
+class Dimension:
+    FORMAT, SIZE, SEGMENTS_TYPE, SEGMENTS, INDICES_TYPE, INDICES = range(6)
+
+
 class Quantization:
     MIN, MAX, SCALE, ZERO_POINT, DETAILS_TYPE, DETAILS, AXIS = range(7)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from modelhub import Extent, File, Inline, InvalidFile, Node, Op, Tensor, dtypes, ops
 
-from modelhub_tflite import schema
+from modelhub_tflite import schema, sparse
 from modelhub_tflite.model import Entry, Model, Scales
 
 _BITS = {"I4": (4, True), "U4": (4, False), "I2": (2, True)}
@@ -52,8 +52,6 @@ def _tensor(name: str, entry: Entry, model: Model, file: File) -> Iterator[Tenso
     why = ""
     if entry.external:
         why = "tensor kept in another file"
-    elif entry.sparse:
-        why = "sparse tensor"
     elif dtype == "STRING":
         why = "string tensor"
     elif entry.type not in schema.TYPES:
@@ -62,7 +60,13 @@ def _tensor(name: str, entry: Entry, model: Model, file: File) -> Iterator[Tenso
         yield Tensor(name, dtype, entry.shape, None, unsupported=why)
         return
     start, end = entry.place
-    extent = Extent(file.path, start, end - start)
+    extent: Extent | Node = Extent(file.path, start, end - start)
+    if entry.sparse is not None:
+        whole, why = sparse.densified(entry.sparse, extent, dtype, entry.shape, file, who)
+        if whole is None:
+            yield Tensor(name, dtype, entry.shape, None, unsupported=why)
+            return
+        extent, end = whole, start + dtypes.get(dtype).nbytes(entry.shape)
     known = dtypes.get(dtype)
     expected = -(-prod(entry.shape) // known.block) * known.block_bytes
     if expected != end - start:
@@ -78,13 +82,13 @@ def _tensor(name: str, entry: Entry, model: Model, file: File) -> Iterator[Tenso
         yield Tensor(name, "F32", entry.shape, made, view="logical")
 
 
-def unpacked(extent: Extent, dtype: str, shape: tuple[int, ...]) -> Node:
+def unpacked(extent: Extent | Node, dtype: str, shape: tuple[int, ...]) -> Node:
     """Integers of less than a byte as one byte each."""
     bits, signed = _BITS[dtype]
     return ops.node("tflite.unpack", extent, bits=bits, signed=signed, shape=list(shape))
 
 
-def _dequantized(extent: Extent, dtype: str, entry: Entry, model: Model, file: File, who: str) -> Node | None:
+def _dequantized(extent: Extent | Node, dtype: str, entry: Entry, model: Model, file: File, who: str) -> Node | None:
     """The floats that a quantized tensor stands for; None where its scheme is not one that is known to the bit."""
     scales = entry.scales
     if scales is None or not prod(entry.shape):
@@ -173,4 +177,4 @@ def _needs(inputs: Any, args: Mapping[str, Any], start: int, stop: int) -> Seque
     return [(start * row // each, -(-stop * row // each))]
 
 
-OPS = (Op(name="tflite.unpack", rows=_rows, infer=_infer, needs=_needs),)
+OPS = (Op(name="tflite.unpack", rows=_rows, infer=_infer, needs=_needs), *sparse.OPS)
