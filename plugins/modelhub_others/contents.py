@@ -158,26 +158,3 @@ def unpacked(file: File) -> bytes:
 def llamafile(file: File) -> str | None:
     """A portable executable whose zip directory names a GGUF (llamafile's README: weights are stored in the executable)."""
     return "a llamafile" if file.head.startswith(APE) and b".gguf" in zip_directory(file) else None
-
-
-def paddle(file: File) -> str | None:
-    """``.pdmodel``: a ProgramDesc, whose first block has the index 0 (``framework.proto``). ``.pdiparams``: tensors, each with
-    two versions (0), no levels of detail, and a TensorDesc (``lod_tensor.cc``). ``.pdparams``, ``.pdopt``: pickles."""
-    head, name = file.head, file.name.lower()
-    if name.endswith(".pdmodel"):
-        block = re.match(rb"\x0a[\x80-\xff]{0,4}[\x00-\x7f]\x08\x00\x10", head)
-        return "a PaddlePaddle inference model" if block else None
-    if name.endswith(".pdiparams"):
-        described = int.from_bytes(head[16:20], "little")
-        fits = len(head) > 24 and head[:16] == bytes(16) and 2 <= described <= 4096 and head[20:21] == b"\x08"
-        return "weights of a PaddlePaddle inference model" if fits else None
-    pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    return "a PaddlePaddle checkpoint, which is a pickle" if pickle else None
-
-
-def paddle_files(file: File) -> Sequence[str]:
-    """An inference model is ``NAME.pdmodel``, ``NAME.pdiparams`` and sometimes ``NAME.pdiparams.info``."""
-    if not file.name.endswith((".pdmodel", ".pdiparams")):
-        return [file.name]
-    names = [file.stem + suffix for suffix in (".pdmodel", ".pdiparams", ".pdiparams.info")]
-    return [name for name in names if name == file.name or name in (file.siblings or ())]

@@ -39,7 +39,7 @@ class Row(NamedTuple):
         names = self.companions(file) if self.companions else [file.name]
         directory = os.path.dirname(file.path)
         files = [os.path.join(directory, name) for name in names]
-        return Rejected(f"{what}: listed, not read: {self.why}; {self.opens}", 90, state="unsupported", files=files)
+        return Rejected(f"{what}: listed, not read, because {self.why}; {self.opens}", 90, state="unsupported", files=files)
 
 
 ROWS = (
@@ -126,14 +126,5 @@ ROWS = (
         "the model is inside of an executable",
         "it is a program, and a zip: unzip takes the GGUF model out of it",
         magics=(contents.APE,),
-    ),
-    Row(
-        "paddle",
-        "PaddlePaddle",
-        (".pdmodel", ".pdiparams", ".pdparams", ".pdopt"),
-        contents.paddle,
-        "its tensors are named by the program that they belong to",
-        "PaddlePaddle opens it (paddle2onnx makes ONNX of an inference model)",
-        companions=contents.paddle_files,
     ),
 )

@@ -45,8 +45,6 @@ NEMO = {"./": b"", "./model_config.yaml": b"target: nemo\n", "./model_weights.ck
 NUMPY = pickle.dumps({"shape": (2,)}, protocol=4).replace(b"shape", b"joblib.numpy_pickle", 1)
 SKLEARN = b"\x80\x04\x95\x20\0\0\0\0\0\0\0\x8c\x1asklearn.linear_model._base\x94\x8c\x10LinearRegression\x94\x93\x94."
 MAR = {"MAR-INF/MANIFEST.json": b"{}", "handler.py": b"import os", "model.pt": b"x"}
-PDIPARAMS = bytes(16) + struct.pack("<i", 6) + b"\x08\x05\x10\x02\x10\x02" + bytes(16)
-PDMODEL = b"\x0a\x20\x08\x00\x10" + b"\xff" * 9 + b"\x01" + bytes(20)
 FILES = {
     "yolo.engine": (PLAN, "tensorrt", "a TensorRT 10.3.0 engine"),
     "ultralytics.engine": (struct.pack("<I", len(PREFIX)) + PREFIX + PLAN, "tensorrt", "exported by Ultralytics"),
@@ -67,9 +65,6 @@ FILES = {
     "bz2.joblib": (bz2.compress(SKLEARN), "joblib", "runs whatever it says"),
     "xz.joblib": (lzma.compress(SKLEARN), "joblib", "runs whatever it says"),
     "tiny.llamafile": (zipped({"tiny.gguf": b"GGUF", ".args": b"-m"}, b"MZqFpD='\n" + bytes(300)), "llamafile", "unzip takes"),
-    "infer.pdmodel": (PDMODEL, "paddle", "a PaddlePaddle inference model"),
-    "alone.pdiparams": (PDIPARAMS, "paddle", "weights of a PaddlePaddle inference model"),
-    "train.pdparams": (pickle.dumps({"w": 1}, protocol=2), "paddle", "which is a pickle"),
 }  # fmt: skip
 
 
@@ -118,13 +113,12 @@ def test_files_that_belong_together_are_one_model(tmp_path: Path, modelhub) -> N
     for name, data in {
         "ocr.param": b"7767517\n2 2\nInput in 0 1 in\n", "ocr.bin": bytes(4000),
         "net.mnn": MNN, "net.mnn.weight": bytes(500),
-        "infer.pdmodel": PDMODEL, "infer.pdiparams": PDIPARAMS, "infer.pdiparams.info": b"x",
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(data)
     summary = modelhub("scan", tmp_path, "--json").json
-    assert (summary["found"], summary["unknown"]) == (3, 0)
+    assert (summary["found"], summary["unknown"]) == (2, 0)
     listed = {item["name"]: item["size"] for item in modelhub("ls", "--json").json}
-    assert listed == {"ocr": 4028, "net": len(MNN) + 500, "infer": len(PDMODEL) + len(PDIPARAMS) + 1}
+    assert listed == {"ocr": 4028, "net": len(MNN) + 500}
 
 
 def test_ctranslate2_is_a_directory(tmp_path: Path, modelhub) -> None:

@@ -1,0 +1,81 @@
+"""Reads Paddle's checkpoints and inference models: names, shapes and places; no weights, and nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from modelhub import Checkpoint, File, Finding, Metadata, Tensor, pickles
+
+from modelhub_paddle import arrays, parameters, program
+from modelhub_paddle.checks import findings
+from modelhub_paddle.detect import PARAMS, PICKLES, PROGRAM
+
+NAMES = "StructuredToParameterName@@"
+MAX_DEPTH = 32
+MAX_VALUES = 4_000_000
+_SHOWN = 64
+
+
+def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
+    if checkpoint.primary.name.lower().endswith(PICKLES):
+        yield from _pickled(checkpoint.primary)
+    else:
+        yield from _inference(checkpoint)
+
+
+def _inference(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
+    values: dict[str, Any] = {}
+    names: list[str] = []
+    for file in checkpoint:
+        if file.name.lower().endswith((PROGRAM, ".json")):
+            said = program.read(file)
+            names = said.parameters
+            values["operators"] = dict(sorted(said.operators.most_common(_SHOWN)))
+            values.update({key: found for key, found in (("inputs", said.inputs), ("outputs", said.outputs)) if found})
+    for file in checkpoint:
+        if file.name.lower().endswith(PARAMS):
+            if not names:
+                yield Finding(
+                    "paddle-names", "info", "no program is beside it: its tensors have numbers, not names", file=file.path
+                )
+            yield from parameters.read(file, names)
+    yield Metadata(values=values, container="inference")
+
+
+def _pickled(file: File) -> Iterator[Tensor | Metadata | Finding]:
+    """Arrays by the keys that lead to them, joined by dots, as Paddle's layers are called. What is no array is metadata."""
+    found = pickles.read(file)
+    yield from findings(found.names, file)
+    values: dict[str, Any] = {}
+    for name, value in _leaves(found.value):
+        record = arrays.tensor(name, value, file)
+        if record is not None:
+            yield record
+        elif isinstance(value, str | int | float) and len(values) < _SHOWN and len(name) < 200 and len(str(value)) < 1000:
+            values[name or "value"] = value
+    optimizer = file.name.lower().endswith(PICKLES[1])
+    yield Metadata(values={"values": values} if values else {}, container="optimizer" if optimizer else "checkpoint")
+
+
+def _leaves(root: Any) -> Iterator[tuple[str, Any]]:
+    """Everything that is no container, in order. A tensor outside of a state dict is ``tuple((name, array))``."""
+    stack: list[tuple[str, Any, int]] = [("", root, 0)]
+    for _ in range(MAX_VALUES):
+        if not stack:
+            return
+        name, value, depth = stack.pop()
+        if isinstance(value, pickles.Call) and value.function in (("builtins", "tuple"), ("__builtin__", "tuple")):
+            match value.args:
+                case ((str(), pickles.Call() as array),):
+                    value = array
+        if isinstance(value, pickles.Call) and value.function == ("collections", "OrderedDict"):
+            value = dict(value.items)
+        inner: list[tuple[Any, Any]] = []
+        if isinstance(value, dict) and depth < MAX_DEPTH:
+            inner = [(key, below) for key, below in value.items() if key != NAMES and not isinstance(key, pickles.Opaque)]
+        elif isinstance(value, list | tuple) and not isinstance(value, pickles.Global | pickles.Run) and depth < MAX_DEPTH:
+            inner = list(enumerate(value))
+        else:
+            yield name, value
+        stack.extend((f"{name}.{key}" if name else str(key), below, depth + 1) for key, below in reversed(inner))

@@ -1,0 +1,149 @@
+"""Files that PaddlePaddle 3.3 wrote (``files``: a net of two linear layers with a batch norm between, saved in every way; ``old``
+is one that was not trained), and files that nobody honest wrote."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from modelhub.testing import FormatConformance
+
+FILES = Path(__file__).with_name("files")
+PARAMETERS = {
+    "batch_norm1d_0.b_0": "2.bias", "batch_norm1d_0.w_0": "2.weight", "batch_norm1d_0.w_1": "2._mean",
+    "batch_norm1d_0.w_2": "2._variance", "linear_0.b_0": "0.bias", "linear_0.w_0": "0.weight", "linear_1.b_0": "3.bias",
+    "linear_1.w_0": "3.weight",
+}  # fmt: skip
+"""What Paddle calls a parameter in a program, and in a state dict."""
+
+
+class TestPaddle(FormatConformance):
+    format = "paddle"
+    library_dtypes = ("F32", "F64", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL", "C64", "C128")
+
+    def place(self, directory: Path, name: str = "sample") -> Path:
+        return super().place(directory, name).with_suffix(".pdparams")
+
+    def write(self, path: Path, tensors: dict[str, Any]) -> None:
+        path.write_bytes(pickle.dumps(tensors, protocol=4))  # which is what paddle.save does with a state dict
+
+
+def converted(modelhub: Any, source: Path, out: Path) -> dict[str, np.ndarray[Any, Any]]:
+    modelhub("convert", source, "--to", "npz", "-o", out)
+    with np.load(out) as found:
+        return {name: found[name] for name in found.files}
+
+
+def test_a_state_dict_in_every_protocol_is_the_same(tmp_path: Path, modelhub) -> None:
+    new = converted(modelhub, FILES / "net.pdparams", tmp_path / "new.npz")
+    old = converted(modelhub, FILES / "p2.pdparams", tmp_path / "old.npz")
+    assert list(new) == ["0.weight", "0.bias", "2.weight", "2.bias", "2._mean", "2._variance", "3.weight", "3.bias"]
+    with open(FILES / "net.pdparams", "rb") as file:
+        truth = pickle.load(file)  # our own file: arrays alone
+    for name, array in new.items():
+        assert array.tobytes() == truth[name].tobytes() == old[name].tobytes(), name
+
+
+@pytest.mark.parametrize("program", ["infer.json", "old.pdmodel"])
+def test_an_inference_model_has_its_programs_names(program: str, tmp_path: Path, modelhub) -> None:
+    for name in os.listdir(FILES):
+        if name.split(".")[0] == program.split(".")[0]:
+            shutil.copy(FILES / name, tmp_path / name)
+    assert modelhub("scan", tmp_path, "--json").json["found"] == 1
+    shown = modelhub("show", tmp_path / program, "--json").json
+    assert shown["state"] == "ready"
+    assert shown["metadata"]["inputs"] == ["input"]
+    assert sum(shown["metadata"]["operators"].values()) == 6
+    found = converted(modelhub, tmp_path / program, tmp_path / "out.npz")
+    state = converted(modelhub, FILES / "net.pdparams", tmp_path / "state.npz")
+    assert sorted(found) == sorted(PARAMETERS)
+    for name, array in found.items():
+        assert array.shape == state[PARAMETERS[name]].shape
+        assert program == "old.pdmodel" or array.tobytes() == state[PARAMETERS[name]].tobytes(), name
+    assert program == "infer.json" or (found["batch_norm1d_0.w_0"] == 1).all()
+    (tmp_path / f"{program.split('.')[0]}.pdiparams").unlink()
+    shown = modelhub("show", tmp_path / program, "--json", status=None).json
+    assert shown["state"] in ("incomplete", "invalid")
+    assert ".pdiparams" in shown["reason"]
+
+
+def test_parameters_without_a_program_have_numbers(tmp_path: Path, modelhub) -> None:
+    shutil.copy(FILES / "infer.pdiparams", tmp_path / "alone.pdiparams")
+    shown = modelhub("show", tmp_path / "alone.pdiparams", "--tensors", "--json").json
+    assert [item["name"] for item in shown["tensors"]][:2] == ["tensor_0", "tensor_1"]
+    assert "no program is beside it" in shown["findings"][0]["message"]
+
+
+def test_tensors_that_stand_outside_of_a_state_dict(tmp_path: Path, modelhub) -> None:
+    shown = modelhub("show", FILES / "misc.pdparams", "--tensors", "--json").json
+    tensors = {item["name"]: (item["dtype"], item["shape"]) for item in shown["tensors"]}
+    assert tensors["w"] == ("BF16", [2, 3])
+    assert tensors["s"] == ("F32", [])
+    assert tensors["nested.a.0"] == ("F32", [2])
+    assert shown["metadata"]["values"] == {"epoch": 3}
+
+
+def test_large_arrays_as_text(tmp_path: Path, modelhub) -> None:
+    array = np.frombuffer(np.random.default_rng(0).bytes(3 << 20), "<f4").reshape(-1, 256)
+    (tmp_path / "big.pdparams").write_bytes(pickle.dumps({"w": array, "f": np.asfortranarray(array[:9])}, protocol=2))
+    found = converted(modelhub, tmp_path / "big.pdparams", tmp_path / "out.npz")
+    assert found["w"].tobytes() == array.tobytes()
+    assert found["f"].tobytes() == array[:9].tobytes()
+
+
+class Nasty:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/pwned-by-paddle",)
+
+
+def test_nothing_is_run(tmp_path: Path, modelhub) -> None:
+    mark = Path("/tmp/pwned-by-paddle")
+    mark.unlink(missing_ok=True)
+    (tmp_path / "bad.pdparams").write_bytes(pickle.dumps({"w": np.ones(3, "f4"), "x": Nasty()}, protocol=4))
+    verified = modelhub("verify", tmp_path / "bad.pdparams", "--json", status=1).json[0]
+    assert any(item["severity"] == "unsafe" and "system" in item["message"] for item in verified["findings"])
+    assert not mark.exists()
+
+
+BROKEN = (
+    b"\x80\x04", b"\x80\x04.", b"\x80\x04}(.", b"\x80\x04\x8e" + b"\xff" * 8, b"\x80\x02r\xff\xff\xff\x7f.",
+    b"\x80\x04h\x05.", b"\x80\x04" + b"(" * 100_000, b"\x80\x04" + b"]" * 100_000 + b".",
+    b"\x80\x04N" + b"\x85" * 500_000 + b".", b"\x80\x04\x8b\xff\xff\xff\x7f", b"\x80\x02cos\nsystem\n(S'x'\ntR",
+    b"\x80\x04\x95" + b"\xff" * 8 + b".", b"\x80\x04\xff.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
+def test_pickles_that_are_broken(data: bytes, tmp_path: Path, modelhub) -> None:
+    (tmp_path / "x.pdparams").write_bytes(data)
+    shown = modelhub("show", tmp_path / "x.pdparams", "--tensors", "--json", status=None).json
+    assert shown["format"] == "paddle"
+    assert not (shown["reason"] or "").startswith("the plugin of")
+    assert not shown.get("tensors")
+
+
+def test_arrays_that_lie(tmp_path: Path, modelhub) -> None:
+    good = pickle.dumps({"w": np.ones((50, 2), "f4")}, protocol=4)
+    for number, (old, new) in enumerate(
+        [(b"K2K\x02\x86", b"K3K\x02\x86"), (b"K2K\x02\x86", b"J\xff\xff\xff\xffK\x02\x86"), (b"f4", b"O8")]
+    ):
+        assert old in good
+        (tmp_path / f"{number}.pdparams").write_bytes(good.replace(old, new, 1))
+        shown = modelhub("show", tmp_path / f"{number}.pdparams", "--tensors", "--json", status=None).json
+        assert shown["state"] == "invalid" or shown["tensors"][0]["dtype"] == "O8"
+
+
+def test_parameters_that_lie(tmp_path: Path, modelhub) -> None:
+    data = (FILES / "infer.pdiparams").read_bytes()
+    huge = data[:16] + b"\x0c\0\0\0\x08\x05\x10" + b"\xff" * 8 + b"\x7f" + data[24:]
+    levels = b"\0\0\0\0" + b"\xff" * 8 + data[12:]
+    for number, broken in enumerate([data[:-1], data[:21], huge, levels, data[: 32 + 24] * 2 + b"\x01"]):
+        path = tmp_path / f"x{number}.pdiparams"
+        path.write_bytes(broken)
+        shown = modelhub("show", path, "--json", status=None)
+        assert shown.returncode or shown.json["state"] != "ready", number
