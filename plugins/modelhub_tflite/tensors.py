@@ -60,9 +60,10 @@ def _tensor(name: str, entry: Entry, model: Model, file: File) -> Iterator[Tenso
         yield Tensor(name, dtype, entry.shape, None, unsupported=why)
         return
     start, end = entry.place
-    extent: Extent | Node = Extent(file.path, start, end - start)
+    place = Extent(file.path, start, end - start)
+    extent: Extent | Node = place
     if entry.sparse is not None:
-        whole, why = sparse.densified(entry.sparse, extent, dtype, entry.shape, file, who)
+        whole, why = sparse.densified(entry.sparse, place, dtype, entry.shape, file, who)
         if whole is None:
             yield Tensor(name, dtype, entry.shape, None, unsupported=why)
             return
