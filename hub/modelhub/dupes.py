@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelhub import ops
 from modelhub.digest import CONSTANT, DIGEST_BYTES, UNKNOWN, digest_tensors
 from modelhub.errors import ModelhubError
 from modelhub.model import Model, printable
 from modelhub.table import tensor_nbytes
-from modelhub.types import Tensor
+from modelhub.types import Extent, Tensor
 
 if TYPE_CHECKING:
     from modelhub.catalog import Catalog
@@ -106,14 +107,22 @@ def one_for_each_file(models: Sequence[Model]) -> list[Model]:
         if model.state != "ready" or not model.tensors:
             continue
         try:
-            weights = model.file_paths[:1] if not os.path.isdir(model.absolute_path) else model.file_paths
-            files = frozenset((info.st_dev, info.st_ino) for info in map(os.stat, weights))
+            files = frozenset((info.st_dev, info.st_ino) for info in map(os.stat, _weights(model)))
         except OSError:
             continue
         if files not in seen:
             seen.add(files)
             kept.append(model)
     return kept
+
+
+def _weights(model: Model) -> Sequence[str]:
+    """The files that hold a model's tensors: what stands beside them in a directory (a model card, a configuration) makes no
+    other copy of it."""
+    if not os.path.isdir(model.absolute_path):
+        return model.file_paths[:1]
+    held = {leaf.file for tensor in model.table().stored for leaf in ops.leaves(tensor.value) if isinstance(leaf, Extent)}
+    return sorted(held) or model.file_paths
 
 
 def _digests(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from modelhub import Detection, Listing
 
+CACHED = "models--"
 UNFINISHED = ".incomplete"
 DOWNLOADS = ".cache/huggingface/download"
 MAX_NAMES = 1000
@@ -24,7 +25,7 @@ def interrupted(listing: Listing, documents: Sequence[str], repository: str) -> 
     """What is missing of the directory's weights, where their download says so. ``documents``: names of the files that would be
     the checkpoint's; ``repository``: its name where the directory is a snapshot in a cache."""
     if not documents:
-        return None
+        return _of_nothing(listing)
     missing = _of_cache(listing) if repository else _of_directory(listing)
     if not missing:
         return None
@@ -36,6 +37,20 @@ def _of_cache(listing: Listing) -> list[str]:
     lost = [f"{name} (a link to a blob that is not there)" for name in _links(listing.path) if name not in listing]
     home = os.path.dirname(os.path.dirname(listing.path))
     return lost + (_unfinished(os.path.join(home, "blobs"), "blobs") if _is_current(home, listing.name) else [])
+
+
+def _of_nothing(listing: Listing) -> Detection | None:
+    """A repository of which nothing is whole yet: the ref to its revision is the only file that there is."""
+    home = os.path.dirname(listing.path)
+    if listing.name != "refs" or not os.path.basename(home).startswith(CACHED) or not listing.files:
+        return None
+    snapshots = os.path.join(home, "snapshots")
+    if any(_names(os.path.join(snapshots, revision)) for revision in _names(snapshots)):
+        return None
+    missing = _unfinished(os.path.join(home, "blobs"), "blobs")
+    repository = os.path.basename(home).removeprefix(CACHED).replace("--", "/")
+    files = [listing.join(name) for name in listing.files]
+    return Detection(files, confidence=96, missing=missing, name=repository) if missing else None
 
 
 def _of_directory(listing: Listing) -> list[str]:

@@ -38,10 +38,11 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         inner = config.get("text_config")
         found = inner.get("quantization_config") if isinstance(inner, dict) else None
     method = ""
+    own = config.get("quantization")  # mlx-lm, which writes it under the name of the others as well
+    if isinstance(own, dict) and not (isinstance(found, dict) and text(found.get("quant_method"))):
+        found, method = own, "mlx"
     if not isinstance(found, dict):
-        if isinstance(config.get("quantization"), dict):  # mlx-lm
-            found, method = config["quantization"], "mlx"
-        elif older:
+        if older:
             found, method = dict(older), older_method
         else:
             return Quantization()
@@ -63,6 +64,8 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         bits, label = 4, "MXFP4"
     elif method == "torchao":
         label, bits, group = torchao.label(found)
+    elif method == "mlx" and text(found.get("mode")) in ("mxfp4", "nvfp4", "mxfp8"):
+        label, group = f"MLX-{text(found.get('mode')).upper()}", None
     elif method == "modelopt":
         label = text(found.get("quant_algo")).upper() or "MODELOPT"
     else:

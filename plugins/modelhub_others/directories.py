@@ -25,7 +25,7 @@ def ctranslate2(listing: Listing) -> Rejected | None:
     files = [MODEL, *(name for name in listing.files if _DOCUMENTS.fullmatch(name))]
     what = f"a CTranslate2 model ({header['name'].decode()})"
     return Rejected(
-        f"{what}: listed, not read: its matrices are laid out for its own kernels; CTranslate2 (faster-whisper) opens it",
+        f"{what}: listed, not read, because its matrices are laid out for its own kernels; CTranslate2 (faster-whisper) opens it",
         confidence=95,
         state="unsupported",
         files=[listing.join(name) for name in files],

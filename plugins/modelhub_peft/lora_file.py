@@ -117,7 +117,9 @@ def described(shapes: Shapes, metadata: Metadata) -> dict[str, Any]:
     values: dict[str, Any] = {"adapter": "kohya" if kohya else "diffusers", "method": " + ".join(methods) or "lora"}
     values |= {name: stored[key] for key, name in _STORED.items() if 0 < len(stored.get(key, "")) <= MAX_TEXT}
     if kind := family(shapes, stored):
-        values["architecture"] = kind
+        values["family"] = kind
+        if "architecture" not in metadata.values:  # in the words of the trainer ("stable-diffusion-xl-v1-base/lora")
+            values["architecture"] = kind
     ranks = {shape[0] for name, shape in shapes.items() if name.endswith(_DOWN) and shape}
     if ranks:
         values["rank"] = max(ranks) if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"

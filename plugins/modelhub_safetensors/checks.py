@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from modelhub import Checkpoint, Finding, Table
@@ -23,7 +24,9 @@ def run(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
         except (SafetensorError, OSError, ValueError) as error:
             yield Finding(NAME, "error", f"the safetensors library refuses it: {error}", file=name)
             continue
-        ours = {tensor.name for tensor in table.stored if getattr(tensor.value, "file", None) == path}
+        # A layout with a directory for each component names tensors by it; the file itself does not.
+        component = os.path.relpath(os.path.dirname(path), checkpoint.directory) + "/"
+        ours = {tensor.name.removeprefix(component) for tensor in table.stored if getattr(tensor.value, "file", None) == path}
         if ours != names:
             differ = sorted(ours ^ names)[0]
             yield Finding(

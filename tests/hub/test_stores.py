@@ -146,6 +146,33 @@ def test_an_interrupted_download_is_incomplete_until_it_is_whole(tmp_path: Path,
     assert (state, "model.safetensors" in reason) == ("incomplete", True)
 
 
+def test_a_repository_of_which_nothing_is_whole_yet_is_listed_and_goes_when_something_is(
+    tmp_path: Path, modelhub: Modelhub
+) -> None:
+    hub = tmp_path / "drive" / "hub"
+    download(hub, "models--org--small-GGUF", OLD, {})
+    (hub / "models--org--small-GGUF" / "snapshots" / OLD).mkdir(parents=True)
+    unfinished = hub / "models--org--small-GGUF" / "blobs" / ("d" * 64 + ".incomplete")
+    unfinished.parent.mkdir()
+    unfinished.write_bytes(bytes(5000))
+    modelhub("scan", hub.parent)
+    ((name, (state, reason)),) = states(modelhub).items()
+    assert (name, state, "5,000 bytes" in reason) == ("org/small-GGUF", "incomplete", True)
+    unfinished.unlink()
+    download(hub, "models--org--small-GGUF", OLD, {"small-Q4.gguf": a_gguf(tmp_path / "x.gguf", 1)})
+    modelhub("scan")
+    assert states(modelhub) == {"org/small-GGUF/small-Q4": ("ready", "")}
+
+
+def test_revisions_with_the_same_weights_are_no_duplicates(hub: Path, modelhub: Modelhub) -> None:
+    """They differ in their model cards alone, and their links lead to one blob."""
+    big = save({"w": np.random.default_rng(0).random((64, 64), np.float32)})
+    for revision, card in ((OLD, b"one"), (NEW, b"two")):
+        download(hub, "models--org--big", revision, {"config.json": CONFIG, "model.safetensors": big, "README.md": card})
+    modelhub("scan", hub.parent)
+    assert modelhub("dupes", "--json").json == []
+
+
 def test_a_shard_that_is_missing_or_leads_nowhere_is_named(hub: Path, modelhub: Modelhub) -> None:
     snapshot = hub / "models--org--sharded" / "snapshots" / OLD
     (snapshot / "model-00002-of-00002.safetensors").resolve().unlink()

@@ -66,6 +66,7 @@ def test_a_pipeline_is_one_checkpoint(pipeline: Path, modelhub) -> None:
     assert variant["path"] == "tiny-sd/unet/diffusion_pytorch_model.fp16.safetensors"  # another file of the same component
     weights = {path: load_file(path) for path in pipeline.rglob("*.safetensors") if ".fp16." not in path.name}
     assert listed["parameters"] == sum(tensor.numel() for file in weights.values() for tensor in file.values())
+    assert modelhub("verify", "tiny-sd", "--json").json[0]["findings"] == []
     again = modelhub("scan", "--json").json
     assert (again["changed"], again["unchanged"]) == (0, 2)
 
