@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from modelhub import Detection, Listing
+from modelhub import Detection, File, FileProblem, Listing
 
 CACHED = "models--"
 UNFINISHED = ".incomplete"
@@ -21,16 +21,16 @@ MAX_NAMES = 1000
 _WEIGHTS = re.compile(r".+\.(safetensors|bin|gguf|onnx|pt|pth|ckpt|h5|msgpack|npz|tflite|model)")
 
 
-def interrupted(listing: Listing, documents: Sequence[str], repository: str) -> Detection | None:
-    """What is missing of the directory's weights, where their download says so. ``documents``: names of the files that would be
-    the checkpoint's; ``repository``: its name where the directory is a snapshot in a cache."""
-    if not documents:
-        return _of_nothing(listing)
-    missing = _of_cache(listing) if repository else _of_directory(listing)
+def interrupted(listing: Listing, belongs: Callable[[str], bool], repository: str) -> Detection | None:
+    """What is missing of the directory's weights, where their download says so. ``belongs(name)``: whether a file would be the
+    checkpoint's; ``repository``: its name where the directory is a snapshot in a cache."""
+    if not repository and ".cache" not in listing.directories:
+        return _of_nothing(listing) if listing.name == "refs" else None
+    documents = sorted(filter(belongs, listing.files), key=lambda name: name != "config.json")
+    missing = (_of_cache(listing) if repository else _of_directory(listing)) if documents else []
     if not missing:
         return None
-    files = [listing.join(name) for name in documents]
-    return Detection(files, confidence=96, missing=missing, name=repository)
+    return Detection([listing.join(name) for name in documents], confidence=96, missing=missing, name=repository)
 
 
 def _of_cache(listing: Listing) -> list[str]:
@@ -42,7 +42,7 @@ def _of_cache(listing: Listing) -> list[str]:
 def _of_nothing(listing: Listing) -> Detection | None:
     """A repository of which nothing is whole yet: the ref to its revision is the only file that there is."""
     home = os.path.dirname(listing.path)
-    if listing.name != "refs" or not os.path.basename(home).startswith(CACHED) or not listing.files:
+    if not os.path.basename(home).startswith(CACHED) or not listing.files:
         return None
     snapshots = os.path.join(home, "snapshots")
     if any(_names(os.path.join(snapshots, revision)) for revision in _names(snapshots)):
@@ -54,8 +54,6 @@ def _of_nothing(listing: Listing) -> Detection | None:
 
 
 def _of_directory(listing: Listing) -> list[str]:
-    if ".cache" not in listing.directories:
-        return []
     place = listing.join(DOWNLOADS)
     unfinished = _unfinished(place, DOWNLOADS)
     if not unfinished:
@@ -84,10 +82,10 @@ def _is_current(home: str, revision: str) -> bool:
     refs = os.path.join(home, "refs")
     for name in _names(refs):
         try:
-            with open(os.path.join(refs, name), encoding="ascii") as file:
-                if file.read(64).strip() == revision:
+            with File(os.path.join(refs, name)) as file:
+                if file.head[:64].strip() == revision.encode("utf-8", "surrogateescape"):
                     return True
-        except (OSError, ValueError):
+        except (OSError, FileProblem):
             continue
     return False
 

@@ -65,8 +65,7 @@ def detect_directory(listing: Listing) -> Detection | Rejected | None:
         return None
     weights = _choose(listing) if CONFIG in listing else None
     if weights is None:
-        documents = [name for name in listing.files if _belongs(listing, name)]
-        return interrupted(listing, sorted(documents, key=lambda name: name != CONFIG), cache_name(listing.path)[0])
+        return interrupted(listing, lambda name: _belongs(listing, name), cache_name(listing.path)[0])
     index = [weights.index_name] if weights.index_name else []
     others = [name for name in listing.files if _belongs(listing, name) and name not in index and name != CONFIG]
     files = [*weights.present, *index, CONFIG, *others, *_below(listing)]
