@@ -12,6 +12,9 @@ import os
 import re
 from typing import NamedTuple
 
+from modelhub.errors import FileProblem
+from modelhub.files import File
+
 _BLOB = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _DOWNLOADED = ".cache/huggingface/download"
@@ -46,14 +49,14 @@ def _downloaded(path: str) -> Promise | None:
     above, name = os.path.split(path)
     for _ in range(MAX_LEVELS):
         try:
-            with open(f"{above}/{_DOWNLOADED}/{name}.metadata", encoding="utf-8") as file:
-                lines = file.read(4096).split("\n")
+            with File(f"{above}/{_DOWNLOADED}/{name}.metadata") as file:
+                lines = file.read(0, min(file.size, 4096)).decode().split("\n")
             etag, time = lines[1].strip(), float(lines[2])
             # One that was changed since is no download any more.
             if _ETAG.fullmatch(etag) and os.stat(path).st_mtime <= time + 1:
                 return Promise(etag, f"{_DOWNLOADED}/{name}.metadata")
             return None
-        except (OSError, ValueError, IndexError):
+        except (OSError, FileProblem, ValueError, IndexError):
             pass
         above, base = os.path.split(above)
         if not base:

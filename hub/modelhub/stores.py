@@ -8,6 +8,7 @@ commit, says nothing to people. What a store promises of a file is held against 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from modelhub.errors import FileProblem
+from modelhub.files import File
 from modelhub.found import Found
 
 MAX_MANIFEST = 4 << 20
@@ -63,18 +66,25 @@ class Manifest(NamedTuple):
 def read_manifest(path: str, blobs: str) -> Manifest | None:
     """What the file at ``path`` names in ``blobs``; None where it is no manifest of a model."""
     try:
-        with open(path, "rb") as file:
-            data = json.loads(file.read(MAX_MANIFEST))
+        data = _json(path)
         layers = [_layer(str(entry["mediaType"]), entry) for entry in data["layers"][:MAX_LAYERS]]
         config = data.get("config")
         layers += [_layer("config", config)] if isinstance(config, dict) and config.get("digest") else []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError):
+    except (OSError, FileProblem, ValueError, KeyError, TypeError, RecursionError, AttributeError):
         return None
     weights = sorted((layer for layer in layers if layer.kind in _WEIGHTS), key=lambda layer: _WEIGHTS.index(layer.kind))
     weights = weights or [layer for layer in layers if layer.kind == _TENSOR]
     if not weights:
         return None
-    return Manifest(path, blobs, tuple(dict.fromkeys(weights)), tuple(dict.fromkeys(one for one in layers if one not in weights)))
+    chosen = set(weights)
+    others = dict.fromkeys(layer for layer in layers if layer not in chosen)
+    return Manifest(path, blobs, tuple(dict.fromkeys(weights)), tuple(others))
+
+
+def _json(path: str) -> Any:
+    """The JSON in a file of a store, which may be anything, a pipe too."""
+    with File(path) as file:
+        return json.loads(file.read(0, min(file.size, MAX_MANIFEST)))
 
 
 def _layer(media_type: str, entry: Mapping[str, Any]) -> Layer:
@@ -134,12 +144,9 @@ def untold(manifest: Manifest, name: str) -> Found:
     said: Mapping[str, Any] = {}
     for layer in manifest.others:
         if layer.kind == "config":
-            try:
-                with open(manifest.place(layer), "rb") as file:
-                    document = json.loads(file.read(MAX_MANIFEST))
+            with contextlib.suppress(OSError, FileProblem, ValueError, RecursionError):
+                document = _json(manifest.place(layer))
                 said = document if isinstance(document, dict) else {}
-            except (OSError, ValueError, RecursionError):
-                pass
     values = {key: said[key][:80] for key in ("model_format", "model_family", "model_type", "file_type") if _text(said.get(key))}
     found = Found(
         path=manifest.path,

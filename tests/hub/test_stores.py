@@ -364,5 +364,10 @@ def test_hostile_manifests_are_files_like_others(tmp_path: Path, modelhub: Model
         "config": json.dumps({"layers": [], "config": [1]}),
     }.items():
         (home / name).write_text(text)
+    os.mkfifo(home / "pipe")
+    waits = store.manifest("registry.ollama.ai/library/waits/latest", [{"mediaType": "a.model", "digest": f"sha256:{'0' * 64}"}])
+    config = store.place(json.loads(waits.read_text())["config"])
+    config.unlink()
+    os.mkfifo(config)
     modelhub("scan", store.home.parent)
-    assert states(modelhub) == {}
+    assert {name: state for name, (state, _) in states(modelhub).items()} == {"waits:latest": "incomplete"}
