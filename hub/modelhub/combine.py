@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelhub import dtypes, ops
 from modelhub.declared import Combination
-from modelhub.errors import ConversionError, ModelhubError, UsageError
+from modelhub.errors import ConversionError, ModelhubError, UnsupportedFile, UsageError
 from modelhub.table import Table
 from modelhub.types import Node, Tensor
 
@@ -59,10 +59,12 @@ def _adapted(base: Model, parts: Sequence[tuple[Part, Model]], plugins: Plugins)
     edges = [_edge(adapter, plugins) for _, adapter in parts]
     if len({edge.source for edge in edges}) > 1:
         raise UsageError("adapters of several formats are merged one format at a time")
+    names = ", ".join(adapter.name for _, adapter in parts)
     try:
         return edges[0].derive(base.table(), [(adapter.table(), part.scale) for part, adapter in parts])
+    except UnsupportedFile as error:
+        raise ConversionError(f"{names} cannot be merged: {error.message}", error.hint) from error
     except ValueError as error:
-        names = ", ".join(adapter.name for _, adapter in parts)
         raise ConversionError(f"{names} does not fit {base.name}: {error}", "is it an adapter of another model?") from error
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +16,32 @@ MAX_CONFIG = 16 << 20
 MAX_TEXT = 300
 MAX_ITEMS = 1000
 MAX_PATTERN = 1000
+MERGED = {
+    "LORA": "LoRA (rsLoRA, DoRA)",
+    "ADALORA": "AdaLoRA",
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "VERA": "VeRA",
+    "IA3": "IA3",
+    "LN_TUNING": "LN tuning",
+    "TRAINABLE_TOKENS": "trainable tokens",
+}
+"""Kinds of adapters that are merged, as people call them."""
+MAX_TOKENS = 1 << 20
 RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin a training (``init_lora_weights``) that change the base as well: such an adapter is none of the base as it is."""
-UNMERGED = ("layer_replication", "trainable_token_indices", "alora_invocation_tokens", "target_parameters", "use_qalora")
+UNMERGED = (
+    "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
+    "monteclora_config",
+)  # fmt: skip
 """Settings of adapters that are more than a change of the base's matrices, or that lie otherwise in memory than in files."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """``kind`` is ``peft_type`` in upper case (LORA, IA3); ``rank`` and ``alpha`` hold where no pattern says otherwise."""
+    """``kind`` is ``peft_type`` in upper case (LORA, IA3); ``rank`` and ``alpha`` hold where no pattern says otherwise.
+    ``start_rank``: what AdaLoRA began with. ``tokens``: the rows that were trained by themselves, by the names of embeddings (""
+    for the model's own)."""
 
     raw: Mapping[str, Any]
     kind: str
@@ -35,11 +52,33 @@ class AdapterConfig:
     fan_in_fan_out: bool
     base_model: str
     alphas: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    start_rank: int = 0
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def scale_of(self, module: str, rank: int) -> float:
         """What the product of a module's matrices of ``rank`` is multiplied with: alpha / rank, or alpha / sqrt(rank)."""
         alpha = next((value for key, value in self.alphas.items() if _matches(key, module)), self.alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def rank_of(self, module: str) -> int:
+        """The rank that a module was given, where its matrices do not tell."""
+        return next((value for key, value in self.ranks.items() if _matches(key, module)), self.rank)
+
+    def feeds_forward(self, module: str) -> bool:
+        """Whether IA3 scales what goes into a module, not what comes out of it (peft ``tuners/ia3/model.py``)."""
+        said = self.raw.get("feedforward_modules")
+        if isinstance(said, str):
+            if not _is_tame(said):
+                raise ValueError(f"feedforward_modules is {said:.60}, which is too odd a pattern to match safely")
+            return re.fullmatch(said, module) is not None
+        return any(module.endswith(name) for name in _texts(said))
+
+    def tokens_of(self, module: str) -> tuple[int, ...]:
+        """The rows of an embedding that were trained by themselves; empty where none were."""
+        return next(
+            (places for name, places in self.tokens.items() if f".{module}".endswith(f".{name}")), self.tokens.get("", ())
+        )
 
 
 def _matches(key: str, module: str) -> bool:
@@ -62,17 +101,13 @@ def parse(raw: Mapping[str, Any]) -> AdapterConfig:
     kind = raw.get("peft_type")
     if not isinstance(kind, str) or not kind or len(kind) > 40:
         raise ValueError("it names no peft_type")
-    rank, alpha = raw.get("r", 8), raw.get("lora_alpha", 8)
+    rank, alpha = raw.get("r", 8), raw.get("lora_alpha", raw.get("alpha", 8))
+    rank = 8 if rank is None else rank  # AdaLoRA has it under another name
     if type(rank) is not int or not 0 <= rank < 1 << 20:
         raise ValueError(f"r is {rank!r:.40}, which is no rank")
     if not _is_number(alpha):
         raise ValueError(f"lora_alpha is {alpha!r:.40}, which is no number")
-    patterns = raw.get("alpha_pattern")
-    alphas = {
-        key: float(value)
-        for key, value in (patterns.items() if isinstance(patterns, dict) else ())
-        if len(key) <= MAX_PATTERN and _is_number(value)
-    }
+    start = raw.get("init_r", 12)
     return AdapterConfig(
         raw=raw,
         kind=kind.upper(),
@@ -82,21 +117,42 @@ def parse(raw: Mapping[str, Any]) -> AdapterConfig:
         dora=raw.get("use_dora") is True,
         fan_in_fan_out=raw.get("fan_in_fan_out") is True,
         base_model=_text(raw.get("base_model_name_or_path")),
-        alphas=alphas,
+        alphas={key: float(value) for key, value in _pattern(raw.get("alpha_pattern"))},
+        ranks={key: value for key, value in _pattern(raw.get("rank_pattern")) if type(value) is int and 0 < value < 1 << 20},
+        start_rank=start if type(start) is int and 0 < start < 1 << 20 else 12,
+        tokens=_tokens(raw),
     )
+
+
+def _pattern(said: Any) -> Iterator[tuple[str, Any]]:
+    for key, value in said.items() if isinstance(said, dict) else ():
+        if len(key) <= MAX_PATTERN and _is_number(value):
+            yield key, value
+
+
+def _tokens(raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """``trainable_token_indices`` of LoRA (a list, or lists by names), or ``token_indices`` of a kind of its own."""
+    said = raw.get("trainable_token_indices") or raw.get("token_indices")
+    found = {}
+    for name, places in (said if isinstance(said, dict) else {"": said}).items():
+        if isinstance(places, list) and len(places) <= MAX_TOKENS and all(type(place) is int for place in places):
+            found[name] = tuple(places)
+    return found
 
 
 def unmergeable(config: AdapterConfig) -> str:
     """Why an adapter cannot be merged into a base, as far as its configuration says; "" where it can."""
-    if config.kind not in ("LORA", "IA3"):
-        return f"it is a {config.kind} adapter: LoRA (rsLoRA, DoRA) and IA3 can be merged"
+    if config.kind not in MERGED:
+        merged = ", ".join(MERGED.values())
+        return f"it is of the kind {config.kind}, and merged here are {merged}: save what merge_and_unload of peft makes of it"
     start = config.raw.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(RESIDUAL):
         return f"its training began with {start:.40}, which changes the base too: save it anew with peft, converted to plain LoRA"
     used = [name for name in UNMERGED if config.raw.get(name)]
-    odd = next((key for key in config.alphas if not _is_tame(key)), None)
+    odd = next((key for key in (*config.alphas, *config.ranks) if not _is_tame(key)), None)
     if odd is not None:
-        return f"alpha_pattern has {odd:.60}, which is too odd a pattern to be matched safely"
+        where = "alpha_pattern" if odd in config.alphas else "rank_pattern"
+        return f"{where} has {odd:.60}, which is too odd a pattern to match safely"
     return f"it uses {used[0]}, which cannot be merged here: merge_and_unload of peft may" if used else ""
 
 
@@ -104,7 +160,7 @@ def describe(config: AdapterConfig) -> dict[str, Any]:
     """What ``show`` prints: method, rank, alpha, targets, base."""
     raw = config.raw
     values: dict[str, Any] = {"adapter": "peft", "method": method(config)}
-    if config.kind in ("LORA", "ADALORA"):
+    if config.kind in ("LORA", "ADALORA", "LOHA", "LOKR"):
         values |= {"rank": config.rank, "alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha}
     if config.base_model:
         values["base_model"] = config.base_model

@@ -1,33 +1,37 @@
 """Puts PEFT adapters on the table of their base, as ``merge_and_unload`` of peft does on a model in memory. Builds expressions;
 reads no weight.
 
-    LoRA   W + s B A, with s = alpha / rank (rsLoRA: alpha / sqrt(rank)); for matrices kept transposed W + s (B A)^T
-    DoRA   that, with every row brought to the length that was learnt for it
-    IA3    W with its rows (or, in feed-forward modules, its columns) multiplied with a vector
+    LoRA, AdaLoRA, LoHa, LoKr, VeRA    W + a product of what the adapter holds (`products`)
+    DoRA                               that, with every row brought to the length that was learnt for it
+    IA3                                W with its rows (or, in feed-forward modules, its columns) multiplied with a vector
+    trained tokens                     W with some of its rows replaced
 
-(peft ``tuners/lora/layer.py`` and ``variants.py``, ``tuners/ia3/layer.py``.) All is computed in float32 and rounded once to the
-base's dtype; peft rounds after each adapter. Tensors of ``modules_to_save`` take the place of the base's.
+(peft ``tuners/lora/variants.py``, ``tuners/ia3/layer.py``, ``tuners/trainable_tokens/layer.py``.) All is computed in float32 and
+rounded once to the base's dtype; peft rounds after each adapter. Tensors of ``modules_to_save`` and of LN tuning take the place
+of the base's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from modelhub import Combination, File, Node, Table, Tensor, ops, read_json
+from modelhub import Combination, File, Node, Table, Tensor, UnsupportedFile, ops, read_json
 
-from modelhub_peft import output
-from modelhub_peft.config import CONFIG, MAX_CONFIG, AdapterConfig, parse, unmergeable
+from modelhub_peft import experts, output, products
+from modelhub_peft.config import CONFIG, MAX_CONFIG, MERGED, AdapterConfig, parse, unmergeable
 from modelhub_peft.names import Names
-from modelhub_peft.scaling import brought_to, scaled
+from modelhub_peft.scaling import brought_to, scaled, with_rows
 
 _PART = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l)"
+    r"(?:(?P<module>.+)\.)?(?P<part>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l"
+    r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|vera_(?:A|B|lambda_[bd])|trainable_tokens_delta)"
     r"(?:\.default)?(?:\.(?P<leaf>weight|bias))?",
     re.DOTALL,
 )
+_WRAPPERS = re.compile(r"\.((modules_to_save|ln_tuning_layers)(\.default)?|base_layer)(?=\.)")
 _FOREIGN = re.compile(r"(^|\.)(lora|ia3|hada|lokr|oft|boft|vera|trainable_tokens|prompt|fourierft|hra|miss|bone)_", re.IGNORECASE)
 PREFIXES = ("base_model.model.", "base_model.")
 
@@ -47,31 +51,41 @@ class Adapter:
     config: AdapterConfig
     changes: Sequence[Change]
     replacements: Sequence[Tensor]
+    shared: Mapping[str, Node]
+    """What belongs to no module (VeRA's projections)."""
 
 
 def adapter_of(table: Table) -> Adapter:
-    """ValueError for an adapter that cannot be merged, with the reason."""
+    """UnsupportedFile for an adapter that cannot be merged, ValueError for one that is not whole, with the reason."""
     path = next((path for path in table.files if path.rsplit("/", 1)[-1] == CONFIG), None)
     if path is None:
         raise ValueError(f"it has no {CONFIG}")
     with File(path) as file:
         config = parse(read_json(file, limit=MAX_CONFIG))
     if why := unmergeable(config):
-        raise ValueError(why)
+        raise UnsupportedFile(why)
     changes: dict[str, Change] = {}
     replacements = []
+    shared: dict[str, Node] = {}
     for tensor in table.logical:
         name = next((tensor.name.removeprefix(prefix) for prefix in PREFIXES if tensor.name.startswith(prefix)), tensor.name)
         if found := _PART.fullmatch(name):
-            part = found["part"] + (".bias" if found["leaf"] == "bias" else "")
-            changes.setdefault(found["module"], Change(found["module"])).parts[part] = tensor
+            part, module = found["part"] + (".bias" if found["leaf"] == "bias" else ""), found["module"]
+            if part in ("vera_A", "vera_B"):  # one for all; older versions save it with every module as well
+                shared[part] = _node(tensor)
+            elif module is None:
+                raise ValueError(f"{tensor.name} belongs to no module")
+            else:
+                changes.setdefault(module, Change(module)).parts[part] = tensor
         elif _FOREIGN.search(name):
-            raise ValueError(f"{tensor.name} is no part of LoRA, DoRA or IA3")
+            raise ValueError(f"{tensor.name} is no part of an adapter that can be merged")
         else:
-            replacements.append(tensor._replace(name=re.sub(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)", "", name)))
+            replacements.append(
+                tensor._replace(name=re.sub(r"\.((modules_to_save|ln_tuning_layers)(\.default)?|base_layer)(?=\.)", "", name))
+            )
     if not changes and not replacements:
         raise ValueError("it holds no tensors")
-    return Adapter(config, tuple(changes.values()), tuple(replacements))
+    return Adapter(config, tuple(changes.values()), tuple(replacements), shared)
 
 
 def derive(base: Table, parts: Sequence[tuple[Table, float]]) -> Table:
@@ -109,34 +123,67 @@ class _Merging:
                     self.replaced[each] = tensor._replace(name=each)
 
     def change(self, adapter: Adapter, scale: float) -> None:
-        if adapter.config.kind == "IA3" and scale != 1:
-            raise ValueError("IA3 has no strength that could be scaled")
-        for change in adapter.changes:
+        if scale != 1 and adapter.config.kind in ("IA3", "TRAINABLE_TOKENS", "LN_TUNING"):
+            raise ValueError(f"{MERGED[adapter.config.kind]}: there is no strength that could be scaled")
+        for change in self._with_parameters(adapter, scale):
             try:
-                self._change(change, adapter.config, scale)
+                self._change(change, adapter, scale)
             except ValueError as error:
                 raise ValueError(f"{change.module}: {error}") from error
 
-    def _change(self, change: Change, config: AdapterConfig, scale: float) -> None:
-        parts = dict(change.parts)
+    def _with_parameters(self, adapter: Adapter, scale: float) -> Iterator[Change]:
+        """Changes of modules; those of parameters are done."""
+        if not experts.targets(adapter.config):
+            yield from adapter.changes
+            return
+        nested: dict[str, list[Change]] = {}
+        for change in adapter.changes:
+            nested.setdefault(change.module.replace(experts.WRAPPED, ""), []).append(change)
+        for module, changes in nested.items():
+            if len(changes) == 1 and self.names.find(module, "weight"):
+                yield changes[0]
+                continue
+            try:
+                pairs = [(_tensor(change.parts, "lora_A"), _tensor(change.parts, "lora_B")) for change in changes]
+                for name, order, a, b in experts.assigned(module, pairs, self.names.tensors, adapter.config):
+                    shape = self.names.tensors[name].shape
+                    factor = adapter.config.scale_of(name, experts.rank_of(shape, a)) * scale
+                    rows = (prod(shape[:-1]), shape[-1])
+                    now = ops.reshape(self._now(name), self._now(name).dtype, rows)
+                    after = ops.add(now, experts.added(shape, order, a, b, factor))
+                    self._set(name, after if shape == rows else ops.reshape(after, "F32", shape))
+            except ValueError as error:
+                raise ValueError(f"{module}: {error}") from error
+
+    def _change(self, change: Change, adapter: Adapter, scale: float) -> None:
+        config, module = adapter.config, change.module
+        parts = {part: _node(tensor) for part, tensor in change.parts.items()}
+        flip = config.fan_in_fan_out
+        magnitude = parts.pop("lora_magnitude_vector", None)
+        if config.dora and magnitude is None and ("lora_A" in parts or "lora_embedding_A" in parts):
+            raise ValueError("it is DoRA, and its magnitudes are missing")
         if "ia3_l" in parts:
-            self._multiplied(change.module, _node(parts.pop("ia3_l")), config)
-        elif "lora_A" in parts or "lora_embedding_A" in parts:
-            embedding = "lora_embedding_A" in parts
-            prefix = "lora_embedding_" if embedding else "lora_"
-            a, b = _node(parts.pop(f"{prefix}A")), _node(_taken(parts, f"{prefix}B"))
-            flip = embedding or config.fan_in_fan_out
-            rank = a.shape[0] if a.shape else 0
-            if not rank:
-                raise ValueError("its matrices are empty")
-            factor = config.scale_of(change.module, rank) * scale
-            magnitude = parts.pop("lora_magnitude_vector", None)
-            if config.dora and magnitude is None:
-                raise ValueError("it is DoRA, and its magnitudes are missing")
-            self._added(change.module, a, b, factor, flip, _node(magnitude) if magnitude else None)
-            if bias := parts.pop("lora_B.bias", None):
-                name = self.names.of(change.module, "bias")
-                self.values[name] = ops.add(self._now(name), ops.affine(_node(bias), factor))
+            self._multiplied(module, parts.pop("ia3_l"), config)
+        elif "trainable_tokens_delta" in parts:
+            self._replaced(module.removesuffix(".token_adapter"), parts.pop("trainable_tokens_delta"), config, scale)
+        elif "lora_embedding_A" in parts:
+            self._added(module, products.embedding(module, parts, config, scale), True, magnitude)
+        elif "lora_A" in parts:
+            bias = parts.pop("lora_B.bias", None)
+            rank = parts["lora_A"].shape[0] if parts["lora_A"].shape else 0
+            self._added(module, products.lora(module, parts, config, scale, flip), flip, magnitude)
+            if bias:
+                name = self.names.of(module, "bias")
+                self.values[name] = ops.add(self._now(name), ops.affine(bias, config.scale_of(module, rank) * scale))
+        elif any(part.startswith("hada_") for part in parts):
+            self._added(module, products.loha(module, parts, config, scale), False, None)
+        elif any(part.startswith("lokr_") for part in parts):
+            self._added(module, products.lokr(module, parts, config, scale), False, None)
+        elif any(part.startswith("vera_") for part in parts):
+            shape = self.names.tensors[self.names.of(module, "weight")].shape
+            if len(shape) != 2:
+                raise ValueError(f"VeRA on a tensor {list(shape)}, which is no matrix")
+            self._added(module, products.vera(parts, adapter.shared, (shape[0], shape[1]), scale, flip), flip, None)
         if parts:
             raise ValueError(f"{next(iter(parts))} has no counterpart")
 
@@ -146,21 +193,12 @@ class _Merging:
     def _original(self, name: str) -> Node:
         return _node(self.replaced.get(name) or self.names.tensors[name])
 
-    def _added(self, module: str, a: Node, b: Node, factor: float, flip: bool, magnitude: Node | None) -> None:
-        sides = (a.shape[1], b.shape[0]) if flip and len(a.shape) == 2 and b.shape else (b.shape[:1] + a.shape[1:])
-        name = self.names.of(module, "weight", shape=sides)
+    def _added(self, module: str, delta: Node, flip: bool, magnitude: Node | None) -> None:
+        name = self.names.of(module, "weight", shape=delta.shape)
         before, original, untouched = self._now(name), self._original(name), name not in self.values
         shape = original.shape
         if len(shape) > 2:
-            if flip or prod(b.shape[2:]) != 1:
-                raise ValueError(f"factors {list(b.shape)} and {list(a.shape)} of a convolution {list(shape)} cannot be merged")
-            flat = (shape[0], prod(shape[1:]))
-            before, original = (ops.reshape(node, node.dtype, flat) for node in (before, original))
-            a, b = ops.reshape(a, a.dtype, (a.shape[0], prod(a.shape[1:]))), ops.reshape(b, b.dtype, b.shape[:2])
-        # The factor that is sliced comes first; the other one, which is small, is held in memory. What both are scaled with
-        # is cheaper put into one of them than into their product.
-        left, right = (ops.transpose(a), ops.transpose(b)) if flip else (b, a)
-        delta = ops.matmul(ops.affine(left, factor) if factor != 1 else left, right)
+            before, original = (ops.reshape(node, node.dtype, (shape[0], prod(shape[1:]))) for node in (before, original))
         if delta.shape != original.shape:
             raise ValueError(f"it changes a matrix {list(delta.shape)}, the base's {name} is {list(shape)}")
         after = ops.add(before, delta)
@@ -174,14 +212,24 @@ class _Merging:
                 after = brought_to(after, lengths, measured)
         self._set(name, after if after.shape == shape else ops.reshape(after, "F32", shape))
 
+    def _replaced(self, module: str, rows: Node, config: AdapterConfig, scale: float) -> None:
+        places = config.tokens_of(module)
+        if not places:
+            raise ValueError(f"{CONFIG} does not say which rows it replaces")
+        if scale != 1:
+            raise ValueError("trained tokens have no strength that could be scaled")
+        name = self.names.of(module, "weight", shape=None)
+        self._set(name, with_rows(ops.affine(self._now(name)), ops.affine(rows), places))
+
     def _multiplied(self, module: str, by: Node, config: AdapterConfig) -> None:
-        feed_forward = len(by.shape) > 1 and by.shape[0] == 1
-        vector = ops.affine(ops.reshape(by, by.dtype, (prod(by.shape),)))
         name = self.names.of(module, "weight")
         now = ops.affine(self._now(name))
-        if len(now.shape) != 2:
+        if len(now.shape) < 2:
             raise ValueError(f"IA3 on {name} {list(now.shape)}, which is no matrix, cannot be merged")
-        self._set(name, scaled(now, vector, int(feed_forward != config.fan_in_fan_out)))
+        convolution = len(now.shape) > 2  # both ways have one shape there
+        feed_forward = config.feeds_forward(module) if convolution else len(by.shape) > 1 and by.shape[0] == 1
+        vector = ops.affine(ops.reshape(by, by.dtype, (prod(by.shape),)))
+        self._set(name, scaled(now, vector, int(feed_forward != (config.fan_in_fan_out and not convolution))))
         bias = self.names.find(module, "bias")
         if bias and not feed_forward:
             self._set(bias, scaled(ops.affine(self._now(bias)), vector, 0))
@@ -191,10 +239,10 @@ class _Merging:
             self.values[each] = value
 
 
-def _taken(parts: dict[str, Tensor], part: str) -> Tensor:
+def _tensor(parts: Mapping[str, Tensor], part: str) -> Tensor:
     if part not in parts:
         raise ValueError(f"its {part} is missing")
-    return parts.pop(part)
+    return parts[part]
 
 
 def _node(tensor: Tensor) -> Node:

@@ -177,7 +177,7 @@ def test_quantized_in_the_same_pass(bases: Path, tmp_path: Path, modelhub: Model
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"peft_type": "LOHA"}, "LOHA adapter"),
+        ({"peft_type": "XLORA"}, "it is of the kind XLORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4, which changes the base too"),
         ({"alpha_pattern": {"(a+)+": 1}}, "too odd a pattern"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),

@@ -1,0 +1,125 @@
+"""What adapters add to a matrix, as products of the small matrices that they hold: one function for each method, one `Node` of
+float32 with the matrix's rows and, flat, all its other sides.
+
+    LoRA      s B A                                       peft ``tuners/lora/layer.py``
+    AdaLoRA   alpha / (rank at the start + 1e-5) B (E A)   ``tuners/adalora/layer.py``
+    LoHa      s (W1a W1b) * (W2a W2b), by elements        ``tuners/loha/layer.py``
+    LoKr      s W1 x W2, Kronecker's product              ``tuners/lokr/layer.py``; W1 and W2 may be products themselves
+    VeRA      (b B) (d A), with B and A that all share    ``tuners/vera/layer.py``; cut to the sides of the matrix
+
+``flip``: the base keeps the matrix transposed, and so must be what is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from modelhub import Node, ops
+
+from modelhub_peft.config import AdapterConfig
+from modelhub_peft.scaling import kronecker, scaled, times
+
+Parts = dict[str, Node]
+"""The tensors of one module by part; what a function uses it takes out."""
+
+
+def lora(module: str, parts: Parts, config: AdapterConfig, scale: float, flip: bool) -> Node:
+    """``lora_A`` (rank, columns) and ``lora_B`` (rows, rank), or those of convolutions, of which the second is 1 wide."""
+    a, b = parts.pop("lora_A"), taken(parts, "lora_B")
+    rank = a.shape[0] if a.shape else 0
+    if not rank or not b.shape:
+        raise ValueError("its matrices are empty")
+    if len(a.shape) > 2 and (flip or prod(b.shape[2:]) != 1):
+        raise ValueError(f"factors {list(b.shape)} and {list(a.shape)} of a convolution cannot be merged")
+    factor = config.scale_of(module, rank) * scale
+    if "lora_E" in parts:
+        # What a training has cut away of the rank does not change the scale (``resize_modules_by_rank_pattern``).
+        factor = (config.alpha if config.alpha > 0 else config.start_rank) / (config.start_rank + 1e-5) * scale
+        a = scaled(ops.affine(a), _vector(parts.pop("lora_E")), 0)
+    return _product(flat(b), flat(a), factor, flip)
+
+
+def embedding(module: str, parts: Parts, config: AdapterConfig, scale: float) -> Node:
+    """``lora_embedding_A`` (rank, tokens) and ``lora_embedding_B`` (width, rank), of an embedding (tokens, width)."""
+    a, b = parts.pop("lora_embedding_A"), taken(parts, "lora_embedding_B")
+    rank = a.shape[0] if a.shape else 0
+    if not rank:
+        raise ValueError("its matrices are empty")
+    return _product(b, a, config.scale_of(module, rank) * scale, True)
+
+
+def loha(module: str, parts: Parts, config: AdapterConfig, scale: float) -> Node:
+    """``hada_w1_a`` (rows, rank), ``hada_w1_b`` (rank, columns), and the second pair."""
+    w1a, w1b, w2a, w2b = (taken(parts, f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    _no_core(parts, "hada_t1", "hada_t2")
+    rank = w1b.shape[0] if w1b.shape else 0
+    factor = config.scale_of(module, rank) * scale if rank else 0.0
+    return times(ops.matmul(ops.affine(w1a, factor), w1b), ops.matmul(w2a, w2b))
+
+
+def lokr(module: str, parts: Parts, config: AdapterConfig, scale: float) -> Node:
+    """``lokr_w1`` or ``lokr_w1_a`` and ``lokr_w1_b``; the same of ``w2``, which may be a convolution's."""
+    _no_core(parts, "lokr_t2")
+    w1, rank1 = _side(parts, "lokr_w1")
+    w2, rank2 = _side(parts, "lokr_w2")
+    if len(w2.shape) == 3:
+        raise ValueError("a convolution of one dimension cannot be merged here: merge_and_unload of peft may")
+    factor = config.scale_of(module, rank1 or rank2 or config.rank_of(module)) * scale
+    return kronecker(ops.affine(flat(w1), factor), ops.affine(flat(w2)))
+
+
+def vera(parts: Parts, shared: Mapping[str, Node], shape: tuple[int, int], scale: float, flip: bool) -> Node:
+    """``vera_lambda_b`` (rows), ``vera_lambda_d`` (rank); shared ``vera_A`` (rank, widest) and ``vera_B`` (tallest, rank)."""
+    b, d = (_vector(taken(parts, f"vera_lambda_{side}")) for side in "bd")
+    if "vera_A" not in shared or "vera_B" not in shared:
+        raise ValueError(
+            "the matrices that all its modules share are not in it (save_projection is false): they come of PyTorch's random "
+            "numbers; save it anew with peft under save_projection=True"
+        )
+    rows, columns = shape[::-1] if flip else shape
+    big_a, big_b = shared["vera_A"], shared["vera_B"]
+    if len(big_a.shape) != 2 or len(big_b.shape) != 2 or big_a.shape[1] < columns or big_b.shape[0] < rows:
+        raise ValueError(f"its shared matrices {list(big_b.shape)} and {list(big_a.shape)} are smaller than {[rows, columns]}")
+    left = scaled(ops.affine(ops.slice_(big_b, 0, rows)), b, 0)
+    right = scaled(ops.affine(ops.slice_(big_a, 0, columns, axis=1)), d, 0)
+    return _product(left, right, scale, flip)
+
+
+def taken(parts: Parts, part: str) -> Node:
+    if part not in parts:
+        raise ValueError(f"its {part} is missing")
+    return parts.pop(part)
+
+
+def flat(node: Node) -> Node:
+    """Rows, and all other sides as one."""
+    if len(node.shape) < 2:
+        raise ValueError(f"a factor has the shape {list(node.shape)}, which is no matrix")
+    return node if len(node.shape) == 2 else ops.reshape(node, node.dtype, (node.shape[0], prod(node.shape[1:])))
+
+
+def _product(left: Node, right: Node, factor: float, flip: bool) -> Node:
+    # The factor that is sliced comes first; the other one, which is small, is held in memory. What both are scaled with is
+    # cheaper put into one of them than into their product.
+    first, second = (ops.transpose(right), ops.transpose(left)) if flip else (left, right)
+    return ops.matmul(ops.affine(first, factor) if factor != 1 else first, second)
+
+
+def _side(parts: Parts, name: str) -> tuple[Node, int]:
+    """One side of a Kronecker product, and its rank where it is a product itself (else 0)."""
+    if name in parts:
+        return parts.pop(name), 0
+    a, b = taken(parts, f"{name}_a"), flat(taken(parts, f"{name}_b"))
+    return ops.matmul(a, b), b.shape[0]
+
+
+def _no_core(parts: Parts, *names: str) -> None:
+    if any(name in parts for name in names):
+        raise ValueError(
+            "a convolution in three parts (use_effective_conv2d) cannot be merged here: merge_and_unload of peft may"
+        )
+
+
+def _vector(node: Node) -> Node:
+    return ops.affine(ops.reshape(node, node.dtype, (prod(node.shape),)))
