@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from modelhub import Check, Format, Op, hookimpl
 
-from modelhub_openvino import checks, compressed
-from modelhub_openvino.reader import DTYPES, detect, read
+from modelhub_openvino import checks, compressed, layout
+from modelhub_openvino.reader import DTYPES, read
 
 
 @hookimpl
@@ -18,7 +18,8 @@ def modelhub_formats() -> Iterator[Format]:
         suffixes=(".xml", ".bin"),
         dtypes=tuple(DTYPES.values()),
         sharing="exact",
-        detect=detect,
+        detect=layout.detect,
+        detect_directory=layout.detect_directory,
         read=read,
     )
 
@@ -26,6 +27,9 @@ def modelhub_formats() -> Iterator[Format]:
 @hookimpl
 def modelhub_checks() -> Iterator[Check]:
     yield Check(name=checks.OPERATORS, level="safety", formats=("openvino",), run=checks.operators)
+    yield Check(
+        name=checks.RUNS, level="runnable", formats=("openvino",), run=checks.runs, requires=("openvino",), extra="openvino"
+    )
 
 
 @hookimpl

@@ -1,16 +1,16 @@
-"""Tells IRs, and reads their tables: constants that may be weights are tensors, with their places in the `.bin`."""
+"""Reads the tables of IRs: constants that may be weights are tensors, with their places in the `.bin`."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
-from modelhub import Checkpoint, Detection, Extent, File, FileProblem, Inline, Metadata, Tensor, dtypes
+from modelhub import Checkpoint, Extent, FileProblem, Inline, Metadata, Tensor, dtypes, read_json
 
-from modelhub_openvino import compressed
+from modelhub_openvino import compressed, layout
 from modelhub_openvino.model import Constant, Model, parse
 
 DTYPES = {
@@ -20,9 +20,9 @@ DTYPES = {
 }  # fmt: skip
 """(``ov::element::Type``.) Two of 4 bits share a byte, the first in its low half."""
 SMALL = 256
+MAX_CONFIG = 16 << 20
 MAX_SHOWN = 300
 OPERATORS_SHOWN = 24
-_ROOT = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*<(?:.*<)?net\s[^>]{0,4000}\bversion\s*=", re.DOTALL)
 _NOTED = {
     "Runtime_version": "openvino_version", "OpenVINO Runtime": "openvino_version", "conversion_parameters/framework": "framework",
     "nncf/weight_compression/mode": "nncf_mode", "nncf/weight_compression/group_size": "nncf_group_size",
@@ -30,45 +30,59 @@ _NOTED = {
 }  # fmt: skip
 
 
-def detect(file: File) -> Detection | None:
-    """An `.xml` whose root is an IR's, with its `.bin`; whichever of the two is asked about."""
-    if file.name.endswith(".bin"):
-        if f"{file.stem}.xml" not in (file.siblings or ()):
-            return None
-        with File(os.path.join(os.path.dirname(file.path), f"{file.stem}.xml"), siblings=file.siblings) as other:
-            return detect(other)
-    try:
-        found = _ROOT.match(file.head) and (b"<layers" in file.head or b"<!DOCTYPE" in file.head)
-    except (FileProblem, OSError):
-        return None
-    if not found:
-        return None
-    weights = f"{file.stem}.bin"
-    if weights in (file.siblings or ()):
-        return Detection([file.path, os.path.join(os.path.dirname(file.path), weights)], confidence=92)
-    return Detection([file.path], confidence=92, missing=[weights])
-
-
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata]:
-    """Constants in the order of the layers, then what the model says of itself."""
-    model = parse(checkpoint.primary)
-    place = checkpoint.files[1] if len(checkpoint.files) > 1 else os.path.splitext(checkpoint.files[0])[0] + ".bin"
-    small = 0
-    there = len(checkpoint.files) > 1
-    meant, parts = compressed.logical(model, place) if there else ([], set())
+    """Constants in the order of the layers, then what the model says of itself; in a directory, what its configuration adds."""
+    every = layout.graphs(checkpoint.files)
+    said: list[Metadata] = []
+    for prefix, path, weights in every:
+        model = parse(checkpoint.open(path))
+        small = 0
+        for record in _constants(model, weights):
+            if isinstance(record, Tensor):
+                yield record._replace(name=prefix + record.name)
+            else:
+                small += record
+        said.append(metadata(model, small))
+    first = said[0] if said else Metadata()
+    values = {**first.values, **_configured(checkpoint)}
+    if len(every) > 1:
+        values["components"] = [prefix.rstrip("/") for prefix, _, _ in every]
+    yield replace(first, values=values)
+
+
+def _constants(model: Model, path: str) -> Iterator[Tensor | int]:
+    """Tensors, and a 1 for each constant that is none. ``path``: of the `.bin`, "" where it is not there."""
+    meant, parts = compressed.logical(model, path) if path else ([], set())
     given = results(model)
     for constant in model.constants:
         if not is_weight(constant) and constant.name not in parts and constant.name not in given:
-            small += 1
-        elif there:
-            tensor = _tensor(constant, place)
+            yield 1
+        elif path:
+            tensor = _tensor(constant, path)
             yield tensor._replace(view="stored") if constant.name in parts else tensor
         else:
-            yield Tensor(
-                constant.name, DTYPES.get(constant.kind, constant.kind[:40]), constant.shape, None, unsupported="no .bin"
-            )
+            kind = DTYPES.get(constant.kind, constant.kind[:40])
+            yield Tensor(constant.name, kind, constant.shape, None, unsupported="no .bin")
     yield from meant
-    yield metadata(model, small)
+
+
+def _configured(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What optimum's configuration says besides: the architecture."""
+    if not checkpoint.is_directory:
+        return {}
+    try:
+        config = read_json(checkpoint.open(layout.CONFIG), limit=MAX_CONFIG)
+    except (FileProblem, OSError):
+        return {}
+    classes = config.get("architectures")
+    named = [one[:MAX_SHOWN] for one in classes if isinstance(one, str)][:10] if isinstance(classes, list) else []
+    kind = config.get("model_type")
+    numbers = {"max_position_embeddings": "context_length", "hidden_size": "embedding_length", "vocab_size": "vocab_size"}
+    return {
+        **({"architecture": kind[:MAX_SHOWN]} if isinstance(kind, str) else {}),
+        **({"architectures": named} if named else {}),
+        **{name: config[key] for key, name in numbers.items() if type(config.get(key)) is int and 0 <= config[key] < 1 << 63},
+    }
 
 
 def results(model: Model) -> set[str]:

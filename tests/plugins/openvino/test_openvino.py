@@ -184,6 +184,42 @@ def test_without_its_weights_it_is_incomplete(tiny: Path, tmp_path: Path, modelh
     assert (shown["state"], shown["reason"]) == ("incomplete", "missing: tiny.bin")
 
 
+def test_a_directory_of_optimum_is_one_checkpoint(compressed: Path, tiny: Path, tmp_path: Path, modelhub) -> None:
+    place = tmp_path / "drive" / "llama-ov"
+    place.mkdir(parents=True)
+    for name, source in {"model": compressed / "compressed.xml", "tokenizer": tiny}.items():
+        (place / f"openvino_{name}.xml").write_bytes(source.read_bytes())
+        (place / f"openvino_{name}.bin").write_bytes(source.with_suffix(".bin").read_bytes())
+    (place / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 7}')
+    (place / "tokenizer.json").write_text("{}")
+    modelhub("scan", tmp_path / "drive")
+    (listed,) = modelhub("ls", "--json").json
+    assert (listed["name"], listed["format"], listed["architecture"], listed["precision"]) == (
+        "llama-ov", "openvino", "llama", "INT4",
+    )  # fmt: skip
+    shown = modelhub("show", place, "--json").json
+    assert (len(shown["files"]), shown["parameters"], shown["metadata"]["vocab_size"]) == (6, 6 * 16 * 32, 7)
+    (place / "openvino_decoder_model.xml").write_bytes(tiny.read_bytes())
+    modelhub("scan")
+    (listed,) = modelhub("ls", "--json").json
+    assert (listed["state"], "openvino_decoder_model.bin" in listed["reason"]) == ("incomplete", True)
+    (place / "openvino_decoder_model.bin").write_bytes(tiny.with_suffix(".bin").read_bytes())
+    tensors = {item["name"] for item in modelhub("show", place, "--tensors", "--json").json["tensors"]}
+    assert {"decoder/bias", "model/int4", "decoder/conv/weight"} <= tensors
+
+
+def test_it_is_run(compressed: Path, tiny: Path, tmp_path: Path, modelhub) -> None:
+    (report,) = modelhub("verify", compressed / "compressed.xml", "--level", "runnable", "--json").json
+    assert "OpenVINO runs it on x[1, 32]" in report["findings"][-1]["message"]
+    old = 'name="conv" type="Convolution" version="opset1"'
+    path = copy(tiny, tmp_path, (old, 'name="conv" type="MyConv" version="my_extension"'))
+    (report,) = modelhub("verify", path, "--level", "runnable", "--json").json
+    assert any("not run: its layers of 'my_extension'" in finding["message"] for finding in report["findings"])
+    path = copy(tiny, tmp_path, (old, 'name="conv" type="Convolutionn" version="opset1"'))
+    (report,) = modelhub("verify", path, "--level", "runnable", "--json", status=1).json
+    assert any("OpenVINO does not load it" in finding["message"] for finding in report["findings"])
+
+
 def test_custom_operators_are_reported(tiny: Path, tmp_path: Path, modelhub) -> None:
     old = 'name="conv" type="Convolution" version="opset1"'
     path = copy(tiny, tmp_path, (old, 'name="conv" type="MyConv" version="my_extension"'))
