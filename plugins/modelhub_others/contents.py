@@ -39,14 +39,6 @@ def tensorrt(file: File) -> str | None:
     return f"a TensorRT engine{by}"
 
 
-def executorch(file: File) -> str | None:
-    """The FlatBuffers identifier (``schema/program.fbs``: ET12; ``extension/flat_tensor/serialize/flat_tensor.fbs``: FT01)."""
-    identifier = file.head[4:8]
-    if re.fullmatch(rb"ET\d\d", identifier):
-        return "an ExecuTorch program"
-    return "tensors of an ExecuTorch program" if re.fullmatch(rb"FT\d\d", identifier) else None
-
-
 def mnn(file: File) -> str | None:
     """FlatBuffers without an identifier (``schema/default/MNN.fbs``): the root's table and its list of fields fit each other."""
     head = file.head

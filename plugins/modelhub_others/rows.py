@@ -53,14 +53,6 @@ ROWS = (
         magics=(contents.TENSORRT,),
     ),
     Row(
-        "executorch",
-        "ExecuTorch program",
-        (".pte", ".ptd"),
-        contents.executorch,
-        "its weights are packed for the kernels that run them",
-        "the ExecuTorch runtime opens it",
-    ),
-    Row(
         "mnn",
         "MNN",
         (".mnn",),

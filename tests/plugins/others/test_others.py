@@ -49,8 +49,6 @@ FILES = {
     "yolo.engine": (PLAN, "tensorrt", "a TensorRT 10.3.0 engine"),
     "ultralytics.engine": (struct.pack("<I", len(PREFIX)) + PREFIX + PLAN, "tensorrt", "exported by Ultralytics"),
     "renamed.bin": (PLAN, "tensorrt", "a TensorRT 10.3.0 engine"),
-    "model.pte": (b"\x30\0\0\0ET12eh00" + bytes(64), "executorch", "an ExecuTorch program"),
-    "model.ptd": (b"\x30\0\0\0FT01FH01" + bytes(64), "executorch", "tensors of an ExecuTorch program"),
     "net.mnn": (MNN, "mnn", "an MNN model"),
     "net.param": (b"7767517\n75 83\nInput data 0 1 data 0=227\n", "ncnn", "an ncnn model of 75 layers"),
     "pnnx.param": (b"7767517\n4 3\npnnx.Input input_0 0 1 x\n", "ncnn", "a PNNX model of 4 layers"),
@@ -95,7 +93,6 @@ def test_a_name_alone_is_no_claim(tmp_path: Path, modelhub) -> None:
     (tmp_path / "a.param").write_bytes(b"7767517 is a number\n")
     (tmp_path / "a.llamafile").write_bytes(zipped({"README": b"no weights"}, b"MZqFpD='\n" + bytes(300)))
     (tmp_path / "a.nemo").write_bytes(tar({"readme.txt": b"hello"}))
-    (tmp_path / "a.pte").write_bytes(b"\x1c\0\0\0TFL3" + bytes(64))
     summary = modelhub("scan", tmp_path, "--json").json
     assert [item["format"] for item in modelhub("ls", "--json").json] in ([], ["tflite"])
     assert summary["found"] <= 1
