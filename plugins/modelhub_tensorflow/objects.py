@@ -28,6 +28,8 @@ _POWERS = re.compile(r"(?:.*/)?beta[12]_power(?:_\d+)?", re.ASCII)
 _METRICS = "keras_api/metrics/"
 _SLOT = "/.OPTIMIZER_SLOT/"
 _OPTIMIZERS = ("optimizer", "_optimizer")
+_MARKS = ({"_iterations"}, {"iter", "learning_rate"})
+"""What an optimizer of Keras 3, and of Keras 2, keeps: it may be called anything (``opt``, ``generator_optimizer``)."""
 _NOT_STATE = ("_trainable_variables",)
 """What an optimizer of Keras 3 refers to: the model's own variables."""
 
@@ -92,14 +94,17 @@ def names(data: bytes, who: str) -> Names:
 
 
 def _below_optimizers(children: list[list[tuple[int, str]]]) -> set[int]:
-    """Objects that are reached over an ``optimizer`` only: its state, and not the model's variables that it refers to."""
+    """Objects that are reached over an optimizer only: its state, and not the model's variables that it refers to."""
+    optimizers = {
+        node for node, below in enumerate(children) if any(mark <= {name for _, name in below} for mark in _MARKS) and node
+    }
     others, todo = {0}, [0]
     roots: list[int] = []
     while todo:
         for node, name in children[todo.pop()] if children else ():
             if not 0 <= node < len(children):
                 continue
-            if name in _OPTIMIZERS:
+            if name in _OPTIMIZERS or node in optimizers:
                 roots.append(node)
             elif node not in others:
                 others.add(node)

@@ -24,7 +24,7 @@ from modelhub_tensorflow import bundle, graph, reader
 MODEL, AS_TEXT = "saved_model.pb", "saved_model.pbtxt"
 VARIABLES = "variables"
 INDEX = "variables/variables.index"
-BESIDE = ("keras_metadata.pb", "fingerprint.pb", "signatures_metadata.json")
+BESIDE = ("keras_metadata.pb", "fingerprint.pb", "signatures_metadata.json", "tfhub_module.pb")
 _FOLDERS = ("variables", "assets", "assets.extra")
 MAX_FILES, MAX_DEPTH = 20_000, 6
 
@@ -64,7 +64,15 @@ def _detected(directory: str, file: File) -> Detection | Rejected | None:
             return Rejected(f"{VARIABLES}: {problem}", 90)
     elif any(bundle.shard_of(name.rpartition("/")[2]) for name in inside):
         missing = [INDEX]
-    return Detection([os.path.join(directory, name) for name in files], 97, missing=missing, name=os.path.basename(directory))
+    return Detection([os.path.join(directory, name) for name in files], 97, missing=missing, name=_name(directory))
+
+
+def _name(directory: str) -> str:
+    """What people call the model: where versions are directories that are numbered, as TensorFlow Serving has them, the one above
+    comes first (``mnist/1``)."""
+    above, name = os.path.split(directory)
+    numbered = name.isascii() and name.isdigit() and os.path.basename(above)
+    return f"{os.path.basename(above)}/{name}" if numbered else name
 
 
 def _inside(directory: str) -> list[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from modelhub import Checkpoint, ModelhubError, OutputsDiffer, Program, ProgramResult, UsageError, measure
+from modelhub import Checkpoint, File, ModelhubError, OutputsDiffer, Program, ProgramResult, UsageError, measure
 
 from modelhub_tensorflow import graph, saved_model
 
@@ -24,6 +25,9 @@ MADE_UP = 3
 SIDES = (2, 1, 8)
 """What is tried for the sides that a model leaves open."""
 _DEFAULT = "serving_default"
+_OF_TEXT = re.compile(r"String|Regex|Lookup|HashTable|Token|Unicode|Piece|ParseExample|DecodeJ|DecodeP|DecodeImage|Substr|Base64")
+_OF_SAVING = ("StaticRegexFullMatch", "StringJoin")
+"""What every SavedModel has, to save its variables."""
 
 
 def program() -> Program:
@@ -85,15 +89,28 @@ def _frozen(directory: str) -> tuple[dict[str, str], dict[str, str], Any, list[d
         if not all((*inputs.values(), *outputs.values())):
             raise ModelhubError("it takes or gives sparse or ragged tensors, which ONNX models do not")
         places = {name: loaded.get_tensor_by_name(place) for name, place in inputs.items()}
+        _refuse_text(places, directory)
         feeds, before = _computed(session, places, [*outputs.values()])
         frozen = tf_loader.freeze_session(session, input_names=[*inputs.values()], output_names=[*outputs.values()])
     with tf.Graph().as_default():
         return inputs, outputs, tf_loader.tf_optimize([*inputs.values()], [*outputs.values()], frozen), feeds, before
 
 
-def _tags(directory: str) -> list[str]:
-    from modelhub import File
+def _refuse_text(places: Mapping[str, Any], directory: str) -> None:
+    texts = [name for name, place in places.items() if place.dtype.base_dtype.name == "string"]
+    if not texts:
+        return
+    with File(os.path.join(directory, saved_model.MODEL)) as file:
+        known = graph.of_saved_model(file).operators
+    mine = sorted(name for name in known if _OF_TEXT.search(name) and name not in _OF_SAVING)
+    does = f" ({', '.join(mine[:6])}{', ...' if len(mine) > 6 else ''})" if mine else ""
+    raise ModelhubError(
+        f"it takes text (input {texts[0]!r}), and what it does with that{does} no standard ONNX operator does",
+        "export a signature that takes numbers, such as tokens, and convert that; --to safetensors keeps the weights",
+    )
 
+
+def _tags(directory: str) -> list[str]:
     with File(os.path.join(directory, saved_model.MODEL)) as file:
         tags = graph.of_saved_model(file).tags
     return next((one for one in tags if one == ["serve"]), tags[0] if tags else [])

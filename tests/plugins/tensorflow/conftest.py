@@ -52,6 +52,13 @@ class TensorFlow:
         with np.load(self.file) as arrays:
             return {name: arrays[f"arr_{number}"] for number, name in enumerate(names)}
 
+    def restore(self, prefix: str, like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What variables with the names and the shapes of ``like`` hold once a checkpoint was restored into them."""
+        np.savez(self.file, *(np.zeros_like(array) for array in like.values()))
+        self._ask("restore", prefix, [*like])
+        with np.load(self.file) as arrays:
+            return {name: arrays[f"arr_{number}"] for number, name in enumerate(like)}
+
 
 @pytest.fixture(scope="session")
 def tensorflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TensorFlow]:

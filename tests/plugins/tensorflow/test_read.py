@@ -99,7 +99,7 @@ def test_objects_have_their_variables_names(made: Path) -> None:
     assert {Path(name).name for name in found.files} == {"ckpt-1.index", "ckpt-1.data-00000-of-00001", "checkpoint"}
 
 
-@pytest.mark.parametrize("path", ["keras/ckpt.index", "exported"])
+@pytest.mark.parametrize("path", ["keras/ckpt.index", "keras/other.index", "exported"])
 def test_keras_models_have_the_models_own_names(made: Path, path: str) -> None:
     found = look(made / path)
     known = {
@@ -131,6 +131,15 @@ def test_a_saved_model_is_one_checkpoint(made: Path, modelhub: Modelhub, tmp_pat
     equal({"w": mine["dense/kernel"]}, {"w": known["w/.ATTRIBUTES/VARIABLE_VALUE"]})
     checked = modelhub("verify", tmp_path / "saved", "--level", "values")
     assert checked.stdout.startswith("ok")
+
+
+def test_a_numbered_version_is_called_after_its_model(made: Path, modelhub: Modelhub, tmp_path: Path) -> None:
+    shutil.copytree(made / "text", tmp_path / "words")
+    (tmp_path / "words" / "3" / "tfhub_module.pb").write_bytes(b"\x08\x03")
+    assert modelhub("scan", tmp_path, "--json").json["unknown"] == 0
+    (listed,) = modelhub("ls", "--json").json
+    assert (listed["name"], listed["state"]) == ("words/3", "ready")
+    assert modelhub("show", "words/3", "--json").json["id"] == listed["id"]
 
 
 def test_a_saved_model_of_the_first_tensorflow(made: Path) -> None:

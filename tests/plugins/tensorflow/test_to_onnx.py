@@ -34,3 +34,10 @@ def test_a_model_that_reaches_out_is_not_run(made: Path, modelhub: Modelhub, tmp
     assert refused.returncode
     assert "WriteFile" in refused.stderr
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_model_that_takes_text(made: Path, modelhub: Modelhub, tmp_path: Path) -> None:
+    refused = modelhub("convert", made / "text" / "3", "--to", "onnx", "-o", tmp_path / "out.onnx", status=3)
+    assert "it takes text (input 'words')" in refused.stderr
+    assert all(operator in refused.stderr for operator in ("LookupTableFindV2", "StringLower"))
+    assert not (tmp_path / "out.onnx").exists()

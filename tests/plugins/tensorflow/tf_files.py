@@ -68,6 +68,19 @@ class Bad(tf.Module):
         return {"y": tf.io.read_file(path)}
 
 
+class Text(tf.Module):
+    """A model that takes words."""
+
+    def __init__(self) -> None:
+        self.vectors = tf.Variable(np.ones((3, 4), "f4"), name="vectors")
+        words = tf.lookup.KeyValueTensorInitializer(["a", "b"], tf.constant([1, 2], tf.int64))
+        self.table = tf.lookup.StaticHashTable(words, 0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="words")])
+    def run(self, words: Any) -> Any:
+        return {"y": tf.gather(self.vectors, self.table.lookup(tf.strings.lower(words)))}
+
+
 def objects(directory: Path) -> None:
     vocabulary = directory / "words.txt"
     vocabulary.write_text("a\t1\nb\t2\n")
@@ -78,6 +91,8 @@ def objects(directory: Path) -> None:
     tf.saved_model.save(net, directory / "saved", signatures=net.run)
     note(directory / "saved" / "variables" / "variables")
     os.replace(directory / "saved" / "variables" / "variables.npz", directory / "saved.npz")
+    text = Text()
+    tf.saved_model.save(text, directory / "text" / "3", signatures=text.run)
     bad = Bad()
     tf.saved_model.save(bad, directory / "bad", signatures=bad.run)
 
@@ -88,6 +103,7 @@ def objects(directory: Path) -> None:
     model.fit(np.ones((8, 4), "f4"), np.ones((8, 2), "f4"), verbose=0)
     tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(directory / "keras" / "ckpt")
     note(directory / "keras" / "ckpt")
+    tf.train.Checkpoint(net=model, opt=model.optimizer).write(directory / "keras" / "other")
     model.export(directory / "exported", verbose=False)
     np.savez(directory / "keras.npz", **{weight.path: np.asarray(weight) for weight in model.weights})
 
@@ -159,7 +175,7 @@ def shards(directory: Path) -> None:
 
 
 def serve() -> None:
-    """A line is a JSON list: ["save" or "load", prefix, file of arrays, names]."""
+    """A line is a JSON list: ["save", "load" or "restore", prefix, file of arrays, names]."""
     for line in sys.stdin:
         what, prefix, file, names = json.loads(line)
         try:
@@ -169,6 +185,12 @@ def serve() -> None:
                 blank = [""] * len(names)
                 tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=blank, tensors=tensors)
                 answer: Any = []
+            elif what == "restore":
+                with np.load(file) as arrays:
+                    variables = [tf.Variable(arrays[f"arr_{number}"], name=name) for number, name in enumerate(names)]
+                tf.train.Checkpoint(variables=variables).read(prefix).assert_consumed().initialize_or_restore()
+                np.savez(file, *(variable.numpy() for variable in variables))
+                answer = []
             else:
                 found = said(prefix)
                 np.savez(file, *found.values())
