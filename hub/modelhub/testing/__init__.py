@@ -27,6 +27,7 @@ class FormatConformance(Reading, MalformedFiles, Writing):
 
     Set ``format`` to your format's name and define ``write(self, path, tensors)``: make a real file (or directory, where your
     format is one) at ``path`` from a dict of NumPy arrays, with a library that is not your plugin. Where that library cannot
-    write a dtype that you declare, name those it can in ``library_dtypes``. Define ``read(self, path)``, which returns such a
+    write a dtype that you declare, or your format declares none because its tensors lie in another's container, name those it can
+    in ``library_dtypes``. Define ``read(self, path)``, which returns such a
     dict, to have that library open what your plugin wrote.
     """

@@ -62,7 +62,8 @@ class Kit:
 
     format: ClassVar[str] = ""
     library_dtypes: ClassVar[Sequence[str] | None] = None
-    """Those of the declared dtypes that the library behind ``write`` can write; None: all that NumPy has."""
+    """Those of the declared dtypes that the library behind ``write`` can write; None: all that NumPy has. To be named where the
+    format declares none."""
 
     def write(self, path: Path, tensors: Arrays) -> None:
         """Make a real file at ``path``, with a library that is not the plugin under test."""

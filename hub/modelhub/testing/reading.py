@@ -37,7 +37,11 @@ class Reading(Kit):
         assert subject.title, "Format.title is what people see in `modelhub plugins`"
         assert subject.detect or subject.detect_directory, "a format needs detect or detect_directory, or no file is ever its own"
         assert subject.read or "read" in subject.unavailable, "a format needs read, or unavailable={'read': 'what is missing'}"
-        assert subject.dtypes, "Format.dtypes: name what the format can store"
+        assert subject.dtypes or self.library_dtypes, (
+            "Format.dtypes: name what the format can store. Where that is up to the container that its tensors lie in, and your "
+            "plugin writes none, leave it empty, and name in library_dtypes what write() is to be asked for"
+        )
+        assert subject.dtypes or not subject.create, "Format.dtypes: a format with create names what it can store"
         for name in subject.dtypes:
             assert dtypes.find(name), f"Format.dtypes names {name!r}, which is no registered dtype (modelhub.dtypes.all_dtypes())"
         if subject.create and subject.detect:
@@ -46,7 +50,7 @@ class Reading(Kit):
                 f"outputs end in {subject.extension!r}, which is none of the suffixes {subject.suffixes!r}: they would "
                 "not be recognised"
             )
-        for name in self.library_dtypes or ():
+        for name in self.library_dtypes or () if subject.dtypes else ():
             assert name in subject.dtypes, f"library_dtypes names {name!r}, which Format.dtypes does not"
 
     def test_a_real_file_is_detected_and_described(self, tmp_path: Path) -> None:
