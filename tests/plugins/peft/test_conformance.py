@@ -20,7 +20,7 @@ class TestSafetensors(FormatConformance):
     library_dtypes = DTYPES
 
     def write(self, path: Path, tensors: Arrays) -> None:
-        peft.LoraConfig(r=4, target_modules=["q_proj"]).save_pretrained(path)
+        peft.LoraConfig(r=4, target_modules=["q_proj"]).save_pretrained(str(path))
         save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, path / "adapter_model.safetensors")
 
 
@@ -31,5 +31,5 @@ class TestPickle(FormatConformance):
     library_dtypes = DTYPES
 
     def write(self, path: Path, tensors: Arrays) -> None:
-        peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]).save_pretrained(path)
+        peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]).save_pretrained(str(path))
         torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, path / "adapter_model.bin")
