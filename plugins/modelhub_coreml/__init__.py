@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Format, hookimpl
+from modelhub import Format, Op, hookimpl
 
+from modelhub_coreml import compressed
 from modelhub_coreml.layout import MANIFEST, REACH, detect, detect_directory
 from modelhub_coreml.reader import read
 
@@ -23,3 +24,8 @@ def modelhub_formats() -> Iterator[Format]:
         reach=REACH,
         read=read,
     )
+
+
+@hookimpl
+def modelhub_ops() -> Iterator[Op]:
+    yield from compressed.OPS

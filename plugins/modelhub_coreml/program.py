@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
-from modelhub import Checkpoint, Extent, File, IncompleteFile, InvalidFile, Tensor, UnsupportedFile, dtypes, protobuf
+from modelhub import Checkpoint, Extent, File, IncompleteFile, InvalidFile, Tensor, UnsupportedFile, dtypes, ops, protobuf
+
+from modelhub_coreml import compressed
 
 SENTINEL = 0xDEADBEEF
 VERSION = 2
@@ -29,6 +31,8 @@ STORED = {
 }  # fmt: skip
 """``BlobDataType``; 9, 10, 12 and 13 are unsigned numbers of 1, 2, 3 and 6 bits."""
 _NARROW = {9: "UINT1", 10: "UINT2", 12: "UINT3", 13: "UINT6"}
+_PACKED = {8: (4, True), 9: (1, False), 10: (2, False), 11: (4, False), 12: (3, False), 13: (6, False)}
+"""Those of less than a byte: bits, and whether they are signed."""
 INLINED = {10: "F16", 11: "F32", 21: "I8", 31: "U8"}
 """``MILSpec.DataType`` of values whose bytes are those of the tensor."""
 
@@ -45,12 +49,14 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Program:
-    """What a program says besides its weights. ``constants``: small values, not listed."""
+    """What a program says besides its weights. ``constants``: small values, not listed. ``weights``: how they are compressed ->
+    elements."""
 
     functions: list[str] = field(default_factory=list)
     opsets: set[str] = field(default_factory=set)
     operators: Counter[str] = field(default_factory=Counter)
     constants: int = 0
+    weights: Counter[str] = field(default_factory=Counter)
 
 
 class Reader:
@@ -62,6 +68,7 @@ class Reader:
         self.program = Program()
         self.checked: dict[str, File] = {}
         self.seen: set[str] = set()
+        self.sparse: dict[str, compressed.Sparse] = {}
 
     def tensors(self, start: int, end: int) -> Iterator[Tensor]:
         """The weights of all functions; a name that was there before has a number behind it."""
@@ -86,27 +93,40 @@ class Reader:
                 yield from self._operation(low, high)
 
     def _operation(self, start: int, end: int) -> Iterator[Tensor]:
-        operator, output = "", ""
+        operator = ""
+        outputs: list[str] = []
+        shape: tuple[int, ...] = ()
         values: list[tuple[str, Place]] = []
+        names: dict[str, str] = {}
+        axis = 0
         blocks: list[tuple[int, int]] = []
         for number, kind, low, high in self.wire.fields(start, end):
             if kind != protobuf.BYTES:
                 continue
             if number == 1:
                 operator = self.wire.text(low, high, MAX_NAME)
-            elif number == 3 and not output:
-                output = self._first_text(low, high)
+            elif number == 3:
+                name, made = self._named_type(low, high)
+                shape = shape if outputs else made
+                outputs.append(name)
             elif number == 4:
                 blocks.append((low, high))
             elif number == 2:
                 key, argument = self._pair(low, high)
                 values += [(key, place) for place in (self._bound(*argument) if argument else ())]
+                if argument and operator.startswith(compressed.PREFIX):
+                    names[key] = self._reference(*argument)
             elif number == 5:
                 key, value = self._pair(low, high)
                 place = self._value(*value) if value else None
                 if place:
                     values.append((key, place))
+                    axis = self._number(place) if key == "axis" else axis
         self.program.operators[operator] += 1
+        output = outputs[0] if outputs else ""
+        if operator.startswith(compressed.PREFIX):
+            yield from self._compressed(operator, outputs, shape, values, names, axis)
+            return
         for key, place in values:
             name = output if operator == "const" and key == "val" else f"{output}/{key}"
             if place.file or place.end - place.offset >= INLINE:
@@ -115,6 +135,52 @@ class Reader:
                 self.program.constants += 1
         for block in blocks:
             yield from self._block(*block)
+
+    def _compressed(
+        self,
+        operator: str,
+        outputs: list[str],
+        shape: tuple[int, ...],
+        values: list[tuple[str, Place]],
+        names: Mapping[str, str],
+        axis: int,
+    ) -> Iterator[Tensor]:
+        """A constant that the program decompresses: its parts as they are stored, and the whole where it is understood."""
+        inputs = {key: compressed.Input(sparse=self.sparse.get(name)) for key, name in names.items() if name}
+        for key, place in values:
+            inputs[key] = self._input(place)
+        made = compressed.whole(operator, inputs, shape, axis) if outputs else None
+        for key, place in values:
+            if not place.file and prod(place.shape) < 2:
+                self.program.constants += 1
+                continue
+            part = self._tensor(f"{outputs[0] if outputs else operator}/{key}", place)
+            yield part._replace(view="stored") if made else part
+        if isinstance(made, compressed.Sparse):
+            self.sparse[outputs[-1]] = made
+        elif made and made.shape == shape:
+            self.program.weights[_label(operator, inputs)] += prod(shape)
+            yield Tensor(self._unique(outputs[0]), made.dtype, shape, made, view="logical")
+
+    def _input(self, place: Place) -> compressed.Input:
+        """A value of a compressed constant, element by element; nothing where its bytes are not those of its type."""
+        if not place.file:
+            dtype, nbytes = INLINED.get(place.kind), place.end - place.offset
+            if dtype is None or dtypes.get(dtype).nbytes(place.shape) != nbytes:
+                return compressed.Input()
+            return compressed.Input(ops.typed(Extent(self.checkpoint.files[0], place.offset, nbytes), dtype, place.shape))
+        file, kind, offset, nbytes = self._record(place)
+        if kind in _PACKED:
+            bits, signed = _PACKED[kind]
+            size = -(-prod(place.shape) * bits // 8)
+            if size > nbytes:
+                return compressed.Input()
+            return compressed.Input(compressed.unpacked(Extent(file.path, offset, size), bits, place.shape, signed=signed))
+        dtype = STORED.get(kind)
+        if dtype is None or dtypes.get(dtype).nbytes(place.shape) != nbytes:
+            return compressed.Input()
+        extent = Extent(file.path, offset, nbytes)
+        return compressed.Input(ops.typed(extent, dtype, place.shape), extent)
 
     # --- messages -------------------------------------------------------------------------------------------------
 
@@ -128,11 +194,34 @@ class Reader:
                 value = (low, high)
         return key, value
 
-    def _first_text(self, start: int, end: int) -> str:
+    def _named_type(self, start: int, end: int) -> tuple[str, tuple[int, ...]]:
+        """An output: its name, and its shape where that is fixed."""
+        name = ""
+        shape: tuple[int, ...] = ()
         for number, kind, low, high in self.wire.fields(start, end):
             if number == 1 and kind == protobuf.BYTES:
-                return self.wire.text(low, high, MAX_NAME)
+                name = self.wire.text(low, high, MAX_NAME)
+            elif number == 2 and kind == protobuf.BYTES:
+                try:
+                    of_type = self._type(low, high)
+                except InvalidFile:  # of open sides: no constant
+                    of_type = None
+                shape = of_type[1] if of_type else ()
+        return name, shape
+
+    def _reference(self, start: int, end: int) -> str:
+        """The name that an argument is bound to, if it is one."""
+        for number, kind, low, high in self.wire.fields(start, end):
+            if number == 1 and kind == protobuf.BYTES:
+                for inner, wire, first, last in self.wire.fields(low, high):
+                    if inner == 1 and wire == protobuf.BYTES:
+                        return self.wire.text(first, last, MAX_NAME)
         return ""
+
+    def _number(self, place: Place) -> int:
+        """The one integer of a value that stands in the program; 0 where it is none."""
+        found = self.wire.varints(place.offset, place.end, 1) if 0 < place.end - place.offset <= 10 and not place.file else []
+        return protobuf.signed(found[0]) if found else 0
 
     def _bound(self, start: int, end: int) -> Iterator[Place]:
         """The values among an argument's bindings."""
@@ -196,7 +285,7 @@ class Reader:
             if number != 1 or kind != protobuf.BYTES:
                 continue
             for inner, wire, first, last in self.wire.fields(low, high):
-                if inner in (1, 7) and wire == protobuf.BYTES:
+                if inner in (1, 2, 7) and wire == protobuf.BYTES:
                     for deepest, last_wire, at, stop in self.wire.fields(first, last):
                         if deepest == 1 and last_wire == protobuf.BYTES:
                             return "", at, stop
@@ -205,12 +294,16 @@ class Reader:
 
     # --- weights --------------------------------------------------------------------------------------------------
 
-    def _tensor(self, name: str, place: Place) -> Tensor:
+    def _unique(self, name: str) -> str:
         unique, again = name, 1
         while unique in self.seen:
             again += 1
             unique = f"{name}#{again}"
         self.seen.add(unique)
+        return unique
+
+    def _tensor(self, name: str, place: Place) -> Tensor:
+        unique = self._unique(name)
         if not place.file:
             dtype = INLINED.get(place.kind)
             if dtype is None:
@@ -219,13 +312,7 @@ class Reader:
                 )
             path = self.checkpoint.files[0]
             return Tensor(unique, dtype, place.shape, Extent(path, place.offset, place.end - place.offset))
-        file = self._file(place.file)
-        record = file.read(place.offset, RECORD)
-        sentinel, kind = (int.from_bytes(record[at : at + 4], "little") for at in (0, 4))
-        if sentinel != SENTINEL:
-            what = f"{file.name}: no weights at offset {place.offset}, where tensor {name!r:.200} is said to be"
-            raise InvalidFile(f"{what} (found {sentinel:#x}, expected {SENTINEL:#x})")
-        nbytes, offset = (int.from_bytes(record[at : at + 8], "little") for at in (8, 16))
+        file, kind, offset, nbytes = self._record(place)
         dtype = STORED.get(kind)
         if dtype is None:
             label = _NARROW.get(kind, f"blob type {kind}")
@@ -233,6 +320,17 @@ class Reader:
         if prod(place.shape) % dtypes.get(dtype).block:
             return Tensor(unique, dtype, place.shape, None, unsupported="packed, and the last byte is not full")
         return Tensor(unique, dtype, place.shape, Extent(file.path, offset, nbytes))
+
+    def _record(self, place: Place) -> tuple[File, int, int, int]:
+        """(the file, the type of the elements, where they begin, their bytes) of a value that stands in another file."""
+        file = self._file(place.file)
+        record = file.read(place.offset, RECORD)
+        sentinel, kind = (int.from_bytes(record[at : at + 4], "little") for at in (0, 4))
+        if sentinel != SENTINEL:
+            what = f"{file.name}: no weights at offset {place.offset}, where a tensor of {list(place.shape)} is said to be"
+            raise InvalidFile(f"{what} (found {sentinel:#x}, expected {SENTINEL:#x})")
+        nbytes, offset = (int.from_bytes(record[at : at + 8], "little") for at in (8, 16))
+        return file, kind, offset, nbytes
 
     def _file(self, said: str) -> File:
         """The file of weights that a program calls ``said``, its header checked."""
@@ -250,3 +348,15 @@ class Reader:
             raise UnsupportedFile(f"{file.name}: version {version} of Core ML's weight storage, {VERSION} is read")
         self.checked[said] = file
         return file
+
+
+def _label(operator: str, inputs: compressed.Inputs) -> str:
+    """As people say how a constant is compressed: "INT4", "LUT6" (palettized), "" where it is merely sparse."""
+    lut = inputs["lut"].elements if "lut" in inputs else None
+    if lut is not None:
+        entries = lut.shape[0] if len(lut.shape) == 1 else lut.shape[-2]
+        return f"LUT{max(1, (entries - 1).bit_length())}"
+    data = next((inputs[name].elements for name in ("data", "quantized_data") if name in inputs), None)
+    if data is None:
+        return ""
+    return f"INT{data.args['bits'] if data.op == 'coreml.unpack' else int(dtypes.get(data.dtype).bits)}"

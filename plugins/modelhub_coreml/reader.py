@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 from modelhub import Checkpoint, Finding, IncompleteFile, InvalidFile, Metadata, Tensor, protobuf
@@ -39,7 +40,7 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     wire = protobuf.Wire(checkpoint.primary)
     values: dict[str, Any] = {}
     stored: dict[str, str] = {}
-    kind, place = 0, (0, 0)
+    kind, place, precision = 0, (0, 0), ""
     for number, wire_type, low, high in wire.fields():
         if number == 1 and wire_type == protobuf.VARINT:
             values["specification_version"] = low
@@ -54,13 +55,17 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     values["model_type"] = KINDS.get(kind, f"type {kind}")
     if kind == PROGRAM:
         reader = Reader(wire, checkpoint)
-        yield from reader.tensors(*place)
+        plain = 0
+        for tensor in reader.tensors(*place):
+            plain += prod(tensor.shape) if tensor.view == "both" else 0
+            yield tensor
         values |= _program(reader.program)
+        precision = _precision(reader.program, plain)
     else:
         yield Finding("coreml", "info", f"the parameters of a {values['model_type']} are not listed; those of ML programs are")
     if kind == CUSTOM:
         yield Finding("coreml", "warning", "a custom model: running it takes native code from whoever made it")
-    yield Metadata(values={key: value for key, value in values.items() if value}, stored=stored)
+    yield Metadata(values={key: value for key, value in values.items() if value}, stored=stored, precision=precision)
 
 
 def _program(program: Program) -> dict[str, Any]:
@@ -70,7 +75,14 @@ def _program(program: Program) -> dict[str, Any]:
         "nodes": sum(program.operators.values()),
         "operators": {name[:80]: count for name, count in program.operators.most_common(OPERATORS_SHOWN) if name != "const"},
         "constants": program.constants,
+        "compressed_parameters": {label or "sparse": count for label, count in program.weights.most_common()},
     }
+
+
+def _precision(program: Program, plain: int) -> str:
+    """How most of the weights are compressed; "" where most are not, or are merely sparse. ``plain``: elements that are not."""
+    label, _ = program.weights.most_common(1)[0] if program.weights else ("", 0)
+    return label if sum(program.weights.values()) >= plain else ""
 
 
 def _describe(wire: protobuf.Wire, start: int, end: int, values: dict[str, Any], stored: dict[str, str]) -> None:
