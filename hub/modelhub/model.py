@@ -53,7 +53,9 @@ class Model(NamedTuple):
     @property
     def absolute_path(self) -> str:
         """Where the checkpoint lies: its primary file, or its directory."""
-        return os.path.join(self.root, self.path) if self.root is not None else self.path
+        if self.root is None:
+            return self.path
+        return os.path.join(self.root, self.path) if self.path not in ("", ".") else self.root
 
     @property
     def file_paths(self) -> tuple[str, ...]:

@@ -31,10 +31,8 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 def create(table: Table, options: WriteOptions) -> Writer:
     """``model.safetensors`` or shards with an index, ``config.json`` and whatever stood beside it. `ModelhubError` where the
     source has no configuration: one cannot be made up from tensors."""
-    made = CONFIG in table.documents and not _packed_anew(table)
-    directory = "" if made or not any(os.path.basename(path) == CONFIG for path in table.files) else _source_directory(table)
-    if not directory and CONFIG not in table.documents:
-        _source_directory(table)  # says what is missing
+    configured = any(os.path.basename(path) == CONFIG for path in table.files)
+    directory = _source_directory(table) if configured or CONFIG not in table.documents else ""
     yield from write_as("safetensors", table, replace(options, name="model"))
     for name, content in table.documents.items():
         changed = _config_of_recipe(json.loads(content), table) if name == CONFIG else None

@@ -25,7 +25,7 @@ WEIGHTS = {"adapter_model.safetensors": "safetensors", "adapter_model.bin": "pyt
 """Names of the weights, the preferred one first, and the formats that they are in."""
 BESIDE = (
     "README.md", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt", "chat_template.jinja", "LICENSE", "LICENSE.md", "LICENSE.txt", ".gitattributes",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "LICENSE", "LICENSE.md", "LICENSE.txt", ".gitattributes",
 )  # fmt: skip
 """What trainers write beside an adapter."""
 

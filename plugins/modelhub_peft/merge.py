@@ -96,7 +96,8 @@ def derive(base: Table, parts: Sequence[tuple[Table, float]]) -> Table:
         merging.replace(adapter)
     for adapter, scale in adapters:
         merging.change(adapter, scale)
-    return output.finished(base, merging.values, merging.replaced, merging.trained)
+    beside = [path for table, _ in parts for path in table.files]
+    return output.finished(base, merging.values, merging.replaced, merging.trained, beside)
 
 
 COMBINATION = Combination(name="peft", source="peft", derive=derive)

@@ -10,6 +10,9 @@ from modelhub import Table, Tensor
 OUTPUTS = ("lm_head", "embed_out", "output")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "embedding")
 """What models call their output and their token embeddings."""
+WRAPPERS = ("model", "base_model", "module", "transformer", "language_model", "text_model", "vision_model")
+"""How names begin in models that hold others. Which of them, and in what order, differs between versions of transformers: what is
+``language_model.model.layers.0`` in a file is ``model.language_model.layers.0`` in the memory that an adapter was trained in."""
 
 
 class Names:
@@ -24,6 +27,7 @@ class Names:
         self._ends: dict[str, list[str]] = {}
         for name in self.tensors:
             self._ends.setdefault(".".join(name.split(".")[-2:]), []).append(name)
+        self._bare: dict[str, list[str]] = {}
 
     def of(self, module: str, leaf: str, shape: tuple[int, ...] | None = None) -> str:
         """The name of a module's weight or bias. An output that the base does not hold is its embedding, if that is of ``shape``.
@@ -37,12 +41,17 @@ class Names:
 
     def find(self, module: str, leaf: str) -> str | None:
         """The tensor of that name; else the one whose name is its end, or ends in it: a model may have been saved inside another
-        or without its head."""
+        or without its head. Else the one whose name differs in nothing but `WRAPPERS` at its start."""
         name = f"{module}.{leaf}"
         if name in self.tensors:
             return name
         near = self._ends.get(".".join(name.split(".")[-2:]), [])
         ends = [one for one in near if (name.endswith(f".{one}") and one.count(".") > 0) or one.endswith(f".{name}")]
+        if not ends:
+            if not self._bare:
+                for each in self.tensors:
+                    self._bare.setdefault(_bare(each), []).append(each)
+            ends = self._bare.get(_bare(name), [])
         return ends[0] if len(ends) == 1 else None
 
     def tied(self, name: str) -> list[str]:
@@ -79,3 +88,12 @@ class Names:
         if trained:
             return tensor.name, trained
         raise ValueError(f"{tensor.name} is not in the base, and modules_to_save does not name it")
+
+
+def _bare(name: str) -> str:
+    """A name without the wrappers that it begins with; of a name that is nothing else, the last two words."""
+    words = name.split(".")
+    start = 0
+    while start < len(words) - 2 and words[start] in WRAPPERS:
+        start += 1
+    return ".".join(words[start:])

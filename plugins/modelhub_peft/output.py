@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,24 @@ from modelhub_peft.names import EMBEDDINGS, OUTPUTS, Names
 
 CONFIG = "config.json"
 HEAD = "lm_head.weight"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+MAX_DOCUMENT = 128 << 20
+TOKENIZER = (
+    *VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+"""Files of a tokenizer; without one of `VOCABULARIES` there is none."""
 
 
-def finished(base: Table, values: Mapping[str, Node], replaced: Mapping[str, Tensor], trained: Collection[str]) -> Table:
+def finished(
+    base: Table,
+    values: Mapping[str, Node],
+    replaced: Mapping[str, Tensor],
+    trained: Collection[str],
+    beside: Sequence[str] = (),
+) -> Table:
     """``values`` (F32) and ``replaced`` in place of the base's tensors, the rest as it is; new ones at the end. ``trained``:
-    those of ``replaced`` that are tied to nothing from now on."""
+    those of ``replaced`` that are tied to nothing from now on. ``beside``: files that lie beside the adapters; where an
+    embedding has other rows now, a tokenizer among them is the one that knows them."""
     tensors = []
     for tensor in base.logical:
         own = replaced.get(tensor.name)
@@ -39,7 +53,20 @@ def finished(base: Table, values: Mapping[str, Node], replaced: Mapping[str, Ten
         mine = base.by_name.get(name)
         if mine is not None and mine.shape != tensor.shape and name.split(".")[-2:-1] and name.split(".")[-2] in EMBEDDINGS:
             changes["vocab_size"] = tensor.shape[0]
-    return replace(base, tensors=tuple(tensors), documents={**base.documents, **_config(base, changes)})
+    documents = {**base.documents, **_config(base, changes)}
+    tokenizer = [path for path in beside if os.path.basename(path) in TOKENIZER] if "vocab_size" in changes else []
+    files = base.files
+    if any(os.path.basename(path) in VOCABULARIES for path in tokenizer):
+        files = tuple(path for path in files if os.path.basename(path) not in TOKENIZER)
+        documents |= {os.path.basename(path): _whole(path) for path in tokenizer}
+    return replace(base, tensors=tuple(tensors), files=files, documents=documents)
+
+
+def _whole(path: str) -> bytes:
+    with File(path) as file:
+        if file.size > MAX_DOCUMENT:
+            raise ValueError(f"{path} has {file.size:,} bytes, which is no tokenizer")
+        return file.read(0, file.size)
 
 
 def _rounded(tensor: Tensor, value: Node) -> Tensor:

@@ -22,6 +22,7 @@ from modelhub_peft.scaling import kronecker, scaled, times
 
 Parts = dict[str, Node]
 """The tensors of one module by part; what a function uses it takes out."""
+EMPTY = "its matrices are empty, as DeepSpeed's ZeRO-3 leaves them where they were not gathered before they were saved"
 
 
 def lora(module: str, parts: Parts, config: AdapterConfig, scale: float, flip: bool) -> Node:
@@ -29,7 +30,7 @@ def lora(module: str, parts: Parts, config: AdapterConfig, scale: float, flip: b
     a, b = parts.pop("lora_A"), taken(parts, "lora_B")
     rank = a.shape[0] if a.shape else 0
     if not rank or not b.shape:
-        raise ValueError("its matrices are empty")
+        raise ValueError(EMPTY)
     if len(a.shape) > 2 and (flip or prod(b.shape[2:]) != 1):
         raise ValueError(f"factors {list(b.shape)} and {list(a.shape)} of a convolution cannot be merged")
     factor = config.scale_of(module, rank) * scale
@@ -45,7 +46,7 @@ def embedding(module: str, parts: Parts, config: AdapterConfig, scale: float) ->
     a, b = parts.pop("lora_embedding_A"), taken(parts, "lora_embedding_B")
     rank = a.shape[0] if a.shape else 0
     if not rank:
-        raise ValueError("its matrices are empty")
+        raise ValueError(EMPTY)
     return _product(b, a, config.scale_of(module, rank) * scale, True)
 
 
