@@ -26,6 +26,7 @@ SUFFIXES = (".json", ".model", ".spm", ".tiktoken", "vocab.txt", "merges.txt", "
 PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "source.spm")
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 SINGLE = (library.NAME, *PIECES, "tekken.json", "vocab.txt")
+USUAL = frozenset((*SINGLE, *(name for pair in PAIRS for name in pair)))
 SETTINGS = "tokenizer_config.json"
 CONFIDENCE = 92
 
@@ -53,6 +54,8 @@ MAX_DIRECTORIES = 64
 
 def detect_directory(listing: Listing) -> Detection | None:
     """A directory with a tokenizer of the usual names, and no model."""
+    if USUAL.isdisjoint(listing.files) or _has_weights(listing.files):  # names alone tell nearly always
+        return None
     mains = _mains(listing)
     if not mains or _is_a_models(listing.path, mains[0], listing.files):
         return None
