@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import product
 from math import prod
+from typing import Literal
 
 from modelhub import Extent, IncompleteFile, Inline, InvalidFile, Node, Tensor, UnsupportedFile, crc32c, dtypes, ops
 
@@ -155,6 +156,6 @@ def _index(layout: Layout, stored: Extent | Inline, store: Store, where: str) ->
     data = store.read(place, size, where)
     if layout.index_checked and crc32c(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
         raise InvalidFile(f"{where}: the checksum of a shard's index does not fit: it is damaged")
-    order = "big" if layout.index_big_endian else "little"
+    order: Literal["big", "little"] = "big" if layout.index_big_endian else "little"
     for at in range(0, 16 * count, 16):
         yield int.from_bytes(data[at : at + 8], order), int.from_bytes(data[at + 8 : at + 16], order)

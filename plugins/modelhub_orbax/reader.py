@@ -30,7 +30,7 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     if directory in items:
         items = [directory]
     values: dict[str, Any] = {}
-    container = set()
+    container: set[str] = set()
     for item in items:
         name = os.path.relpath(item, directory)
         prefix = f"{name}/" if len(items) > 1 and name != "default" else ""

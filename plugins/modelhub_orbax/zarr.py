@@ -89,7 +89,8 @@ def zarr2(said: Mapping[str, Any], where: str) -> Layout:
     name = said.get("dtype")
     dtype, big_endian = of_zarr2(name) if isinstance(name, str) else ("", False)
     unsupported = "" if dtype else f"array of dtype {name!r:.60}"
-    compressor, packing = said.get("compressor"), ()
+    compressor = said.get("compressor")
+    packing: tuple[str, ...] = ()
     if compressor is not None:
         kind = compressor.get("id") if isinstance(compressor, dict) else compressor
         if kind not in COMPRESSIONS:

@@ -122,14 +122,6 @@ def pt2(file: File) -> str | None:
     return None
 
 
-def joblib(file: File) -> str | None:
-    """A pickle, plain or as ``joblib.dump`` compresses it (``numpy_pickle_utils.py``)."""
-    head = file.head if file.head[:1] == b"\x80" else unpacked(file)
-    if head[:1] != b"\x80" or head[1:2] not in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return None
-    return "a pickle of scikit-learn's objects" if b"sklearn." in head else "a pickle of joblib"
-
-
 def unpacked(file: File) -> bytes:
     """The first bytes of what is compressed; b"" where nothing known is."""
     head = file.head

@@ -103,14 +103,6 @@ ROWS = (
         "torch.export.load opens it",
     ),
     Row(
-        "joblib",
-        "joblib pickle",
-        (".joblib",),
-        contents.joblib,
-        "it is a pickle of any objects, not a state dict",
-        "loading it (joblib.load) runs whatever it says: only from whom you trust",
-    ),
-    Row(
         "llamafile",
         "llamafile",
         (".llamafile",),

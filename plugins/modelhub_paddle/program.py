@@ -64,7 +64,9 @@ def _variable(wire: protobuf.Wire, start: int, end: int, program: Program) -> No
 
 
 def _operator(wire: protobuf.Wire, start: int, end: int, program: Program) -> None:
-    kind, inputs, outputs = "", [], []
+    kind = ""
+    inputs: list[tuple[int, int]] = []
+    outputs: list[tuple[int, int]] = []
     for key, what, low, high in wire.fields(start, end):
         if key == 3 and what == protobuf.BYTES:
             kind = wire.text(low, high, 1 << 12)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import io
 import json
-import lzma
-import pickle
 import struct
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import torch
@@ -42,8 +38,6 @@ MNN = bytes.fromhex(  # as MNN 3.6 writes it: the root's table at 32, its list o
     "200000001c0024000800000 00c001000140005000600180 01c0007000000200 01c00000000000300e05e0300".replace(" ", "")
 ) + bytes(32)
 NEMO = {"./": b"", "./model_config.yaml": b"target: nemo\n", "./model_weights.ckpt": bytes(40_000)}
-NUMPY = pickle.dumps({"shape": (2,)}, protocol=4).replace(b"shape", b"joblib.numpy_pickle", 1)
-SKLEARN = b"\x80\x04\x95\x20\0\0\0\0\0\0\0\x8c\x1asklearn.linear_model._base\x94\x8c\x10LinearRegression\x94\x93\x94."
 MAR = {"MAR-INF/MANIFEST.json": b"{}", "handler.py": b"import os", "model.pt": b"x"}
 FILES = {
     "yolo.engine": (PLAN, "tensorrt", "a TensorRT 10.3.0 engine"),
@@ -57,11 +51,6 @@ FILES = {
     "zipped.nemo": (gzip.compress(tar(NEMO)), "nemo", "model_weights.ckpt is a PyTorch checkpoint"),
     "late.nemo": (tar({"tokenizer.model": bytes(90_000), "model_config.yaml": b"a: 1\n"}), "nemo", "a NeMo archive"),
     "serve.mar": (zipped(MAR), "torchserve", "runs the code in it"),
-    "plain.joblib": (NUMPY, "joblib", "a pickle of joblib"),
-    "forest.joblib": (SKLEARN, "joblib", "a pickle of scikit-learn's objects"),
-    "zlib.joblib": (zlib.compress(SKLEARN), "joblib", "runs whatever it says"),
-    "bz2.joblib": (bz2.compress(SKLEARN), "joblib", "runs whatever it says"),
-    "xz.joblib": (lzma.compress(SKLEARN), "joblib", "runs whatever it says"),
     "tiny.llamafile": (zipped({"tiny.gguf": b"GGUF", ".args": b"-m"}, b"MZqFpD='\n" + bytes(300)), "llamafile", "unzip takes"),
 }  # fmt: skip
 
