@@ -14,9 +14,8 @@ def modelhub_formats() -> Iterator[Format]:
     yield Format(
         name="xgboost",
         title="XGBoost",
-        suffixes=(".ubj", ".json", ".model", ".xgb", ".bst", ".deprecated"),
+        suffixes=(".ubj", ".json", ".model", ".xgb", ".bst"),
         magics=xgboost.MAGICS,
-        dtypes=("F32",),
         detect=xgboost.detect,
         read=xgboost.read,
     )
@@ -24,7 +23,6 @@ def modelhub_formats() -> Iterator[Format]:
         name="lightgbm",
         title="LightGBM",
         suffixes=(".txt", ".lgb", ".model"),
-        dtypes=("F64",),
         detect=lightgbm.detect,
         read=lightgbm.read,
     )
