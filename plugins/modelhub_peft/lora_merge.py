@@ -1,7 +1,13 @@
-"""Puts a LoRA file (kohya's or diffusers' names) on a diffusion model: a pipeline, one of its components, or a single file.
+"""Puts a LoRA file (kohya's, diffusers' or LyCORIS's names) on a diffusion model: a pipeline, a component of one, a single file.
 
-``W + alpha / rank * up @ down`` for linear layers and convolutions, as sd-scripts' ``merge_lora.py`` and diffusers' ``fuse_lora``
-have it. LyCORIS's other products, and what a text encoder of SDXL has in one matrix in a single file, are refused, and said.
+    LoRA   alpha / rank up @ down, of linear layers and convolutions    sd-scripts ``networks/merge_lora.py``
+    LoHa   alpha / rank (w1_a @ w1_b) * (w2_a @ w2_b), by elements      LyCORIS ``functional/loha.py``
+    LoKr   alpha / rank w1 x w2, Kronecker's product; without a scale
+           where neither of them is a product itself                    ``modules/lokr.py``
+    full   the difference itself                                        ``modules/full.py``
+
+What has more parts than these (DoRA's magnitudes, convolutions in three parts) is refused, and said; so is what a single file of
+SDXL has in one matrix and a LoRA in three (its second text encoder).
 """
 
 from __future__ import annotations
@@ -13,16 +19,20 @@ from math import prod
 from modelhub import Combination, Inline, Node, Table, Tensor, ops
 
 from modelhub_peft import blocks, output
-from modelhub_peft.scaling import scaled
+from modelhub_peft.scaling import kronecker, scaled, times
 
-_DOWN = {
-    ".lora_down.weight": ".lora_up.weight",
-    ".lora_A.weight": ".lora_B.weight",
-    ".lora.down.weight": ".lora.up.weight",
-}
-_ALPHA = ".alpha"
+_ENDINGS = {
+    ".lora_down.weight": "down", ".lora_A.weight": "down", ".lora.down.weight": "down",
+    ".lora_up.weight": "up", ".lora_B.weight": "up", ".lora.up.weight": "up",
+    ".alpha": "alpha", ".diff": "diff",
+    **{f".{part}": part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+    **{f".{part}": part for part in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+}  # fmt: skip
+"""How a tensor's name ends -> which part of a module it is."""
 _METADATA = "lora_adapter_metadata"
 """Where diffusers notes the configurations, as JSON (``loaders/lora_base.py``)."""
+
+Parts = dict[str, Node]
 
 
 def derive(base: Table, parts: Sequence[tuple[Table, float]]) -> Table:
@@ -31,57 +41,89 @@ def derive(base: Table, parts: Sequence[tuple[Table, float]]) -> Table:
     places = blocks.modules(tensors)
     values: dict[str, Node] = {}
     for adapter, strength in parts:
-        matrices = {tensor.name: tensor for tensor in adapter.logical}
-        alphas = _noted(adapter)
-        used: set[str] = set()
-        for name, down in matrices.items():
-            ending = next((ending for ending in _DOWN if name.endswith(ending)), "")
-            if not ending:
-                continue
-            module = name.removesuffix(ending)
-            up, alpha = matrices.get(module + _DOWN[ending]), matrices.get(module + _ALPHA)
-            if up is None:
-                raise ValueError(f"{module} has no {_DOWN[ending][1:]}")
+        noted = _noted(adapter)
+        modules = _modules(adapter)
+        for module, own in modules.items():
             target = places.get(module)
             if target is None:
                 raise ValueError(f"the base has no module {module}")
             now = values.get(target) or _node(tensors[target])
-            values[target] = _added(now, _node(up), _node(down), _node(alpha) if alpha else alphas.get(module), strength, target)
-            used |= {name, up.name, module + _ALPHA}
-        rest = [name for name in matrices if name not in used]
-        if rest or not used:
-            raise ValueError(f"{rest[0] if rest else 'it'} is no part of a LoRA of two matrices, which is all that is merged")
+            try:
+                values[target] = _added(now, own, noted.get(module), strength)
+            except ValueError as error:
+                raise ValueError(f"{module}: {error}") from error
+        if not modules:
+            raise ValueError("it has no tensors")
     return output.finished(base, values, {}, ())
 
 
 COMBINATION = Combination(name="lora", source="lora", derive=derive)
 
 
-def _added(now: Node, up: Node, down: Node, alpha: Node | float | None, strength: float, name: str) -> Node:
-    rank = down.shape[0] if down.shape else 0
-    if not rank or not up.shape or len(now.shape) < 2:
-        raise ValueError(f"{name}: matrices {list(up.shape)} and {list(down.shape)} cannot be put on {list(now.shape)}")
-    left = ops.reshape(up, up.dtype, (up.shape[0], prod(up.shape[1:])))
-    right = ops.affine(ops.reshape(down, down.dtype, (rank, prod(down.shape[1:]))), strength / rank)
-    if isinstance(alpha, Node):
-        right = scaled(right, _spread(alpha, rank), 0)
+def _modules(adapter: Table) -> dict[str, Parts]:
+    """The tensors of each module by part."""
+    found: dict[str, Parts] = {}
+    for tensor in adapter.logical:
+        ending = next((ending for ending in _ENDINGS if tensor.name.endswith(ending)), "")
+        if not ending:
+            raise ValueError(f"{tensor.name} is no part of a LoRA, LoHa or LoKr, which is all that is merged")
+        found.setdefault(tensor.name.removesuffix(ending), {})[_ENDINGS[ending]] = _node(tensor)
+    return found
+
+
+def _added(now: Node, parts: Parts, noted: float | None, strength: float) -> Node:
+    if len(now.shape) < 2:
+        raise ValueError(f"the base has a vector {list(now.shape)} there, and no matrix")
+    alpha = parts.pop("alpha", noted)
+    if "hada_w1_a" in parts:
+        first, rank = _pair(parts, "hada_w1")
+        second, _ = _pair(parts, "hada_w2")
+        delta = times(_scaled(first, alpha, rank, strength), second)
+    elif any(part.startswith("lokr_") for part in parts):
+        first, one = _side(parts, "lokr_w1")
+        second, other = _side(parts, "lokr_w2")
+        rank = one or other
+        delta = kronecker(_scaled(first, alpha if rank else None, rank or 1, strength), ops.affine(second))
+    elif "diff" in parts:
+        delta = ops.affine(_flat(parts.pop("diff")), strength)
     else:
-        right = ops.affine(right, rank if alpha is None else alpha)
+        down, up = _flat(_taken(parts, "down")), _flat(_taken(parts, "up"))
+        delta = ops.matmul(up, _scaled(down, alpha, down.shape[0], strength))
+    if parts:
+        raise ValueError(f"its {next(iter(parts))} has no counterpart")
     flat = (now.shape[0], prod(now.shape[1:]))
-    if (left.shape[0], right.shape[1]) != flat or left.shape[1] != rank:
-        raise ValueError(f"{name}: matrices {list(up.shape)} and {list(down.shape)} do not fit {list(now.shape)}")
-    after = ops.add(ops.reshape(now, now.dtype, flat), ops.matmul(left, right))
+    if delta.shape != flat:
+        raise ValueError(f"it changes a matrix {list(delta.shape)}, the base has {list(now.shape)}")
+    after = ops.add(ops.reshape(now, now.dtype, flat), delta)
     return after if now.shape == flat else ops.reshape(after, "F32", now.shape)
 
 
-def _spread(alpha: Node, rank: int) -> Node:
-    """A single number as a vector of ``rank`` equal ones."""
+def _pair(parts: Parts, name: str) -> tuple[Node, int]:
+    """The product of ``NAME_a`` and ``NAME_b``, and their rank."""
+    left, right = _flat(_taken(parts, f"{name}_a")), _flat(_taken(parts, f"{name}_b"))
+    return ops.matmul(left, right), right.shape[0]
+
+
+def _side(parts: Parts, name: str) -> tuple[Node, int]:
+    """A factor, and its rank where it is a product itself (else 0)."""
+    return (_flat(parts.pop(name)), 0) if name in parts else _pair(parts, name)
+
+
+def _scaled(matrix: Node, alpha: Node | float | None, rank: int, strength: float) -> Node:
+    """A factor times ``strength * alpha / rank``; without an alpha, that is the rank."""
+    if not isinstance(alpha, Node):
+        return ops.affine(matrix, strength if alpha is None else strength * alpha / rank)
+    return scaled(ops.affine(matrix, strength / rank), _spread(alpha, matrix.shape[0]), 0)
+
+
+def _spread(alpha: Node, count: int) -> Node:
+    """A single number as a vector of ``count`` equal ones."""
     import numpy as np
 
     if prod(alpha.shape) != 1:
-        raise ValueError(f"an alpha of the shape {list(alpha.shape)}, one number was expected")
-    ones = ops.typed(Inline(np.ones(rank, "<f4").tobytes()), "F32", (rank, 1))
-    return ops.reshape(ops.matmul(ones, ops.affine(ops.reshape(alpha, alpha.dtype, (1, 1)))), "F32", (rank,))
+        raise ValueError(f"its alpha has the shape {list(alpha.shape)}, one number was expected")
+    ones = ops.typed(Inline(np.ones(count, "<f4").tobytes()), "F32", (count, 1))
+    return ops.reshape(ops.matmul(ones, ops.affine(ops.reshape(alpha, alpha.dtype, (1, 1)))), "F32", (count,))
 
 
 def _noted(adapter: Table) -> Mapping[str, float]:
@@ -92,17 +134,30 @@ def _noted(adapter: Table) -> Mapping[str, float]:
         return {}
     found: dict[str, float] = {}
     for tensor in adapter.logical if isinstance(said, dict) else ():
-        module = next((tensor.name.removesuffix(ending) for ending in _DOWN if tensor.name.endswith(ending)), "")
+        module = next((tensor.name.removesuffix(ending) for ending in _ENDINGS if tensor.name.endswith(ending)), "")
         component, _, path = module.partition(".")
+        if said.get(f"{component}.use_rslora") is True:
+            raise ValueError("it is rsLoRA, which is not merged from a single file")
         alpha, own = said.get(f"{component}.lora_alpha"), said.get(f"{component}.alpha_pattern")
         for pattern, value in own.items() if isinstance(own, dict) else ():
             if path == pattern or path.endswith(f".{pattern}"):
                 alpha = value
-        if said.get(f"{component}.use_rslora") is True:
-            raise ValueError("it is rsLoRA, which is not merged from a single file")
         if module and type(alpha) in (int, float):
             found[module] = float(alpha)
     return found
+
+
+def _taken(parts: Parts, part: str) -> Node:
+    if part not in parts:
+        raise ValueError(f"its {part} is missing")
+    return parts.pop(part)
+
+
+def _flat(node: Node) -> Node:
+    """Rows, and all other sides as one."""
+    if len(node.shape) < 2 or not prod(node.shape):
+        raise ValueError(f"a factor has the shape {list(node.shape)}, which is no matrix")
+    return node if len(node.shape) == 2 else ops.reshape(node, node.dtype, (node.shape[0], prod(node.shape[1:])))
 
 
 def _node(tensor: Tensor) -> Node:

@@ -93,6 +93,62 @@ def test_names_of_the_other_layout_lead_to_the_same_weights(made: Path, tmp_path
     )
 
 
+def test_lycoris_products_are_those_of_its_modules(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    """The steps of LyCORIS's ``functional/loha.py`` and ``lokr.py``, written out."""
+    rng = np.random.default_rng(0)
+    before = load_file(next(made.glob("base/unet/*.safetensors")))
+    names = [
+        "mid_block.resnets.0.conv1",
+        "mid_block.attentions.0.proj_in",
+        "mid_block.resnets.1.conv1",
+        "time_embedding.linear_1",
+    ]
+    shapes = [before[f"{name}.weight"].shape for name in names]
+
+    def random(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    rows, columns = shapes[0][0], int(np.prod(shapes[0][1:]))
+    loha = {
+        "hada_w1_a": random(rows, 3),
+        "hada_w1_b": random(3, columns),
+        "hada_w2_a": random(rows, 3),
+        "hada_w2_b": random(3, columns),
+    }
+    loha["alpha"] = np.float32(1.5)
+    rows, columns = shapes[1][:2]
+    lokr = {"lokr_w1": random(4, 2), "lokr_w2": random(rows // 4, columns // 2, *shapes[1][2:]), "alpha": np.float32(7)}
+    rows, columns = shapes[2][:2]
+    split = {
+        "lokr_w1": random(2, 2),
+        "lokr_w2_a": random(rows // 2, 5),
+        "lokr_w2_b": random(5, columns // 2 * 9),
+        "alpha": np.float32(2),
+    }
+    full = {"diff": random(*shapes[3])}
+    deltas = [
+        (loha["hada_w1_a"] @ loha["hada_w1_b"]) * (loha["hada_w2_a"] @ loha["hada_w2_b"]) * (1.5 / 3),
+        np.kron(lokr["lokr_w1"], lokr["lokr_w2"].reshape(lokr["lokr_w2"].shape[0], -1)),  # neither is a product: no scale
+        np.kron(split["lokr_w1"], split["lokr_w2_a"] @ split["lokr_w2_b"]) * (2 / 5),
+        full["diff"],
+    ]
+    tensors = {
+        f"lora_unet_{name.replace('.', '_')}.{part}": np.asarray(value)
+        for name, parts in zip(names, (loha, lokr, split, full), strict=True)
+        for part, value in parts.items()
+    }
+    save_file(tensors, tmp_path / "lycoris.safetensors")
+    assert modelhub("show", tmp_path / "lycoris.safetensors", "--json").json["metadata"]["method"] == "loha + lokr + full"
+    out = tmp_path / "out.safetensors"
+    modelhub(
+        "merge", made / "base", "--adapter", tmp_path / "lycoris.safetensors", "--scale", 0.5, "--to", "safetensors", "-o", out
+    )
+    found = load_file(out)
+    for name, shape, delta in zip(names, shapes, deltas, strict=True):
+        wanted = before[f"{name}.weight"] + 0.5 * delta.reshape(shape)
+        np.testing.assert_allclose(found[f"unet/{name}.weight"], wanted, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
 def test_the_base_is_found_in_the_catalog_by_names_and_shapes(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -109,10 +165,14 @@ def test_the_base_is_found_in_the_catalog_by_names_and_shapes(made: Path, tmp_pa
             {"lora_unet_nowhere.lora_down.weight": (4, 8), "lora_unet_nowhere.lora_up.weight": (8, 4)},
             "no module lora_unet_nowhere",
         ),
-        ({"lora_unet_conv_in.lora_down.weight": (4, 9), "lora_unet_conv_in.lora_up.weight": (8, 4)}, "do not fit"),
-        ({"lora_unet_conv_in.lora_down.weight": (4, 9)}, "has no lora_up.weight"),
-        ({"lora_unet_conv_in.hada_w1_a": (4, 9), "lora_unet_conv_in.hada_w1_b": (9, 4)}, "no part of a LoRA of two matrices"),
-        ({"lora_unet_conv_in.lora_down.weight": (0, 36), "lora_unet_conv_in.lora_up.weight": (32, 0)}, "cannot be put on"),
+        (
+            {"lora_unet_conv_in.lora_down.weight": (4, 9), "lora_unet_conv_in.lora_up.weight": (8, 4)},
+            "it changes a matrix [8, 9]",
+        ),
+        ({"lora_unet_conv_in.lora_down.weight": (4, 9)}, "its up is missing"),
+        ({"lora_unet_conv_in.hada_w1_a": (4, 9), "lora_unet_conv_in.hada_w1_b": (9, 4)}, "its hada_w2_a is missing"),
+        ({"lora_unet_conv_in.dora_scale": (1, 4)}, "no part of a LoRA"),
+        ({"lora_unet_conv_in.lora_down.weight": (0, 36), "lora_unet_conv_in.lora_up.weight": (32, 0)}, "which is no matrix"),
     ],
 )
 def test_what_does_not_fit_is_refused(
