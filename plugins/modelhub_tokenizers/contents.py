@@ -73,11 +73,11 @@ def check_merges(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]], vocabul
         tokenizer.error(f"{first_of('the merge', homeless)} makes a token that the vocabulary has not")
 
 
-def check_bytes(tokenizer: Tokenizer, vocabulary: Collection[str]) -> None:
-    """With byte fallback there is a token for each byte."""
+def check_bytes(tokenizer: Tokenizer, vocabulary: Collection[str], severity: str) -> None:
+    """With byte fallback there is a token for each byte; how bad it is where one is not depends on who loads it."""
     lost = [f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary]
     if lost:
-        tokenizer.error(f"it falls back to bytes, and has no token for {len(lost)} of the 256: {lost[0]}")
+        tokenizer.problems.append((severity, f"it falls back to bytes, and has no token for {len(lost)} of the 256: {lost[0]}"))
 
 
 def whole_ids(vocabulary: Any, name: str) -> dict[str, int]:

@@ -115,6 +115,6 @@ def _check(found: Tokenizer, pieces: list[str], kinds: list[int], byte_fallback:
     if kinds.count(UNKNOWN) != 1:
         found.error(f"{kinds.count(UNKNOWN)} pieces stand for what is unknown, one was expected")
     if byte_fallback:
-        check_bytes(found, {text for text, kind in zip(pieces, kinds, strict=True) if kind == BYTE})
+        check_bytes(found, {text for text, kind in zip(pieces, kinds, strict=True) if kind == BYTE}, "error")
     elif BYTE in kinds:
         found.error(f"the piece {pieces[kinds.index(BYTE)]!r} stands for a byte, and the model does not fall back to bytes")

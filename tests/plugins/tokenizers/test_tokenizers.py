@@ -276,7 +276,6 @@ BROKEN: dict[str, tuple[Callable[[], Tokenizer], Callable[[dict[str, Any]], Any]
     "unknown": (wordlevel, lambda document: document["model"].update(unk_token="<none>"), "'<none>', is not in the vocabulary"),
     "unk_id": (unigram, lambda document: document["model"].update(unk_id=10**6), "unk_id is 1000000"),
     "added": (bpe, lambda document: document["added_tokens"][0].update(id=5), "has the id of"),
-    "bytes": (bpe, lambda document: document["model"].update(byte_fallback=True), "no token for 256 of the 256"),
 }
 
 
@@ -287,6 +286,16 @@ def test_a_broken_tokenizer_fails_its_verification(name: str, tmp_path: Path, mo
     home.mkdir()
     (home / "tokenizer.json").write_text(changed(make(), change))
     assert said in verified(modelhub, home)
+
+
+def test_bytes_without_tokens_are_a_warning_where_the_library_loads_them(tmp_path: Path, modelhub: Modelhub) -> None:
+    home = tmp_path / "mine"
+    home.mkdir()
+    text = changed(bpe(), lambda document: document["model"].update(byte_fallback=True))
+    Tokenizer.from_str(text)
+    (home / "tokenizer.json").write_text(text)
+    (finding,) = modelhub("verify", home, "--json").json[0]["findings"]
+    assert (finding["severity"], "no token for 256 of the 256" in finding["message"]) == ("warning", True)
 
 
 def test_the_library_refuses_the_merges_that_verify_refuses(tmp_path: Path) -> None:
