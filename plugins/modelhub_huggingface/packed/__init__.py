@@ -16,6 +16,19 @@ from modelhub_huggingface.packed.scheme import Kept, Scheme, Stored, Whole
 SCHEMES: tuple[Scheme, ...] = tuple(method.SCHEME for method in (gptq, awq, mlx, bitsandbytes, scaled, mxfp4, torchao))
 
 
+UNREAD = {
+    "B": "Marlin's layout",
+    "B_24": "Marlin's layout of 2:4 sparse weights",
+    "B_meta": "Marlin's layout of 2:4 sparse weights",
+    "scale_packed": "Marlin's layout of 2:4 sparse weights",
+    "bitmask": "compressed-tensors' sparse layout",
+    "compressed": "compressed-tensors' sparse layout",
+    "sparse_weight": "a sparse layout",
+}
+"""Last words of names that tell layouts of other methods' tensors -> what they are (AutoGPTQ ``qlinear_marlin.py``;
+compressed-tensors ``compressors/``)."""
+
+
 def unpack(
     tensors: Sequence[Tensor],
     method: str,
@@ -29,6 +42,8 @@ def unpack(
     scheme = next((scheme for scheme in SCHEMES if method in scheme.methods), None)
     if scheme is None:
         yield from tensors
+        if method:
+            yield Finding("packed", "warning", f"stays packed: weights that {method:.40} quantized are not put together here")
         return
     by_name = {tensor.name: tensor for tensor in tensors}
     wholes: list[Whole] = []
@@ -46,6 +61,10 @@ def unpack(
         yield tensor._replace(view="stored") if tensor.name in parts else tensor
     for found in wholes:
         yield found.tensor
+    if not kept and not wholes and tensors:
+        where = next((tensor.name for tensor in tensors if tensor.name.rpartition(".")[2] in UNREAD), "")
+        layout = f"{where} is of {UNREAD[where.rpartition('.')[2]]}, which is not read" if where else f"no weights of {method}"
+        yield Finding("packed", "warning", f"stays packed: {layout}", tensor=where)
     if kept:
         more = f" (and {len(kept) - 1} more)" if len(kept) > 1 else ""
         yield Finding("packed", "warning", f"stays packed{more}: {kept[0].reason}", tensor=kept[0].name)

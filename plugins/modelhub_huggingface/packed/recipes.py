@@ -28,11 +28,13 @@ _KEPT = re.compile(
 
 
 class Layout(NamedTuple):
-    """A way to pack one matrix: ``parts(module, tensor, group)``, and what ``config.json`` says of it."""
+    """A way to pack one matrix: ``parts(module, tensor, group)``, what ``config.json`` says of it, and the file in which older
+    loaders look for that ("" where there is none)."""
 
     parts: Callable[[str, Node, int, str], Iterator[Tensor]]
     group: int
     said: Callable[[list[str]], dict[str, Any]]
+    older: str = ""
 
 
 def _gptq(bits: int) -> Layout:
@@ -57,7 +59,7 @@ def _gptq(bits: int) -> Layout:
             "checkpoint_format": "gptq", "true_sequential": True, "lm_head": False,
         }  # fmt: skip
 
-    return Layout(parts, GROUP, said)
+    return Layout(parts, GROUP, said, "quantize_config.json")
 
 
 def _compressed(bits: int | str, group: int) -> Layout:
@@ -140,13 +142,13 @@ def _derive(layout: Layout) -> Callable[[Table, RecipeOptions], Table]:
         if odd:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             notes = (*notes, f"left as it is, for it does not divide into groups of {layout.group}: {odd[0]}{more}")
-        return replace(table, tensors=tuple(tensors), documents=_documents(table, layout.said(left)), notes=notes)
+        return replace(table, tensors=tuple(tensors), documents=_documents(table, layout.said(left), layout.older), notes=notes)
 
     return derive
 
 
-def _documents(table: Table, said: dict[str, Any]) -> dict[str, bytes]:
-    """``config.json`` with what loaders need to know, in place of the source's."""
+def _documents(table: Table, said: dict[str, Any], older: str) -> dict[str, bytes]:
+    """``config.json`` with what loaders need to know, in place of the source's, and the same in the file called ``older``."""
     config: dict[str, Any]
     if CONFIG in table.documents:
         config = json.loads(table.documents[CONFIG])
@@ -157,8 +159,9 @@ def _documents(table: Table, said: dict[str, Any]) -> dict[str, bytes]:
         with File(min(paths, key=lambda path: path.count("/"))) as file:
             config = read_json(file, limit=MAX_CONFIG)
     config["quantization_config"] = said
-    text = json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-    return {**table.documents, CONFIG: text}
+    made = {CONFIG: config, **({older: said} if older else {})}
+    texts = {name: json.dumps(text, indent=2, ensure_ascii=False) for name, text in made.items()}
+    return {**table.documents, **{name: text.encode("utf-8", "surrogatepass") + b"\n" for name, text in texts.items()}}
 
 
 def _tensor(name: str, value: Node) -> Tensor:

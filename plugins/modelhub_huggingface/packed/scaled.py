@@ -10,7 +10,7 @@ modelopt ``torch/export``.)
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -39,6 +39,8 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
     tensors = source.tensors
     scale = next((tensors[member(module, name)] for name in _SCALES if member(module, name) in tensors), None)
     if scale is None:
+        if member(module, "scale_packed") in tensors or member(module, "meta") in tensors:
+            return "Marlin's layout of 2:4 sparse weights is not read"
         return f"there is no {member(module, _SCALES[0])}"
     why = lack(tensors, {tensor.name: ("I32", "I8", "U8", "F8_E4M3"), scale.name: rows.SCALES})
     if why:
@@ -67,7 +69,7 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
         return f"{tensor.name} has the shape {list(tensor.shape)}: a matrix was expected"
     row_block, group = 1, 0
     if len(scale.shape) == 2 and scale.shape[0] != tensor.shape[0] and prod(scale.shape) > 1:
-        sides = source.settings.get("weight_block_size")
+        sides = source.settings.get("weight_block_size") or _block_structure(source.settings)
         row_block, group = sides if isinstance(sides, list) and _are_sides(sides) else (BLOCK, BLOCK)
     dtype = scale.dtype if scale.dtype in ("F16", "BF16") else source.dtype if source.dtype in FLOATS else "F32"
     args = rows.layout(columns, dtype, bits=bits, row_block=row_block, group=group, factor=factor)
@@ -76,6 +78,16 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
     except ValueError as error:
         return str(error)
     return whole(member(module, "weight"), value, (*(part.name for part in parts), *others))
+
+
+def _block_structure(settings: Mapping[str, Any]) -> Any:
+    """Rows and columns of a block where compressed-tensors names them: in the first group of weights that has any."""
+    groups = settings.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict) and weights.get("block_structure"):
+            return weights["block_structure"]
+    return None
 
 
 def _are_sides(sides: list[Any]) -> bool:

@@ -28,7 +28,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_was_packed_is_near_its_source(recipe: str, plain: Path, tmp_path: Path, modelhub) -> None:
     modelhub("convert", plain, "--to", f"huggingface:{recipe}", "-o", tmp_path / "packed")
     beside = {path.name for path in plain.iterdir()} - {"model.safetensors"}
+    beside |= {"quantize_config.json"} if "gptq" in recipe else set()  # where older loaders look
     assert {path.name for path in (tmp_path / "packed").iterdir()} == beside | {"model.safetensors"}  # the tokenizer too
+    if "gptq" in recipe:
+        said = json.loads((tmp_path / "packed/quantize_config.json").read_text())
+        assert said == json.loads((tmp_path / "packed/config.json").read_text())["quantization_config"]
     assert (tmp_path / "packed/tokenizer.json").read_bytes() == (plain / "tokenizer.json").read_bytes()
     shown = modelhub("show", tmp_path / "packed", "--json").json
     assert (shown["precision"], shown["findings"]) == (LABELS[recipe], [])

@@ -1,6 +1,10 @@
 """GPTQ, AWQ and MLX: packed here by the steps that their authors published, one number at a time, and put together by modelhub.
 
 The packers below keep the numbers, zero points and scales that they packed: what they stand for is known without unpacking.
+
+GPTQModel needs more than tests should install. Run once beside it (7.7.0, on the CPU): what it wrote was read bit for bit as it
+dequantizes it (2, 3, 4 and 8 bits, ``desc_act`` without symmetry, ``gptq_v2``, ``dynamic`` with modules of 8 bits and left out, a packed
+``lm_head``; AWQ gemm), and it opened what ``gptq-int4`` and ``gptq-int8`` wrote, with weights equal to those that modelhub reads.
 """
 
 from __future__ import annotations
@@ -271,3 +275,38 @@ def test_a_layout_that_is_not_read_is_named(tmp_path: Path, modelhub) -> None:
     (tmp_path / "llama/config.json").write_text(json.dumps(config))
     shown = modelhub("show", tmp_path / "llama", "--json").json
     assert any("'marlin' is not read" in finding["message"] for finding in shown["findings"])
+
+
+LAYOUTS = {
+    "gemv": ("awq", {"version": "gemv"}, ("qweight", "qzeros", "scales"), "qweight", "'gemv' is not read"),
+    "gemv_fast": ("awq", {"version": "gemv_fast"}, ("qweight", "qzeros", "scales"), "qweight", "'gemv_fast' is not read"),
+    "awq marlin": ("awq", {"version": "marlin"}, ("qweight", "qzeros", "scales"), "qweight", "'marlin' is not read"),
+    "marlin": ("gptq", {"checkpoint_format": "marlin"}, ("B", "s", "workspace"), "B", "Marlin's layout, which is not read"),
+    "marlin-24": (
+        "compressed-tensors", {"format": "marlin-24"}, ("weight_packed", "scale_packed", "meta"), "weight_packed",
+        "2:4 sparse weights is not read",
+    ),
+    "sparse": (
+        "compressed-tensors", {"format": "dense"}, ("compressed", "bitmask", "row_offsets"), "bitmask", "sparse layout",
+    ),
+    "hqq": ("hqq", {}, ("W_q", "scale", "zero"), "", "weights that hqq quantized are not put together"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_is_not_read_is_named_and_refused(name: str, tmp_path: Path, modelhub) -> None:
+    method, settings, parts, first, words = LAYOUTS[name]
+    prepared(tmp_path / "llama", "gptq-4")
+    path = tmp_path / "llama/model.safetensors"
+    tensors = {key: tensor for key, tensor in load_file(path).items() if MODULE not in key and "_proj" not in key}
+    tensors.update({f"{MODULE}.{part}": torch.zeros(16, 32, dtype=torch.int32) for part in parts})
+    save_file(tensors, path, {"format": "pt"})
+    config = json.loads((tmp_path / "llama/config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 128, **settings}
+    (tmp_path / "llama/config.json").write_text(json.dumps(config))
+    (finding,) = modelhub("show", tmp_path / "llama", "--json").json["findings"]
+    assert (finding["check"], finding.get("tensor", "")) == ("packed", f"{MODULE}.{first}" if first else "")
+    assert words in finding["message"]
+    refused = modelhub("convert", tmp_path / "llama", "--to", "gguf:f16", "-o", tmp_path / "x.gguf", status=3)
+    assert MODULE in refused.stderr
+    assert not (tmp_path / "x.gguf").exists()
