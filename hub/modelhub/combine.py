@@ -7,11 +7,12 @@ changes its base is said by the plugin that knows its format (`modelhub.declared
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelhub import dtypes, ops
-from modelhub.declared import Combination
+from modelhub.declared import Combination, Conversion
 from modelhub.errors import ConversionError, ModelhubError, UnsupportedFile, UsageError
 from modelhub.table import Table
 from modelhub.types import Node, Tensor
@@ -34,8 +35,9 @@ class Part(NamedTuple):
     scale: float = 1.0
 
 
-def combined(base: Model, parts: Sequence[tuple[Part, Model]], plugins: Plugins) -> Table:
-    """The table of ``base`` with ``parts`` on it. ConversionError says what does not fit."""
+def combined(base: Model, parts: Sequence[tuple[Part, Model]], plugins: Plugins) -> tuple[Table, str]:
+    """The table of ``base`` with ``parts`` on it, and the format whose names its tensors bear: the base's, or the one that a
+    declared conversion leads to, where adapters fit there alone. ConversionError says what does not fit."""
     kinds = {part.kind for part, _ in parts}
     if len(kinds) != 1 or (kinds != {ADAPTER} and len(parts) != 1):
         raise UsageError("a merge takes adapters, or one delta, or one model to subtract")
@@ -49,23 +51,38 @@ def combined(base: Model, parts: Sequence[tuple[Part, Model]], plugins: Plugins)
         made = _sum(base.table(), other.table(), subtract=first.kind == MINUS, alike=base.format == other.format)
     except ValueError as error:
         raise ConversionError(f"{other.name} does not fit {base.name}: {error}") from error
-    return made
+    return made, base.format
 
 
 # --- adapters -----------------------------------------------------------------------------------------------------
 
 
-def _adapted(base: Model, parts: Sequence[tuple[Part, Model]], plugins: Plugins) -> Table:
+def _adapted(base: Model, parts: Sequence[tuple[Part, Model]], plugins: Plugins) -> tuple[Table, str]:
     edges = [_edge(adapter, plugins) for _, adapter in parts]
     if len({edge.source for edge in edges}) > 1:
         raise UsageError("adapters of several formats are merged one format at a time")
     names = ", ".join(adapter.name for _, adapter in parts)
+    table, given = base.table(), [(adapter.table(), part.scale) for part, adapter in parts]
     try:
-        return edges[0].derive(base.table(), [(adapter.table(), part.scale) for part, adapter in parts])
+        try:
+            return edges[0].derive(table, given), base.format
+        except ValueError as error:
+            for made, format in _as_others(base, table, plugins):
+                with suppress(ValueError):
+                    return edges[0].derive(made, given), format
+            raise error
     except UnsupportedFile as error:
         raise ConversionError(f"{names} cannot be merged: {error.message}", error.hint) from error
     except ValueError as error:
         raise ConversionError(f"{names} does not fit {base.name}: {error}", "is it an adapter of another model?") from error
+
+
+def _as_others(base: Model, table: Table, plugins: Plugins) -> Iterator[tuple[Table, str]]:
+    """What conversions make of a base: names, and orders of rows, that its adapters may be for."""
+    for edge in plugins.conversions:
+        if isinstance(edge, Conversion) and edge.source == base.format != edge.target:
+            with suppress(ModelhubError):
+                yield edge.derive([table], {}), edge.target
 
 
 def _edge(adapter: Model, plugins: Plugins) -> Combination:

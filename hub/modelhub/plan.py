@@ -155,12 +155,13 @@ def make_plan(
         why = f": {model.reason}" if model.reason else ""
         raise ConversionError(f"{model.name} cannot be converted: it is {model.state}{why}", hint)
     put = list(zip((Part(*part) for part in options.combine), parts, strict=True))
-    source = combined(model, put, plugins) if put else model.table()
+    source, names = combined(model, put, plugins) if put else (model.table(), model.format)
     if not source.tensors:
         raise ConversionError(f"{model.name} has no tensors to convert", "`modelhub show` lists what was read of it")
     losses = list(source.notes)
-    edge = edge_of((model.format, model.container), target, recipe, plugins)
-    route = (model.format, target.name)
+    carried = names != model.format
+    edge = edge_of((names, "") if carried else (model.format, model.container), target, recipe, plugins)
+    route = (model.format, *([names] if carried and names != target.name else []), target.name)
     program = edge if isinstance(edge, Program) else None
     if program and put:
         raise UsageError(
@@ -171,6 +172,8 @@ def make_plan(
         given = {key: text for key, text in options.set.items() if text is not None}
         derived = edge.derive([source], {**options.extra, **given})
         losses += derived.notes
+    elif carried and names == target.name:
+        derived = source
     else:
         derived = _carry(model, source, target)
         losses += _names_kept(model, target, plugins)

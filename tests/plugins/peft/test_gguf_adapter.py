@@ -84,6 +84,21 @@ def test_merged_and_made_gguf_in_one_pass(case: tuple[Path, Path, Any], tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "merged.gguf", "one.gguf", "two.gguf"]
 
 
+def test_a_base_that_is_gguf_already(case: tuple[Path, Path, Any], tmp_path: Path, modelhub: Modelhub) -> None:
+    base, adapter, model = case
+    modelhub("convert", base, "--to", "gguf:f32", "-o", tmp_path / "base.gguf")
+    planned = modelhub(
+        "merge", tmp_path / "base.gguf", "--adapter", adapter, "-o", tmp_path / "x.gguf", "--dry-run", "--json"
+    ).json
+    assert planned["route"] == ["gguf", "huggingface", "gguf"]
+    modelhub("merge", tmp_path / "base.gguf", "--adapter", adapter, "-o", tmp_path / "merged.gguf")
+    same_logits(model, tmp_path / "merged.gguf")
+    modelhub("merge", tmp_path / "base.gguf", "--adapter", adapter, "--to", "safetensors", "-o", tmp_path / "merged.safetensors")
+    modelhub("merge", base, "--adapter", adapter, "-o", tmp_path / "merged")
+    apart = modelhub("diff", tmp_path / "merged", tmp_path / "merged.safetensors", "--json", status=None).json
+    assert all(tensor["same"] or tensor["max_error"] < 1e-6 for tensor in apart["tensors"])
+
+
 def test_the_base_is_found_in_the_catalog(case: tuple[Path, Path, Any], tmp_path: Path, modelhub: Modelhub) -> None:
     base, adapter, _ = case
     away = shutil.copytree(adapter, tmp_path / "away")
