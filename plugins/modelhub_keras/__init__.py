@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Check, Format, hookimpl
+from modelhub import Check, Format, Op, hookimpl
 
-from modelhub_keras import checks, container
+from modelhub_keras import checks, container, quantized
 from modelhub_keras.reader import HDF5_SUFFIXES, SUFFIXES, detect, detect_plain, read
 
 DTYPES = (
@@ -48,3 +48,8 @@ def modelhub_formats() -> Iterator[Format]:
 def modelhub_checks() -> Iterator[Check]:
     yield Check(name=checks.CUSTOM, level="safety", formats=("keras",), run=checks.custom)
     yield Check(name=checks.CRC, level="values", formats=("keras",), run=checks.crc)
+
+
+@hookimpl
+def modelhub_ops() -> Iterator[Op]:
+    yield from quantized.OPS

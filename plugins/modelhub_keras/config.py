@@ -132,7 +132,7 @@ def _object(config: Config, node: Mapping[str, Any], path: tuple[str, ...], file
         _unsafe(config, path, f"a {kind} layer that reads {inner['vocabulary'][:KEPT]!r} when it is made", file)
     if kind in _AWARE:
         config.quantization = config.quantization or "quantization-aware training"
-    elif kind == "QuantizedDTypePolicy" and isinstance(inner, Mapping):
+    elif kind.endswith("DTypePolicy") and isinstance(inner, Mapping):  # "int4/128" has the size of its groups as well
         config.quantization = config.quantization or _word(inner.get("mode"))
     if kind not in _STRUCTURE:
         _foreign(config, node, path, file, named)

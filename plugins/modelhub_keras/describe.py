@@ -50,7 +50,7 @@ def metadata(
     if any(name in links(file, file.root) for name in (b"optimizer_weights", b"optimizer")):
         values["optimizer_state"] = True
     kept = {key: value for key, value in values.items() if value and (not isinstance(value, str) or len(value) <= MAX_SHOWN)}
-    label = {"int8": "INT8", "int4": "INT4", "float8": "F8_E4M3"}.get(found.quantization, "") if found else ""
+    label = {"int8": "INT8", "int4": "INT4"}.get(found.quantization.partition("/")[0], "") if found else ""
     return Metadata(
         values=kept, precision=label if label and any(one.dtype == "I8" for one in tensors) else "", container=container
     )

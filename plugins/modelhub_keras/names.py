@@ -23,6 +23,7 @@ CHECK = "keras-names"
 _SUFFIX = re.compile(r":\d+$")
 _NUMBER = re.compile(r"_\d+$")
 _CONTAINERS = ("layers", "_layers")
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _BIASED = (("kernel",), ("kernel", "bias"))
 _NORM = (("gamma",), ("gamma", "beta"))
 _VARIABLES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -40,14 +41,35 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "cell": (("kernel", "recurrent_kernel"), ("kernel", "recurrent_kernel", "bias")),
 }  # fmt: skip
 """By the name that Keras derives from a class: its variables in the order in which it makes them."""
-_QUANTIZED = ("kernel", "bias", "kernel_scale")
+_FLOAT8 = (
+    "inputs_scale",
+    "inputs_amax_history",
+    "kernel_scale",
+    "kernel_amax_history",
+    "outputs_grad_scale",
+    "outputs_grad_amax_history",
+)
+_QUANTIZED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("dense", "if"): ("kernel", "kernel_scale"),
+    ("dense", "iff"): ("kernel", "bias", "kernel_scale"),
+    ("dense", "ifif"): ("kernel", "kernel_scale", "kernel_zero", "g_idx"),
+    ("dense", "iffif"): ("kernel", "bias", "kernel_scale", "kernel_zero", "g_idx"),
+    ("dense", "f" * 7): ("kernel", *_FLOAT8),
+    ("dense", "f" * 8): ("kernel", "bias", *_FLOAT8),
+    ("embedding", "if"): ("embeddings", "embeddings_scale"),
+    ("embedding", "ifif"): ("embeddings", "embeddings_scale", "embeddings_zero", "g_idx"),
+}  # fmt: skip
+"""What Keras quantized (``quantize("int8")``, "int4", "float8"): by the class, and by which variables are integers (``i``) and
+which floats (``f``), their names."""
 
 
 def readable(
-    file: Container, paths: Sequence[str], layers: Mapping[str, str] | None = None
+    file: Container, kinds: Mapping[str, str], layers: Mapping[str, str] | None = None
 ) -> tuple[dict[str, str], list[Finding]]:
-    """Names for the datasets at ``paths``, in the order in which the model has them; and what does not fit. Where two would be
-    called the same, both keep the paths that they have. ``layers``: names of groups, from the model's configuration."""
+    """Names for the datasets at the paths of ``kinds`` (path -> dtype), in the order in which the model has them; and what does
+    not fit. Where two would be called the same, both keep the paths that they have. ``layers``: names of groups, from the
+    model's configuration."""
+    paths = list(kinds)
     inner = group_at(file, "model_weights")
     base, root = ("model_weights", inner) if inner is not None and _has_layers(file, inner) else ("", file.root)
     findings: list[Finding] = []
@@ -55,7 +77,7 @@ def readable(
         found = _listed(file, root, base, set(paths), findings)
         found |= {path: path for path in paths if path not in found}
     else:
-        found = numbered(paths, owners(file, paths, layers or {}))
+        found = numbered(paths, owners(file, paths, layers or {}), kinds)
     return unique(found), findings
 
 
@@ -114,18 +136,26 @@ def owners(file: Container, paths: Sequence[str], layers: Mapping[str, str]) -> 
     return found
 
 
-def numbered(paths: Sequence[str], owner: Mapping[str, str]) -> dict[str, str]:
-    """By the names of the layers, and the classes that their groups are called after."""
-    counts = Counter(path.rpartition("/")[0] for path in paths)
+def numbered(paths: Sequence[str], owner: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, str]:
+    """By the names of the layers, and the classes that their groups are called after. ``kinds``: dtypes by paths."""
+    members: dict[str, list[str]] = {}
+    for path in paths:
+        members.setdefault(path.rpartition("/")[0], []).append(path)
     found: dict[str, str] = {}
     for path in paths:
         group = _group_of_variable(path)
         if group not in owner:
             found[path] = path
             continue
-        variable = _variable(group.removesuffix("vars").rstrip("/"), int(path.rpartition("/")[2]), counts[group])
+        mine = sorted(members[group], key=_number) if all(_group_of_variable(one) for one in members[group]) else members[group]
+        letters = "".join("i" if kinds[one] == "I8" else "f" if kinds[one] in _FLOATS else "?" for one in mine)
+        variable = _variable(group.removesuffix("vars").rstrip("/"), _number(path), letters)
         found[path] = "/".join(filter(None, (owner[group], variable)))
     return found
+
+
+def _number(path: str) -> int:
+    return int(path.rpartition("/")[2])
 
 
 def _group_of_variable(path: str) -> str:
@@ -151,14 +181,13 @@ def _owner(file: Container, node: str, layers: Mapping[str, str]) -> str:
     return "/".join(names)
 
 
-def _variable(node: str, number: int, count: int) -> str:
-    """What the ``number``-th of a layer's ``count`` variables is called; the number where its class is not known by its group."""
+def _variable(node: str, number: int, letters: str) -> str:
+    """What the ``number``-th of a layer's variables is called; the number where its class is not known by its group. ``letters``:
+    one for each of them, as in `_QUANTIZED`."""
     kind = _NUMBER.sub("", node.rpartition("/")[2])
     if kind.endswith("_dense"):  # the projections of attention
         kind = "dense"
-    for names in _VARIABLES.get(kind, ()):
-        if len(names) == count:
-            return names[number] if number < count else str(number)
-    if kind in ("dense", "einsum_dense") and count == len(_QUANTIZED) and number < count:
-        return _QUANTIZED[number]
-    return str(number)
+    like = "dense" if kind == "einsum_dense" else kind
+    known = _QUANTIZED.get((like, letters), ())
+    known = known or next((names for names in _VARIABLES.get(kind, ()) if len(names) == len(letters)), ())
+    return known[number] if number < len(known) else str(number)

@@ -24,7 +24,7 @@ from modelhub import (
     zip_members,
 )
 
-from modelhub_keras import attributes, config, container, datasets, describe, groups, names, shards
+from modelhub_keras import attributes, config, container, datasets, describe, groups, names, quantized, shards
 from modelhub_keras.container import Container
 from modelhub_keras.groups import group_at, links
 
@@ -153,9 +153,9 @@ def _weights(
 ) -> Generator[Tensor | Finding, None, list[Tensor]]:
     """The tensors of an HDF5 file. Returns the model's own."""
     found = yield from _datasets(opened, place)
-    readable, findings = names.readable(opened, list(found), model.groups if model else {})
+    readable, findings = names.readable(opened, _kinds(found), model.groups if model else {})
     yield from findings
-    return (yield from _named(found, readable))
+    return (yield from _named(found, readable, model.quantization if model else ""))
 
 
 def _datasets(opened: Container, place: container.Place) -> Generator[Finding, None, dict[str, Tensor]]:
@@ -170,16 +170,20 @@ def _datasets(opened: Container, place: container.Place) -> Generator[Finding, N
     return found
 
 
-def _named(found: Mapping[str, Tensor], readable: Mapping[str, str]) -> Generator[Tensor, None, list[Tensor]]:
+def _named(found: Mapping[str, Tensor], readable: Mapping[str, str], mode: str = "") -> Generator[Tensor, None, list[Tensor]]:
     """The tensors under the names that people know them by; those of its training are stored alone. Returns the model's own."""
-    made: list[Tensor] = []
-    for path in readable:
-        view = "stored" if names.is_state(path) else "both"
-        tensor = found[path]._replace(name=readable[path], view=view)
-        if view == "both":
-            made.append(tensor)
-        yield tensor
-    return made
+    called: list[Tensor] = []
+    for path, name in readable.items():
+        if names.is_state(path):
+            yield found[path]._replace(name=name, view="stored")
+        else:
+            called.append(found[path]._replace(name=name))
+    yield from quantized.wholes(called, mode)
+    return called
+
+
+def _kinds(found: Mapping[str, Tensor]) -> dict[str, str]:
+    return {path: tensor.dtype for path, tensor in found.items()}
 
 
 def _shards(checkpoint: Checkpoint) -> Records:
@@ -200,7 +204,8 @@ def _shards(checkpoint: Checkpoint) -> Records:
         for path in part:
             holders.setdefault(path.rpartition("/")[0], set()).add(file.name)
         metadata = describe.metadata(opened, None, list(part.values()), "variables", "hdf5")
-    yield from _named(found, names.unique(names.numbered(list(found), owners)))
+    readable = names.unique(names.numbered(list(found), owners, _kinds(found)))
+    yield from _named(found, readable)
     yield metadata
     yield from shards.check(checkpoint.open(checkpoint.files[-1]), holders)
 

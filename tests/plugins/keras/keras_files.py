@@ -103,6 +103,44 @@ def lite(model: Any, path: Path, **settings: Any) -> None:
     np.savez(path.with_suffix(".npz"), **said)
 
 
+def quantized(directory: Path, mode: str, group: int | None) -> None:
+    """A model that Keras quantized, and the floats that it computes with."""
+    from keras.src import quantizers
+
+    keras.utils.set_random_seed(1)
+    given = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(50, 16, name="words")(given)
+    x = layers.EinsumDense("abc,cd->abd", output_shape=(None, 24), bias_axes="d", name="einsum")(x)
+    x = layers.MultiHeadAttention(4, 8, name="attention")(x, x)
+    x = layers.Dense(10, name="odd", use_bias=False)(layers.GlobalAveragePooling1D()(x))
+    model = keras.Model(given, layers.Dense(3, name="last")(x), name="quantized")
+    kinds = {"int8": keras.quantizers.Int8QuantizationConfig, "int4": keras.quantizers.Int4QuantizationConfig}
+    model.quantize(mode, config=kinds[mode](**({"block_size": group} if group else {})) if mode in kinds else None)
+    said, stem = {}, mode + {None: "", 8: "-groups", -1: "-channels"}[group]
+    for layer in model._flatten_layers():
+        for name in ("kernel", "embeddings"):
+            packed = getattr(layer, f"_{name}", None)
+            scale = getattr(layer, f"{name}_scale", None)
+            if packed is None or not str(packed.dtype).startswith("int"):
+                continue
+            values = keras.ops.convert_to_tensor(packed)
+            width = getattr(layer, "_orig_output_dim", None) or packed.shape[-1]
+            if mode == "int4":
+                values = quantizers.unpack_int4(values, scale.shape[-1] if name == "kernel" else width, axis=-1)
+            if getattr(layer, f"{name}_zero", None) is not None:
+                axis = 0 if name == "kernel" else -1
+                zero = getattr(layer, f"{name}_zero")
+                floats = quantizers.quantizers.dequantize_with_sz_map(values, scale, zero, layer.g_idx, group_axis=axis)
+            else:
+                side = scale if name == "kernel" else keras.ops.reshape(scale, (-1, 1))
+                if name == "kernel" and len(side.shape) > len(values.shape):
+                    side = keras.ops.reshape(side, side.shape[len(side.shape) - len(values.shape) :])
+                floats = keras.ops.divide(keras.ops.cast(values, "float32"), side)
+            said[f"{layer.path.removeprefix('quantized/')}/{name}"] = np.asarray(floats)
+    model.save(directory / f"quantized-{stem}.keras")
+    np.savez(directory / f"quantized-{stem}.npz", **said)
+
+
 def main(directory: Path) -> None:
     keras.utils.set_random_seed(1)
     cnn = digits()
@@ -118,6 +156,8 @@ def main(directory: Path) -> None:
     small = keras.Sequential([keras.Input((16,)), layers.Dense(8, name="d")], name="small")
     small.quantize("int8")
     small.save(directory / "int8.keras")
+    for mode, group in (("int8", None), ("int4", 8), ("int4", -1), ("float8", None)):
+        quantized(directory, mode, group)
     with_paths = keras.Sequential([keras.Input((1,), dtype="string"), layers.StringLookup(vocabulary=["a", "b"], name="look")])
     with_paths.save(directory / "lookup.keras")
 

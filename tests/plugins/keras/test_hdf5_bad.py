@@ -33,10 +33,10 @@ def test_each_is_refused_in_words_and_holds_nobody_up(tmp_path: Path, modelhub: 
 def everything(data: bytes) -> None:
     """Read all that a reader would."""
     file = Container(data, "m")
-    found = []
+    found = {}
     for entry in walk(file):
         tensor, _ = datasets.tensor(file, entry, lambda offset, nbytes: Extent("m", offset, nbytes))
-        found.append(tensor.name)
+        found[tensor.name] = tensor.dtype
     names.readable(file, found)
     attributes.text(file, file.root, "model_config")
 

@@ -113,12 +113,22 @@ def test_conversion_is_equal_to_what_h5py_reads(made: Path, tmp_path: Path, mode
             assert got[str(name).removeprefix("digits/")].tobytes() == want.tobytes()
 
 
-def test_weights_quantized_by_keras_are_labelled(made: Path) -> None:
-    found = look(made / "int8.keras")
-    assert found.precision == "INT8"
-    assert {name: tensor.dtype for name, tensor in found.load_table().by_name.items()} == {
-        "d/kernel": "I8", "d/bias": "F32", "d/kernel_scale": "F32",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "precision"), [("int8", "INT8"), ("int4-groups", "INT4"), ("int4-channels", "INT4"), ("float8", "F32")]
+)
+def test_weights_quantized_by_keras_are_the_floats_that_it_computes_with(made: Path, name: str, precision: str) -> None:
+    found = look(made / f"quantized-{name}.keras")
+    assert found.precision == precision
+    table = found.load_table()
+    assert {tensor.dtype for tensor in table.logical} == {"F32"}
+    assert found.parameters == 4683 - 10  # one layer has no bias
+    layers = ("attention/query", "attention/key", "attention/value", "attention/attention_output", "einsum", "odd", "last")
+    assert {f"{layer}/kernel" for layer in layers} | {"words/embeddings"} <= set(table.by_name)
+    with np.load(made / f"quantized-{name}.npz") as said:
+        assert len(said.files) == (0 if name == "float8" else 8)
+        for key in said.files:
+            tensor = table.by_name[key]
+            np.testing.assert_array_equal(np.frombuffer(read_tensor(tensor), "f4"), said[key].reshape(-1), err_msg=key)
 
 
 # --- other ages and other writers ---------------------------------------------------------------------------------
