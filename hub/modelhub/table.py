@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from modelhub import dtypes, ops
-from modelhub.types import Columns, Extent, Inline, Metadata, Tensor, Value
+from modelhub.types import Columns, Extent, Metadata, Tensor, Value
 
 _PLAIN, _ODD_NAMES = b"\x01", b"\x02"
 _LIMIT = 1 << 31
@@ -60,7 +60,7 @@ class Table:
         seen: dict[Any, str] = {}
         found: dict[str, str] = {}
         for tensor in self.logical:
-            if tensor.value is None or isinstance(tensor.value, Inline) or not prod(tensor.shape):
+            if tensor.value is None or not _is_stored(tensor.value) or not prod(tensor.shape):
                 continue  # constants that are alike share nothing
             first = seen.setdefault((tensor.dtype, tensor.shape, value_key(tensor.value)), tensor.name)
             if first != tensor.name:
@@ -101,6 +101,11 @@ def precision_label(count: Mapping[str, int]) -> str:
         return ""
     most, dtype = max(weights, key=lambda pair: pair[0])
     return dtype.label if most >= 0.9 * sum(n for n, _ in weights) else "mixed"
+
+
+def _is_stored(value: Value) -> bool:
+    """Whether any of it stands in a file."""
+    return isinstance(value, Extent) or next(ops.extents(value), None) is not None
 
 
 def value_key(value: Value) -> Any:

@@ -54,6 +54,7 @@ def main(base: str) -> None:
     state = {
         "params": params, "step": 7, "lr": 0.5, "name": "tiny", "nothing": None, "flags": np.array([True, False]),
         "opt_state": [jax.tree.map(jnp.zeros_like, params), {"mu": jnp.int32(5)}, (jnp.ones((1, 4), "float8_e4m3fn"),)],
+        "zeros": [jnp.zeros(300), jnp.zeros(300)],
         "counts": np.arange(6, dtype="i8").reshape(2, 3), "big": np.arange(6, dtype=">f4"),
     }  # fmt: skip
     for name, options in KINDS.items():

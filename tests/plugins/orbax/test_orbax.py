@@ -110,6 +110,6 @@ def test_without_zstandard_it_says_what_to_install(made: Path, tmp_path: Path, m
     assert (shown["format"], shown["state"]) == ("orbax", "unsupported")
     assert "pip install 'modelhub-registry[orbax]'" in shown["reason"]
     listed = modelhub("show", made / "zarr", "--tensors", "--json", **environ).json
-    assert len(listed["tensors"]) == 13  # directories are listed without it
+    assert len(listed["tensors"]) == 15  # directories are listed without it
     said = modelhub("convert", made / "zarr", "--to", "safetensors", "-o", tmp_path / "x.safetensors", status=3, **environ).stderr
     assert "pip install 'modelhub-registry[orbax]'" in said
