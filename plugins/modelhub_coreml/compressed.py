@@ -124,9 +124,10 @@ def _elements(inputs: Inputs, name: str) -> Node | None:
     return inputs[name].elements if name in inputs else None
 
 
-def unpacked(data: Extent, bits: int, shape: Sequence[int], *, signed: bool = False) -> Node:
-    """Integers of less than a byte, one behind the other from each byte's low bits on, as one byte each."""
-    return ops.node("coreml.unpack", data, bits=bits, signed=signed, shape=list(shape))
+def unpacked(data: Extent, bits: int, shape: Sequence[int], *, signed: bool = False, order: str = "little") -> Node:
+    """Integers of less than a byte, one behind the other from each byte's low bits on (``order`` "big": from its high bits), as
+    one byte each."""
+    return ops.node("coreml.unpack", data, bits=bits, signed=signed, order=order, shape=list(shape))
 
 
 # --- the ops ------------------------------------------------------------------------------------------------------
@@ -136,7 +137,11 @@ Specs = Sequence[tuple[str, tuple[int, ...]]]
 
 def _unpack_infer(inputs: Specs, args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
     bits, shape = args["bits"], tuple(args["shape"])
-    if bits not in range(1, 9) or not all(type(side) is int and side >= 0 for side in shape):
+    if (
+        bits not in range(1, 9)
+        or args["order"] not in ("little", "big")
+        or not all(type(side) is int and side >= 0 for side in shape)
+    ):
         raise ValueError(f"coreml.unpack: {bits} bits, {list(shape)}")
     if len(inputs) != 1 or inputs[0] != ("U8", (-(-prod(shape) * bits // 8),)):
         raise ValueError(f"coreml.unpack: {list(shape)} of {bits} bits do not fit {list(inputs)}")
@@ -149,8 +154,10 @@ def _unpack_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, st
     bits, shape = args["bits"], tuple(args["shape"])
     row = prod(shape[1:])
     first, last = start * row * bits, stop * row * bits
-    stream = np.unpackbits(sources[0].read(first // 8, -(-last // 8)), bitorder="little")[first % 8 : first % 8 + last - first]
-    weights = (1 << np.arange(bits)).astype(np.uint8)
+    stream = np.unpackbits(sources[0].read(first // 8, -(-last // 8)), bitorder=args["order"])[
+        first % 8 : first % 8 + last - first
+    ]
+    weights = (1 << np.arange(bits)[:: 1 if args["order"] == "little" else -1]).astype(np.uint8)
     values = (stream.reshape(-1, bits) * weights).sum(axis=1, dtype=np.uint8)
     if args["signed"]:
         values = (values << (8 - bits)).view(np.int8) >> (8 - bits)
@@ -213,6 +220,27 @@ def _dequant_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, s
 
 def _dequant_needs(inputs: Specs, args: Mapping[str, Any], start: int, stop: int) -> Sequence[tuple[int, int]]:
     return [_share(shape, inputs[0][1], start, stop) for _, shape in inputs]
+
+
+def _linear_infer(inputs: Specs, args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    if len(inputs) not in (2, 3) or inputs[0][0] not in ("U8", "I8") or any(kind != "F32" for kind, _ in inputs[1:]):
+        raise ValueError(f"dequant.coreml_linear takes small integers, F32 scales, and perhaps F32 biases, not {list(inputs)}")
+    if not inputs[0][1] or any(not _divides(shape, inputs[0][1]) for _, shape in inputs[1:]):
+        raise ValueError(f"dequant.coreml_linear: {[list(shape) for _, shape in inputs[1:]]} do not divide {list(inputs[0][1])}")
+    return "F32", inputs[0][1]
+
+
+def _linear_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
+    """Number x scale + bias in double precision, rounded once."""
+    import numpy as np
+
+    shape = sources[0].shape
+    parts = []
+    for source in sources[1:]:
+        low, high = _share(source.shape, shape, start, stop)
+        parts.append(_repeated(source.read(low, high).astype(np.float64), source.shape, shape, start, stop, low))
+    values = sources[0].read(start, stop).astype(np.float64) * parts[0]
+    return np.ascontiguousarray((values + parts[1] if len(parts) > 1 else values).astype(np.float32))
 
 
 def _lookup_infer(inputs: Specs, args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
@@ -295,5 +323,6 @@ OPS = (
         infer=_where_infer,
         needs=lambda inputs, args, start, stop: [(start, stop)] * 2,
     ),
+    Op(name="dequant.coreml_linear", rows=_linear_rows, infer=_linear_infer, needs=_dequant_needs),
     Op(name="dequant.coreml", rows=_dequant_rows, infer=_dequant_infer, needs=_dequant_needs),
 )

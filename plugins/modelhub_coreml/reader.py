@@ -1,19 +1,28 @@
-"""Reads a model: its description (``Model.proto``, ``FeatureTypes.proto``), and the weights of an ML program."""
+"""Reads a model: its description (``Model.proto``, ``FeatureTypes.proto``), and the weights of ML programs, neural networks and
+pipelines of such."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from modelhub import Checkpoint, Finding, IncompleteFile, InvalidFile, Metadata, Tensor, protobuf
 
+from modelhub_coreml.network import Network
 from modelhub_coreml.program import Program, Reader
 
 MAX_SHOWN = 300
 OPERATORS_SHOWN = 24
 MAX_NOTES = 1000
+MAX_DEPTH = 8
+MAX_MODELS = 100
 PROGRAM, CUSTOM = 502, 555
+NETWORKS, PIPELINES = (303, 403, 500), (200, 201, 202)
+BARE = (601, 602, 603, 606, 607, 609, 610, 900, 600, 604)
+"""Those that change features and have no parameters to speak of."""
 KINDS = {
     200: "pipeline classifier", 201: "pipeline regressor", 202: "pipeline", 300: "linear regressor",
     301: "support vector regressor", 302: "tree ensemble regressor", 303: "neural network regressor",
@@ -34,13 +43,13 @@ _CARD = {1: "description", 2: "model_version", 3: "author", 4: "license"}
 
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
-    """Weights in the order of the program, then what the model says of itself."""
+    """Weights in their order, then what the model says of itself."""
     if checkpoint.files[0].endswith("/Manifest.json"):
         raise IncompleteFile(f"missing: {', '.join(checkpoint.missing[:3])}")
     wire = protobuf.Wire(checkpoint.primary)
     values: dict[str, Any] = {}
     stored: dict[str, str] = {}
-    kind, place, precision = 0, (0, 0), ""
+    kind, place = 0, (0, 0)
     for number, wire_type, low, high in wire.fields():
         if number == 1 and wire_type == protobuf.VARINT:
             values["specification_version"] = low
@@ -53,19 +62,91 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     if not kind:
         raise InvalidFile(f"{wire.name}: it says of no kind of model what it is")
     values["model_type"] = KINDS.get(kind, f"type {kind}")
+    said = _Said()
+    yield from _parameters(wire, checkpoint, kind, place, said)
+    values |= said.values
+    yield Metadata(values={key: value for key, value in values.items() if value}, stored=stored, precision=said.precision)
+
+
+@dataclass(slots=True)
+class _Said:
+    """What the parameters of a model, or of several in a pipeline, add up to. ``compressed``: how weights are -> elements;
+    ``plain``: elements that are not."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    compressed: Counter[str] = field(default_factory=Counter)
+    plain: int = 0
+
+    @property
+    def precision(self) -> str:
+        """How most of the weights are compressed; "" where most are not, or are merely sparse."""
+        label, _ = self.compressed.most_common(1)[0] if self.compressed else ("", 0)
+        return label if sum(self.compressed.values()) >= self.plain else ""
+
+
+def _parameters(
+    wire: protobuf.Wire, checkpoint: Checkpoint, kind: int, place: tuple[int, int], said: _Said, prefix: str = "", depth: int = 0
+) -> Iterator[Tensor | Finding]:
+    """The parameters of a model of ``kind``, whose message is at ``place``."""
+    what = KINDS.get(kind, f"type {kind}")
     if kind == PROGRAM:
         reader = Reader(wire, checkpoint)
-        plain = 0
         for tensor in reader.tensors(*place):
-            plain += prod(tensor.shape) if tensor.view == "both" else 0
-            yield tensor
-        values |= _program(reader.program)
-        precision = _precision(reader.program, plain)
-    else:
-        yield Finding("coreml", "info", f"the parameters of a {values['model_type']} are not listed; those of ML programs are")
+            said.plain += prod(tensor.shape) if tensor.view == "both" else 0
+            yield tensor._replace(name=prefix + tensor.name)
+        said.compressed += reader.program.weights
+        said.values |= _program(reader.program)
+    elif kind in NETWORKS:
+        network = Network(wire, checkpoint.files[0])
+        yield from network.tensors(*place, prefix)
+        said.compressed += network.bits
+        said.plain += network.plain
+        said.values |= _network(network)
+    elif kind in PIPELINES:
+        if depth >= MAX_DEPTH:
+            raise InvalidFile(f"{wire.name}: pipelines nest deeper than {MAX_DEPTH} at offset {place[0]}")
+        components: list[str] = []
+        for name, inner, low, high in _models(wire, kind, *place):
+            components.append(f"{name}: {KINDS.get(inner, f'type {inner}')}"[:MAX_SHOWN])
+            yield from _parameters(wire, checkpoint, inner, (low, high), said, f"{prefix}{name}/", depth + 1)
+        said.values["components"] = components
+    elif kind not in BARE:
+        where = f" ({prefix.rstrip('/')})" if prefix else ""
+        yield Finding("coreml", "info", f"the parameters of a {what}{where} are not listed; those of networks and programs are")
     if kind == CUSTOM:
         yield Finding("coreml", "warning", "a custom model: running it takes native code from whoever made it")
-    yield Metadata(values={key: value for key, value in values.items() if value}, stored=stored, precision=precision)
+    if said.compressed:
+        said.values["compressed_parameters"] = {label or "sparse": count for label, count in said.compressed.most_common()}
+
+
+def _models(wire: protobuf.Wire, kind: int, start: int, end: int) -> Iterator[tuple[str, int, int, int]]:
+    """(name, kind, where its message lies) of each model in a pipeline."""
+    names: list[str] = []
+    found: list[tuple[int, int, int]] = []
+    for low, high in [(start, end)] if kind == PIPELINES[-1] else _inside(wire, 1, start, end):
+        for number, wire_type, first, last in wire.fields(low, high):
+            if number == 2 and wire_type == protobuf.BYTES:
+                names.append(wire.text(first, last)[:MAX_SHOWN])
+            elif number == 1 and wire_type == protobuf.BYTES:
+                inner = [one for one in wire.fields(first, last) if one[0] >= 200 and one[1] == protobuf.BYTES]
+                found.append((inner[-1][0], *inner[-1][2:]) if inner else (0, first, first))
+            if len(found) > MAX_MODELS or len(names) > MAX_MODELS:
+                raise InvalidFile(f"{wire.name}: a pipeline of more than {MAX_MODELS} models at offset {low}")
+    for position, (inner_kind, low, high) in enumerate(found):
+        yield names[position] if position < len(names) and names[position] else f"model{position}", inner_kind, low, high
+
+
+def _inside(wire: protobuf.Wire, at: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    for number, kind, low, high in wire.fields(start, end):
+        if number == at and kind == protobuf.BYTES:
+            yield low, high
+
+
+def _network(network: Network) -> dict[str, Any]:
+    return {
+        "nodes": sum(network.kinds.values()),
+        "operators": {name[:80]: count for name, count in network.kinds.most_common(OPERATORS_SHOWN)},
+    }
 
 
 def _program(program: Program) -> dict[str, Any]:
@@ -75,14 +156,7 @@ def _program(program: Program) -> dict[str, Any]:
         "nodes": sum(program.operators.values()),
         "operators": {name[:80]: count for name, count in program.operators.most_common(OPERATORS_SHOWN) if name != "const"},
         "constants": program.constants,
-        "compressed_parameters": {label or "sparse": count for label, count in program.weights.most_common()},
     }
-
-
-def _precision(program: Program, plain: int) -> str:
-    """How most of the weights are compressed; "" where most are not, or are merely sparse. ``plain``: elements that are not."""
-    label, _ = program.weights.most_common(1)[0] if program.weights else ("", 0)
-    return label if sum(program.weights.values()) >= plain else ""
 
 
 def _describe(wire: protobuf.Wire, start: int, end: int, values: dict[str, Any], stored: dict[str, str]) -> None:
@@ -137,12 +211,12 @@ def _typed(wire: protobuf.Wire, number: int, start: int, end: int) -> str:
         return _PLAIN.get(number, f"type {number}")
     sides: list[int] = []
     dtype = 0
-    for field, kind, low, high in wire.fields(start, end):
-        if field == 1 and kind == protobuf.BYTES:
+    for number, kind, low, high in wire.fields(start, end):
+        if number == 1 and kind == protobuf.BYTES:
             sides += wire.varints(low, high, 64)
-        elif field == 1 and kind == protobuf.VARINT:
+        elif number == 1 and kind == protobuf.VARINT:
             sides.append(low)
-        elif field == 2 and kind == protobuf.VARINT:
+        elif number == 2 and kind == protobuf.VARINT:
             dtype = low
     shape = ", ".join("?" if protobuf.signed(side) < 0 else str(side) for side in sides[:64])
     return f"{_ARRAYS.get(dtype, f'type {dtype}')}[{shape}]"

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from modelhub import plugins
+from modelhub.detect import inspect_listing
+from modelhub.files import list_directory
+
+from tests.made import made_once
 
 PLACE = Path("Data/com.apple.CoreML")
 
@@ -52,6 +57,76 @@ def test_a_single_model_says_what_it_is(tmp_path: Path, modelhub) -> None:
     shown = modelhub("show", tmp_path / "trees.mlmodel", "--json").json
     said = shown["metadata"]
     assert (said["author"], said["license"], said["model_type"]) == ("me", "MIT", "tree ensemble classifier")
+
+
+PROGRAMS = {
+    "plain": ("F32", ""),
+    "linear8": ("INT8", "INT8"),
+    "blocks4": ("INT4", "INT4"),
+    "signed4": ("INT4", "INT4"),
+    "palette3": ("LUT3", "LUT3"),
+    "groups4": ("LUT4", "LUT4"),
+    "sparse": ("F32", "sparse"),
+    "sparse_palette": ("F32", "sparse"),
+    "sparse_linear": ("F32", "sparse"),
+    "older_linear": ("INT8", "INT8"),
+    "older_palette": ("LUT6", "LUT6"),
+    "older_sparse": ("F16", "sparse"),
+}
+
+
+@pytest.fixture(scope="session")
+def made() -> Path:
+    """Models that coremltools wrote, and the weights that it reads in them."""
+    return made_once(Path(__file__).with_name("coreml_files.py"), "coreml")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_compressed_constants_are_what_coremltools_decompresses(name: str, made: Path, tmp_path: Path, modelhub) -> None:
+    precision, how = PROGRAMS[name]
+    shown = modelhub("show", made / f"{name}.mlpackage", "--json").json
+    assert (shown["precision"], shown["parameters"]) == (precision, 96 * 64 + 96 + 32 * 96 + 32)
+    assert shown["metadata"].get("compressed_parameters", {}) == ({how: 96 * 64 + 32 * 96} if how else {})
+    modelhub("convert", made / f"{name}.mlpackage", "--to", "npz", "-o", tmp_path / "all.npz")
+    with np.load(tmp_path / "all.npz") as arrays, np.load(made / f"{name}.npz") as told:
+        assert set(arrays) <= set(told)  # coremltools makes constants of an operator's arguments as well
+        for tensor in arrays:
+            assert (arrays[tensor].dtype, arrays[tensor].shape) == (told[tensor].dtype, told[tensor].shape)
+            np.testing.assert_array_equal(arrays[tensor], told[tensor], err_msg=tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("network", "F32"), ("half", "F16"), ("network8", "INT8"), ("network3", "INT3"), ("table4", "LUT4")]
+)
+def test_weights_of_networks(name: str, precision: str, made: Path, tmp_path: Path, modelhub) -> None:
+    shown = modelhub("show", made / f"{name}.mlmodel", "--json").json
+    assert (shown["state"], shown["precision"], shown["metadata"]["operators"]["convolution"]) == ("ready", precision, 2)
+    modelhub("convert", made / f"{name}.mlmodel", "--to", "npz", "-o", tmp_path / "all.npz")
+    shapes = {"conv/weights": (4, 3, 3, 3), "deconv/weights": (4, 2, 2, 2), "fc/weights": (6, 512), "embed/weights": (5, 10)}
+    shapes |= {"lstm/inputGateWeightMatrix": (7, 5), "both/backward/outputGateRecursionMatrix": (7, 7)}
+    with np.load(tmp_path / "all.npz") as arrays, np.load(made / f"{name}.npz") as told:
+        assert set(arrays) == set(told)
+        for tensor in told:
+            np.testing.assert_array_equal(arrays[tensor].reshape(-1), told[tensor], err_msg=tensor)
+            assert arrays[tensor].shape == shapes.get(tensor, arrays[tensor].shape), tensor
+
+
+def test_a_pipeline_says_what_it_is_made_of(made: Path, modelhub) -> None:
+    shown = modelhub("show", made / "pipeline.mlmodel", "--tensors", "--json").json
+    assert (shown["metadata"]["model_type"], shown["metadata"]["components"]) == ("pipeline", ["model0: neural network"])
+    assert "model0/conv/weights" in {item["name"] for item in shown["tensors"]}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_networks_are_refused_or_read(seed: int, made: Path, tmp_path: Path, modelhub) -> None:
+    random = np.random.default_rng(seed)
+    data = bytearray((made / ("network3.mlmodel" if seed % 2 else "pipeline.mlmodel")).read_bytes())
+    for at in random.integers(0, len(data), 6):
+        data[at] = random.integers(0, 256)
+    (tmp_path / "n.mlmodel").write_bytes(data)
+    found = inspect_listing(list_directory(str(tmp_path)), plugins.get().formats)
+    assert all(one.state in ("ready", "invalid", "unsupported", "incomplete") for one in found.found)
+    assert not any(finding.check == "plugin" for one in found.found for finding in one.findings)
 
 
 def patch(path: Path, change: Callable[[bytes], bytes]) -> None:
