@@ -14,7 +14,7 @@ from modelhub.cli.common import Session, json_option, model_argument
 if TYPE_CHECKING:
     from modelhub.lineage import Graph
     from modelhub.model import Model
-    from modelhub.types import Tensor
+    from modelhub.types import Node, Tensor
 
 TENSORS = (
     text.Column("name", "NAME", shrink=20, middle=True),
@@ -235,6 +235,14 @@ def tensor_json(tensor: Tensor) -> dict[str, Any]:
     return found
 
 
+def _made(node: Node) -> str:
+    """The op that makes a value: how its bytes are seen says little where they have to be made first."""
+    from modelhub.types import Node
+
+    inner = node.inputs[0] if node.op == "reshape" else None
+    return inner.op if isinstance(inner, Node) else node.op
+
+
 def _tensor_row(tensor: Tensor, model: Model) -> dict[str, str]:
     from modelhub.table import tensor_nbytes
     from modelhub.types import Extent, Node
@@ -242,7 +250,7 @@ def _tensor_row(tensor: Tensor, model: Model) -> dict[str, str]:
     extent = tensor.value if isinstance(tensor.value, Extent) else None
     notes = [
         tensor.unsupported,
-        f"by {tensor.value.op}" if isinstance(tensor.value, Node) else "",
+        f"by {_made(tensor.value)}" if isinstance(tensor.value, Node) else "",
         tensor.view if tensor.view != "both" else "",
     ]
     several = len(model.file_paths) > 1
