@@ -149,14 +149,25 @@ def _sum(base: Table, other: Table, *, subtract: bool, alike: bool) -> Table:
     notes = [
         *_told(strange, "is in one of them alone, and stays as it is there"),
         *_told([tensor.name for tensor in left], "has no counterpart, and is left out"),
-        *(
-            ["differences are rounded to the dtypes of the target: adding them again gives it back to a rounding"]
-            if subtract
-            else []
-        ),
+        *([_about_rounding(target, under)] if subtract else []),
     ]
     files = target.files if alike or subtract else base.files
     return replace(target, tensors=tensors, files=files, notes=tuple(notes))
+
+
+def _about_rounding(target: Table, under: Table) -> str:
+    said = "differences are rounded to the dtypes of the target: adding them again gives it back to a rounding"
+    floats, others = (
+        {tensor.dtype for tensor in table.logical if dtypes.get(tensor.dtype).kind in ("float", "quantized")}
+        for table in (target, under)
+    )
+    if len(floats) == 1 and floats | others <= {"F16", "BF16"}:  # the difference of two that are near each other is a float32
+        said += (
+            "; --to FORMAT:f32 keeps them whole, and adding those --to FORMAT:"
+            + min(floats).lower()
+            + " gives it back to the bit"
+        )
+    return said
 
 
 def _plus(tensor: Tensor, under: Tensor | None, sign: float) -> Tensor:

@@ -57,6 +57,20 @@ def test_a_delta_is_taken_and_put_back(models: Path, modelhub: Modelhub) -> None
     assert json.loads((models / "again" / "config.json").read_text())["vocab_size"] == 18  # it is the target's, not the base's
 
 
+def test_a_delta_in_float32_gives_back_every_bit(models: Path, modelhub: Modelhub) -> None:
+    tensors = load_file(models / "tuned" / "model.safetensors")
+    ids, mask = np.arange(5), np.array([True, False])
+    tuned = directory(models / "more", {**tensors, "ids": ids, "mask": mask, "step": np.array(3)}, vocab_size=18)
+    before = load_file(models / "base" / "model.safetensors")
+    base = directory(models / "less", {**before, "ids": ids[:3], "old.buffer": np.zeros(4, np.float16)}, vocab_size=16)
+    told = modelhub("merge", tuned, "--minus", base, "--to", "huggingface:f32", "-o", models / "whole").stdout
+    assert "old.buffer has no counterpart, and is left out" in told
+    assert "(and 1 more) is in one of them alone" in told
+    assert "--to FORMAT:f16 gives it back to the bit" in told
+    modelhub("merge", base, "--delta", models / "whole", "--to", "huggingface:f16", "-o", models / "again")
+    assert modelhub("diff", tuned, models / "again", "--json").json["equal"]
+
+
 def test_models_that_do_not_fit_are_refused(models: Path, modelhub: Modelhub) -> None:
     tensors = load_file(models / "tuned" / "model.safetensors")
     other = directory(models / "other", {**tensors, "model.norm.weight": np.zeros(9, np.float16)})
