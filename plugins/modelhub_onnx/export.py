@@ -65,6 +65,9 @@ def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str], way: sm
     if way:
         way.check(options)
     compare.tolerances(options)
+    if not any(path.endswith((".safetensors", ".bin")) for path in checkpoint.files):
+        why = "its weights are those of a model for TensorFlow or Flax, which transformers no longer opens"
+        raise ModelhubError(why, "--to huggingface makes them PyTorch's; convert that")
     notes: list[str] = []
     with smaller.own_temporary_files(os.path.dirname(output)), _quiet():
         model = _load(checkpoint.directory)

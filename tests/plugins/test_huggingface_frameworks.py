@@ -168,3 +168,11 @@ def test_without_a_configuration(modelhub: Modelhub, tmp_path: Path) -> None:
     answer = modelhub("convert", str(source / "tf_model.h5"), "--to", "huggingface", status=3)
     assert "no config.json beside it" in answer.stderr
     assert "--to safetensors" in answer.stderr
+
+
+def test_its_export_to_onnx_names_the_way(modelhub: Modelhub, tmp_path: Path) -> None:
+    source = tmp_path / "old"
+    made(source, "flax/GPT2LMHeadModel")
+    answer = modelhub("convert", str(source), "--to", "onnx", "-o", str(tmp_path / "out.onnx"), status=3)
+    assert "for TensorFlow or Flax" in answer.stderr
+    assert "--to huggingface" in answer.stderr
