@@ -22,6 +22,7 @@ from modelhub.engine.write import Written, write_checkpoint
 from modelhub.errors import ConversionError, ModelhubError, VerificationError
 from modelhub.found import Found
 from modelhub.model import Model, printable
+from modelhub.packing import measure_packed
 from modelhub.plan import ConvertOptions, Plan, make_plan
 from modelhub.plugins import Plugins
 from modelhub.scratch import Scratch
@@ -248,6 +249,8 @@ def _read_back(plan: Plan, target: str, written: Written, plugins: Plugins) -> F
     if differ:
         more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
         raise VerificationError(f"tensor {differ[0]}{more} reads back with other bytes than its source has", "please report this")
+    if plan.recipe and plan.recipe.derive:
+        written.errors.update(measure_packed(wanted, table, plan.options.threads))
     return found
 
 

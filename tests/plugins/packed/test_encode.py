@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from modelhub import plugins
+from modelhub.convert import convert
+from modelhub.detect import inspect_path
+from modelhub.errors import VerificationError
+from modelhub.model import from_found
+from modelhub.plan import ConvertOptions
+from modelhub_huggingface.packed import numbers, rows
 from safetensors.torch import load_file
 
 from tests.plugins.packed.models import llama, tensors_of
@@ -120,3 +128,35 @@ def test_e4m3_rounds_as_torch_does() -> None:
     values = np.concatenate([values, middles, -middles]).astype(np.float32)
     wanted = torch.from_numpy(values).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
     np.testing.assert_array_equal(to_e4m3(values), wanted)
+
+
+@pytest.mark.parametrize("recipe", LABELS)
+def test_the_error_of_every_weight_is_told(recipe: str, plain: Path, tmp_path: Path, modelhub) -> None:
+    done = modelhub("convert", plain, "--to", f"huggingface:{recipe}", "-o", tmp_path / "packed", "--json").json
+    part = {"gptq-int4": "qweight", "gptq-int8": "qweight", "fp8": "weight"}.get(recipe, "weight_packed")
+    measured = {tensor["name"]: tensor for tensor in done["tensors"] if "rmse" in tensor}
+    differences = modelhub("diff", plain, tmp_path / "packed", "--json", status=1).json["tensors"]
+    apart = {f"{one['name'].removesuffix('.weight')}.{part}": one for one in differences if not one["same"]}
+    assert set(measured) == set(apart)
+    assert len(measured) == 14
+    for name, figures in measured.items():
+        assert 0 < figures["relative_error"] < CLOSE[recipe]
+        for key in ("rmse", "max_error", "relative_error"):
+            assert figures[key] == pytest.approx(apart[name][key], rel=1e-4)
+    shown = modelhub("convert", plain, "--to", f"huggingface:{recipe}", "-o", tmp_path / "again").stdout
+    assert "the worst 10 of 14" in shown
+
+
+def test_a_weight_that_is_read_otherwise_than_it_was_packed(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that are read in the wrong order, as by a fault in the decoder: the bytes are as planned, the weights are not."""
+
+    def swapped(words: Any, bits: int, count: int) -> Any:
+        found = numbers.unpack_words(words, bits, count)
+        return found[:, ::-1]
+
+    monkeypatch.setattr(rows, "unpack_words", swapped)
+    model = from_found(inspect_path(str(plain), plugins.get().formats))
+    output = str(tmp_path / "packed")
+    with pytest.raises(VerificationError, match="was packed otherwise than it is read"):
+        convert(model, to="huggingface:w4a16", output=output, options=ConvertOptions(), plugins=plugins.get())
+    assert not (tmp_path / "packed").exists()

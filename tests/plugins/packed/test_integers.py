@@ -3,8 +3,9 @@
 The packers below keep the numbers, zero points and scales that they packed: what they stand for is known without unpacking.
 
 GPTQModel needs more than tests should install. Run once beside it (7.7.0, on the CPU): what it wrote was read bit for bit as it
-dequantizes it (2, 3, 4 and 8 bits, ``desc_act`` without symmetry, ``gptq_v2``, ``dynamic`` with modules of 8 bits and left out, a packed
-``lm_head``; AWQ gemm), and it opened what ``gptq-int4`` and ``gptq-int8`` wrote, with weights equal to those that modelhub reads.
+dequantizes it (2, 3, 4 and 8 bits, ``desc_act`` without symmetry, ``gptq_v2``, ``dynamic`` with modules of 8 bits and left out, a
+packed ``lm_head``; AWQ gemm), and it opened what ``gptq-int4`` and ``gptq-int8`` wrote, with weights equal to those that modelhub
+reads.
 """
 
 from __future__ import annotations
