@@ -45,6 +45,8 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
     method = text(values.get("method"))
     if method not in ("lora", "rslora"):
         raise UnsupportedFile(f"GGUF holds LoRA adapters, and this is {method or 'none'}: {_ADVICE}")
+    if why := text(values.get("cannot_be_merged")):
+        raise UnsupportedFile(f"what cannot be merged, llama.cpp cannot apply either: {why}")
     documents = _documents(options.get(BASE, ""), text(values.get("base_model")))
     raw = documents.object("config.json")
     row = row_of(raw)

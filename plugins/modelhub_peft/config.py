@@ -181,6 +181,11 @@ def describe(config: AdapterConfig) -> dict[str, Any]:
             values[name] = said
     if config.fan_in_fan_out:
         values["fan_in_fan_out"] = True
+    start = raw.get("init_lora_weights")
+    if isinstance(start, str) and _text(start) and config.kind == "LORA":
+        values["init_lora_weights"] = start
+    if why := unmergeable(config):
+        values["cannot_be_merged"] = why
     return values
 
 

@@ -19,7 +19,7 @@ from modelhub import (
     read_json,
 )
 
-from modelhub_peft.config import CONFIG, MAX_CONFIG, describe, parse, unmergeable
+from modelhub_peft.config import CONFIG, MAX_CONFIG, describe, parse
 
 WEIGHTS = {"adapter_model.safetensors": "safetensors", "adapter_model.bin": "pytorch"}
 """Names of the weights, the preferred one first, and the formats that they are in."""
@@ -63,6 +63,4 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
                 else:
                     yield record
             break
-    if why := unmergeable(config):
-        yield Finding("peft-merge", "info", f"cannot be merged: {why}")
     yield Metadata(values=describe(config), stored=stored, container=container)

@@ -122,3 +122,8 @@ def test_what_llama_cpp_cannot_apply_is_refused(tmp_path: Path, modelhub: Modelh
     refused = modelhub("convert", adapter, "--to", "gguf", "--base", tmp_path / "base", "-o", tmp_path / "a.gguf", status=3)
     assert "this is dora" in refused.stderr
     assert "modelhub merge BASE" in refused.stderr
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, init_lora_weights="pissa", target_modules=["q_proj"])
+    residual = trained(model, config, tmp_path / "residual")
+    refused = modelhub("convert", residual, "--to", "gguf", "--base", tmp_path / "base", "-o", tmp_path / "a.gguf", status=3)
+    assert "pissa, which changes the base too" in refused.stderr
