@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
 
 from modelhub import dtypes, ops
 from modelhub.codecs import find
@@ -36,7 +35,7 @@ def packed_pairs(wanted: Mapping[str, Tensor], read: Table) -> Iterator[tuple[st
             if not isinstance(value, Node) or not value.inputs:
                 continue
             dtype, shape = ops.spec(value.inputs[0])
-            if shape == whole.shape and dtypes.get(dtype).kind == "float" and prod(shape):
+            if shape == whole.shape and dtypes.get(dtype).kind == "float" and 0 not in shape:
                 yield name, Tensor(whole.name, dtype, shape, value.inputs[0]), whole
                 break
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from modelhub_huggingface import frameworks
 from modelhub_huggingface.card import read_card
 from modelhub_huggingface.config import DTYPES_OF_TORCH, describe
 from modelhub_huggingface.layout import CONFIG, CONTAINERS, MAX_CONFIG, cache_name
-from modelhub_huggingface.packed import unpack
+from modelhub_huggingface.packed import trained, unpack
 from modelhub_huggingface.quantization import OLDER_FILES, Quantization, quantization
 
 
@@ -28,6 +29,10 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata | Findi
     container, weights = weights_of(checkpoint.directory, checkpoint.files)
     stored: dict[str, str] = {}
     packed: list[Tensor] = []
+    plain: list[Tensor] = []
+    trained_for_it = not quantized.method and trained.named(
+        cache_name(checkpoint.directory)[0] or os.path.basename(checkpoint.directory)
+    )
     if container in frameworks.CONTAINERS:
         yield from frameworks.read(container, checkpoint, weights)
     elif weights:
@@ -41,7 +46,11 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata | Findi
             elif quantized.method and isinstance(record, Tensor):
                 packed.append(record)
             else:
+                if trained_for_it and isinstance(record, Tensor | Columns):
+                    plain += record.tensors() if isinstance(record, Columns) else [record]
                 yield record
+        if plain and trained.on_grid(plain, lambda place: checkpoint.open(place.file).read(place.offset, place.nbytes)):
+            values["quantization"] = {"method": "quantization-aware training", "weights": "on a grid of Q4_0"}
         dtype = DTYPES_OF_TORCH.get(str(values.get("torch_dtype")), "")
         names: set[str] = set()
         whole = True

@@ -99,6 +99,11 @@ def test_a_model_that_was_trained_for_it_loses_nothing(tmp_path: Path, modelhub:
         if name.endswith("_proj.weight"):
             weights[name] = on_grid("7", "BF16", shape=values.shape)
     save_file(weights, path, {"format": "pt"})
+    shown = modelhub("show", path.parent, "--json").json
+    said = {"method": "quantization-aware training", "weights": "on a grid of Q4_0"}
+    assert shown["metadata"]["quantization"] == said  # by the weights, for the name alone does not do:
+    llama(tmp_path / "other-qat", torch.float32)
+    assert "quantization" not in modelhub("show", tmp_path / "other-qat", "--json").json["metadata"]
     done = modelhub("convert", path.parent, "--to", "gguf:q4_0", "-o", tmp_path / "m.gguf", "--json").json
     errors = {tensor["name"]: tensor for tensor in done["tensors"]}
     assert errors["blk.0.ffn_down.weight"]["dtype"] == "Q4_0"
