@@ -13,6 +13,10 @@ from modelhub import Format, hookimpl
 from modelhub_diffusers import single_file
 from modelhub_diffusers.layout import INDEX, detect_directory
 from modelhub_diffusers.reader import read
+from modelhub_diffusers.writer import create
+
+DTYPES = ("BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
+"""What safetensors stores and diffusers loads."""
 
 
 @hookimpl
@@ -22,7 +26,9 @@ def modelhub_formats() -> Iterator[Format]:
         title="diffusers pipeline",
         detect_directory=detect_directory,
         marks=(INDEX,),
+        dtypes=DTYPES,
         read=read,
+        create=create,
     )
     yield Format(
         name="diffusion",

@@ -22,7 +22,9 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "flax_model")
 SUFFIXES = {".safetensors": "safetensors", ".bin": "pytorch"}
 """In the order in which diffusers prefers them."""
 _WEIGHTLESS = re.compile(r"Scheduler|Tokenizer|Processor|FeatureExtractor|Guider", re.IGNORECASE)
-_DOCUMENTS = re.compile(r".*\.(json|txt|model|jinja)", re.DOTALL)
+_DOCUMENTS = re.compile(r".*\.(json|txt|model|jinja|py)", re.DOTALL)
+_AROUND = re.compile(r"readme(\..*)?|licen[cs]e(\..*)?|.*\.py", re.IGNORECASE | re.DOTALL)
+"""What belongs to a pipeline beside its index: its card, its licence, code of its own (which is never run here)."""
 
 
 class Component(NamedTuple):
@@ -77,7 +79,7 @@ def detect_directory(listing: Listing) -> Detection | Rejected | None:
                     missing += [f"{component.name}/{name}" for name in group.missing]
         finally:
             inner.close()
-    files += [listing.join(name) for name in listing.files if name.lower() in ("readme.md", "license.md", "license")]
+    files += [listing.join(name) for name in listing.files if _AROUND.fullmatch(name)]
     return Detection(files, confidence=97, missing=missing, name=cache_name(listing.path))
 
 

@@ -79,6 +79,73 @@ def test_tensors_by_component(pipeline: Path, tmp_path: Path, modelhub) -> None:
     assert {name.split("/")[0] for name in found} == {"unet", "vae", "text_encoder"}
 
 
+LOAD = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16, safety_checker=None, tokenizer=None)
+found = {f"{part}/{name}": tensor.clone() for part in ("unet", "vae", "text_encoder")
+         for name, tensor in getattr(pipeline, part).state_dict().items()}
+save_file(found, sys.argv[2])
+"""
+
+
+def test_a_pipeline_is_written_as_diffusers_loads_it(pipeline: Path, tmp_path: Path, modelhub) -> None:
+    (pipeline / "README.md").write_text("a card")
+    (pipeline / "LICENSE.txt").write_text("do as you like")
+    (pipeline / "unet" / "model.py").write_text("raise SystemExit('never run')")
+    report = modelhub("convert", pipeline, "--to", "diffusers:bf16", "--max-shard-size", "1MB", "--json").json
+    output = Path(report["output"])
+    assert (output.name, report["verified"]) == ("tiny-sd.bf16", True)
+    before = {str(path.relative_to(pipeline)) for path in pipeline.rglob("*") if path.is_file()}
+    after = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    kept = {name for name in before if ".safetensors" not in name}
+    assert {name for name in after if ".safetensors" not in name} == kept
+    assert (output / "README.md").read_text() == "a card"
+    assert "unet/diffusion_pytorch_model.safetensors.index.json" in after
+    assert json.loads((output / "text_encoder/config.json").read_text())["dtype"] == "bfloat16"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, output, tmp_path / "loaded.safetensors"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = load_file(tmp_path / "loaded.safetensors")
+    parts = {"unet": None, "vae": None, "text_encoder": None}
+    source = {
+        f"{part}/{name}": tensor
+        for part in parts
+        for path in (pipeline / part).glob("*.safetensors")
+        if ".fp16" not in path.name
+        for name, tensor in load_file(path).items()
+    }
+    assert set(loaded) == set(source)
+    for name, tensor in source.items():
+        assert torch.equal(loaded[name], tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor), name
+    assert modelhub("diff", output, pipeline, "--json", status=1).json["only_a"] == []
+    safetensors = modelhub("convert", pipeline / "unet", "--to", "diffusers:f32", "-o", tmp_path / "unet32", "--json").json
+    assert (tmp_path / "unet32" / "config.json").exists()
+    assert safetensors["tensors"][0]["dtype"] == "F32"
+
+
+def test_a_pipeline_in_the_cache_has_its_owner_s_name(pipeline: Path, tmp_path: Path, modelhub) -> None:
+    """Links to blobs, as huggingface_hub keeps them; safety_checker [null, null] is not missed."""
+    cache = tmp_path / "hub" / "models--me--tiny-sd"
+    snapshot = cache / "snapshots" / ("a" * 40)
+    (cache / "blobs").mkdir(parents=True)
+    for number, path in enumerate(path for path in pipeline.rglob("*") if path.is_file()):
+        shutil.copy(path, cache / "blobs" / f"{number:064x}")
+        link = snapshot / path.relative_to(pipeline)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(cache / "blobs" / f"{number:064x}")
+    assert json.loads((snapshot / "model_index.json").read_text())["safety_checker"] == [None, None]
+    modelhub("scan", tmp_path / "hub")
+    (listed,) = modelhub("ls", "--where", "format=diffusers", "--json").json
+    assert (listed["name"], listed["state"]) == ("me/tiny-sd", "ready")
+
+
 def test_what_changes_below_is_noticed(pipeline: Path, modelhub) -> None:
     modelhub("scan", pipeline.parent)
     for variant in pipeline.glob("unet/*.fp16*"):
