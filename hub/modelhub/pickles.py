@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from modelhub.errors import IncompleteFile, InvalidFile
+from modelhub.errors import IncompleteFile, InvalidFile, UnsupportedFile
 from modelhub.files import File
 
-MAX_OPCODES = 8_000_000
+MAX_OPCODES = 6_000_000
 """Opcodes of one pickle at the most: some seconds."""
 MAX_KEPT = 64 << 20
 """Bytes of short texts that are kept."""
@@ -88,7 +88,7 @@ _EXTENSIONS = {0x82: 1, 0x83: 2, 0x84: 4}
 def read(source: File | bytes, name: str = "", *, start: int = 0, raw: Callable[[Call, int], int] | None = None) -> Pickle:
     """The pickle at ``start`` of a file or of ``bytes`` (``name`` is what errors call them then). ``raw(call, position)``, asked
     after each BUILD, may say that the pickle goes on later, for those who put arrays between opcodes. `IncompleteFile` where
-    it ends early, `InvalidFile` where it is none."""
+    it ends early, `InvalidFile` where it is none, `UnsupportedFile` where it is longer than one is read."""
     return _Machine(source, name, start, raw).run()
 
 
@@ -118,12 +118,12 @@ class _Machine:
         self.position += nbytes
         return self.window[low : low + nbytes]
 
-    def line(self) -> str:
+    def line(self, encoding: str = "utf-8") -> str:
         start, parts = self.position, b""
         while len(parts) < MAX_LINE:
             byte = self.take(1)
             if byte == b"\n":
-                return parts.decode("utf-8", "backslashreplace")
+                return parts.decode(encoding, "backslashreplace")
             parts += byte
         self.position = start
         raise self.fail(f"a line without an end in {MAX_LINE} bytes")
@@ -131,7 +131,12 @@ class _Machine:
     def run(self) -> Pickle:
         try:
             for _ in range(MAX_OPCODES):
-                op = self.take(1)[0]
+                low = self.position - self.base
+                if 0 <= low < len(self.window):
+                    op = self.window[low]
+                    self.position += 1
+                else:
+                    op = self.take(1)[0]
                 if op == 0x2E:  # STOP
                     return Pickle(self.stack.pop(), self.position, tuple(self.names))
                 if not (self._value(op) or self._container(op) or self._object(op)):
@@ -139,7 +144,7 @@ class _Machine:
                     raise self.fail(f"{op:#04x} is no opcode")
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise self.fail("something is taken that was never put, or is of another kind") from error
-        raise self.fail(f"more than {MAX_OPCODES} opcodes")
+        raise UnsupportedFile(f"{self.name}: a pickle of more than {MAX_OPCODES} opcodes, which is as far as one is read")
 
     # --- plain values -----------------------------------------------------------------------------------------------
 
@@ -163,7 +168,7 @@ class _Machine:
         elif op == 0x46:  # FLOAT
             push(float(self.line()))
         elif op in (0x53, 0x56):  # STRING, UNICODE
-            push(self.line().strip("'\"") if op == 0x53 else self.line())
+            push(self.line().strip("'\"") if op == 0x53 else self.line("raw-unicode-escape"))
         else:
             return False
         return True
