@@ -196,6 +196,7 @@ def make_plan(
         fallbacks = assigned.fallbacks
         derived = _edit(_tie(assigned.table, target, losses), target, options.set)
     if program is None:  # a program has its own way with what is stored
+        losses += [finding.message for finding in model.findings if finding.severity == "warning" and finding.tensor]
         _note_losses(source, losses)
     path = model.file_paths[0] if options.in_place else _place(model, target, recipe, output, put[0][0].kind if put else "")
     size = sum(tensor_nbytes(tensor) for tensor in _unique(derived, target))

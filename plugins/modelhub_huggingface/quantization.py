@@ -68,6 +68,9 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         label, group = f"MLX-{text(found.get('mode')).upper()}", None
     elif method == "modelopt":
         label = text(found.get("quant_algo")).upper() or "MODELOPT"
+    elif method in ("exl2", "exl3") and type(found.get("bits")) in (int, float) and 0 < found["bits"] <= 16:
+        label = f"{method.upper()} {found['bits']:g}bpw"  # a mean over tensors, whose bits differ
+        settings["bits"] = found["bits"]
     else:
         label = f"{method.upper()}-INT{bits}" if bits else method.upper()
     if bits:

@@ -42,8 +42,10 @@ def unpack(
     scheme = next((scheme for scheme in SCHEMES if method in scheme.methods), None)
     if scheme is None:
         yield from tensors
-        if method:
-            yield Finding("packed", "warning", f"stays packed: weights that {method:.40} quantized are not put together here")
+        first = next((tensor.name for tensor in tensors if tensor.dtype[:1] in "IU"), "")
+        if method and first:
+            why = f"stays packed: weights that {method:.40} quantized are not put together here"
+            yield Finding("packed", "warning", why, tensor=first)
         return
     by_name = {tensor.name: tensor for tensor in tensors}
     wholes: list[Whole] = []
@@ -64,7 +66,7 @@ def unpack(
     if not kept and not wholes and tensors:
         where = next((tensor.name for tensor in tensors if tensor.name.rpartition(".")[2] in UNREAD), "")
         layout = f"{where} is of {UNREAD[where.rpartition('.')[2]]}, which is not read" if where else f"no weights of {method}"
-        yield Finding("packed", "warning", f"stays packed: {layout}", tensor=where)
+        yield Finding("packed", "warning", f"stays packed: {layout}", tensor=where or tensors[0].name)
     if kept:
         more = f" (and {len(kept) - 1} more)" if len(kept) > 1 else ""
         yield Finding("packed", "warning", f"stays packed{more}: {kept[0].reason}", tensor=kept[0].name)

@@ -290,7 +290,7 @@ LAYOUTS = {
     "sparse": (
         "compressed-tensors", {"format": "dense"}, ("compressed", "bitmask", "row_offsets"), "bitmask", "sparse layout",
     ),
-    "hqq": ("hqq", {}, ("W_q", "scale", "zero"), "", "weights that hqq quantized are not put together"),
+    "hqq": ("hqq", {}, ("W_q", "scale", "zero"), "W_q", "weights that hqq quantized are not put together"),
 }  # fmt: skip
 
 

@@ -1,0 +1,44 @@
+"""Methods whose packing is not read: they are called by their names, and whoever converts them is told that they stay packed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import Modelhub
+
+MODULE = "model.layers.0.self_attn.q_proj."
+EXL2 = {f"{MODULE}q_weight": torch.ones(8, 64, dtype=torch.int32), f"{MODULE}q_scale_max": torch.ones(2).half()}
+HQQ = {f"{MODULE}W_q": torch.ones(32, 64, dtype=torch.uint8), f"{MODULE}scale": torch.ones(64, 1).half()}
+
+
+def checkpoint(path: Path, settings: dict[str, object], tensors: dict[str, torch.Tensor]) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": settings}))
+    save_file({**tensors, "model.embed_tokens.weight": torch.ones(10, 64).half()}, path / "model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "label"),
+    [
+        ({"quant_method": "exl2", "bits": 4.25}, EXL2, "EXL2 4.25bpw"),
+        ({"quant_method": "hqq", "quant_config": {}}, HQQ, "HQQ"),
+    ],
+)
+def test_it_is_told_what_stays_packed(
+    modelhub: Modelhub, tmp_path: Path, settings: dict[str, object], tensors: dict[str, torch.Tensor], label: str
+) -> None:
+    path = checkpoint(tmp_path / "packed", settings, tensors)
+    assert modelhub("show", path, "--json").json["precision"] == label
+    report = modelhub("convert", path, "--to", "safetensors:f32", "--json").json
+    assert f"weights that {settings['quant_method']} quantized are not put together here" in " ".join(report["losses"])
+
+
+def test_settings_without_packed_weights_are_no_news(modelhub: Modelhub, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "plain", {"quant_method": "hqq"}, {})
+    assert modelhub("convert", path, "--to", "safetensors:f32", "--json").json["losses"] == []
