@@ -17,7 +17,8 @@ from modelhub import Detection, FileProblem, Listing, Rejected, read_json
 TREE, STEP, DATABASE, OLD = "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint"
 MARKS = (TREE, STEP, DATABASE, OLD)
 REACH = 4
-MAX_METADATA = 256 << 20
+MAX_METADATA, MAX_NOTE = 256 << 20, 1 << 20
+_NOTES = (STEP, "commit_success.txt", "metrics", "orbax.checkpoint")
 MAX_FILES = 90_000
 _PROCESS = re.compile(r"ocdbt\.process_\d+")
 _UNFINISHED = re.compile(r".+\.orbax-checkpoint-tmp(-\d+)?")
@@ -55,11 +56,12 @@ def _look(listing: Listing) -> Detection | Rejected | None:
         return None
     files = [listing.join(name) for name in sorted(listing.files, key=lambda name: (name not in MARKS, name))]
     if "" not in items:  # a step: what its items are not made of is not the step's, but for notes of Orbax's own
-        files = [path for path in files if os.path.basename(path) in (STEP, "commit_success.txt", "metrics")]
+        files = [path for path in files if os.path.basename(path) in _NOTES]
     else:
         files = [path for path in files if _own(os.path.basename(path))]
+    named = _named(listing)
     for name in listing.directories:
-        if "" in items or name in items or _is_note(listing.subdirectory(name)):
+        if "" in items or name in items or name in named or _is_note(listing.subdirectory(name)):
             files += _below(listing.subdirectory(name), 12)
         if len(files) > MAX_FILES:
             return Rejected(
@@ -95,13 +97,22 @@ def _has_arrays(listing: Listing) -> bool:
     return any(".zarray" in listing.subdirectory(name) for name in listing.directories[:64])
 
 
+def _named(listing: Listing) -> frozenset[str]:
+    """The items that a step says it has, trees or not (a data pipeline's state, for one)."""
+    try:
+        said = read_json(listing.file(STEP), limit=MAX_NOTE).get("item_handlers") if STEP in listing else None
+    except FileProblem:
+        said = None
+    return frozenset(said) if isinstance(said, dict) else frozenset()
+
+
 def _is_note(listing: Listing) -> bool:
     """An item of a step that is no tree: a document in JSON, as ``JsonSave`` writes it."""
     return set(listing.files) <= {"metadata", "commit_success.txt"} and "metadata" in listing and not listing.directories
 
 
 def _own(name: str) -> bool:
-    return name in (*MARKS, "_sharding", "_strings.json", "commit_success.txt") or name.startswith("manifest.")
+    return name in (*MARKS, *_NOTES, "_sharding", "_strings.json") or name.startswith("manifest.")
 
 
 def _name(listing: Listing) -> str:

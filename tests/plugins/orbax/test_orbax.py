@@ -60,6 +60,12 @@ def test_each_step_is_one_checkpoint(made: Path, tmp_path: Path, modelhub) -> No
     for name in ("run", "two", "zarr3-dirs"):
         shutil.copytree(made / name, tmp_path / name)
     (tmp_path / "run" / "20.npz").unlink()
+    step = tmp_path / "two" / "1"
+    metadata = json.loads((step / "_CHECKPOINT_METADATA").read_text())
+    metadata["item_handlers"]["input"] = "grain.python.PyGrainCheckpointHandler"
+    (step / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+    (step / "input").mkdir()
+    (step / "input" / "process_0-of-1.json").write_text("{}")
     summary = modelhub("scan", tmp_path, "--json").json
     assert (summary["found"], summary["unknown"]) == (4, 0)
     listed = {item["name"]: item for item in modelhub("ls", "--json").json}
