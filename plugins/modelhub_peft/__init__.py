@@ -17,6 +17,8 @@ def modelhub_formats() -> Iterator[Format]:
     yield Format(
         name="peft",
         title="PEFT adapter",
+        suffixes=tuple(layout.WEIGHTS),
+        detect=layout.detect,
         detect_directory=layout.detect_directory,
         read=layout.read,
     )

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from modelhub import (
     Checkpoint,
     Detection,
+    File,
     FileProblem,
     Finding,
     InvalidFile,
@@ -43,8 +45,20 @@ def detect_directory(listing: Listing) -> Detection | Rejected | None:
     weights = next((name for name in WEIGHTS if name in listing), None)
     beside = [name for name in BESIDE if name in listing]
     files = [listing.join(name) for name in ([weights] if weights else []) + [CONFIG, *beside]]
-    # More than a directory of a model claims: a base and its adapter may lie side by side, and then each has its own weights.
     return Detection(files, confidence=95, missing=() if weights else (next(iter(WEIGHTS)),))
+
+
+def detect(file: File) -> Detection | None:
+    """The weights of an adapter whose directory is somebody else's, for its base lies there as well; or that the user named."""
+    if file.name not in WEIGHTS or CONFIG not in file.siblings:
+        return None
+    path = os.path.join(os.path.dirname(file.path), CONFIG)
+    try:
+        with File(path) as config:
+            parse(read_json(config, limit=MAX_CONFIG))
+    except (ValueError, FileProblem, OSError):
+        return None  # tensors all the same, of nobody knows what
+    return Detection([file.path, path], confidence=95)
 
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:

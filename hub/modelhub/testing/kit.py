@@ -65,6 +65,9 @@ class Kit:
     """Those of the declared dtypes that the library behind ``write`` can write; None: all that NumPy has. To be named where the
     format declares none."""
 
+    directory: ClassVar[bool | None] = None
+    """Whether ``write`` makes a directory; None: where the format has no ``detect``."""
+
     def write(self, path: Path, tensors: Arrays) -> None:
         """Make a real file at ``path``, with a library that is not the plugin under test."""
         raise NotImplementedError(
@@ -92,7 +95,7 @@ class Kit:
 
     @property
     def is_directory(self) -> bool:
-        return self.subject.detect is None
+        return self.subject.detect is None if self.directory is None else self.directory
 
     def numpy_dtypes(self) -> list[np.dtype[Any]]:
         """What of the declared dtypes ``write`` is asked for."""

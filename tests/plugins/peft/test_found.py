@@ -116,6 +116,25 @@ def test_the_tokenizer_of_an_adapter_goes_with_its_embeddings(base: Path, tmp_pa
     assert "base" in (tmp_path / "same-out" / "tokenizer.json").read_text()
 
 
+def test_a_base_and_its_adapter_in_one_directory(base: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    together = tmp_path / "together"
+    llama().save_pretrained(together)
+    trained(llama(), LORA, together)
+    modelhub("scan", tmp_path)
+    assert {model["path"]: model["format"] for model in modelhub("ls", "--json").json} == {
+        "together": "huggingface",
+        "together/adapter_model.safetensors": "peft",
+    }
+    weights = together / "adapter_model.safetensors"
+    assert modelhub("show", weights, "--json").json["metadata"]["rank"] == 4
+    modelhub("merge", together, "--adapter", weights, "-o", tmp_path / "out")
+    ours = state(tmp_path / "out")
+    (adapter := tmp_path / "alone").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (together / name).rename(adapter / name)
+    assert worst(ours, merged_by_peft(base, adapter))[1] < 3e-6
+
+
 def test_shards_in_half_precision(adapter: Path, tmp_path: Path, modelhub: Modelhub) -> None:
     llama(torch.float16).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
