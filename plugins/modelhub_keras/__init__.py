@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from modelhub import Check, Format, Op, hookimpl
 
-from modelhub_keras import checks, container, quantized
+from modelhub_keras import checks, container, lzf, quantized
 from modelhub_keras.reader import HDF5_SUFFIXES, SUFFIXES, detect, detect_plain, read
 
 DTYPES = (
@@ -53,3 +53,4 @@ def modelhub_checks() -> Iterator[Check]:
 @hookimpl
 def modelhub_ops() -> Iterator[Op]:
     yield from quantized.OPS
+    yield from lzf.OPS

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modelhub import Extent, Inline, InvalidFile, Node, Tensor, dtypes, ops
 
-from modelhub_keras import attributes, types
+from modelhub_keras import attributes, lzf, types
 from modelhub_keras.chunks import OLD, Chunk, Index, chunks, index_of
 from modelhub_keras.container import (
     DATASPACE,
@@ -33,8 +33,10 @@ MAX_CHUNKS = 20_000
 """Of one dataset; a table holds a few numbers for each."""
 COMPACT, CONTIGUOUS, CHUNKED, VIRTUAL = range(4)
 _DEFLATE, _SHUFFLE, _FLETCHER = 1, 2, 3
+_ORDER = (_SHUFFLE, _DEFLATE, lzf.FILTER, _FLETCHER)
+"""In which chunks go through the filters that are read."""
 _FILTERS = {
-    4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32015: "Zstandard",
+    4: "szip", 5: "nbit", 6: "scaleoffset", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32015: "Zstandard",
 }  # fmt: skip
 """Those that are not read, by their registered numbers."""
 
@@ -66,7 +68,9 @@ class Dataset:
         if self.kind.opaque:  # older files leave the note out, and had but one such type
             noted = attributes.text(file, entry.address, "dtype")
             self.kind = types.of_opaque(self.kind, noted if isinstance(noted, str) else "bfloat16")
-        self.shape = types.shape(Cursor(space, self.where), file)
+        found = types.shape_and_limits(Cursor(space, self.where), file)
+        self.shape: tuple[int, ...] | None = found[0] if found else None
+        self.limits: tuple[int, ...] = found[1] if found else ()
 
     @property
     def leads_out(self) -> str:
@@ -198,9 +202,9 @@ class Dataset:
     def _chunked(self, shape: tuple[int, ...], place: Place) -> tuple[Value | None, str]:
         index = self.layout.chunks or Index(OLD, self.layout.address, ())
         codes, sides = self._codes(), index.sides
-        if strange := next((code for code in codes if code not in (_DEFLATE, _SHUFFLE, _FLETCHER)), None):
+        if strange := next((code for code in codes if code not in _ORDER), None):
             return None, f"dataset compressed with {_FILTERS.get(strange, f'filter {strange}')}, which is not read"
-        if codes != sorted(codes, key=(_SHUFFLE, _DEFLATE, _FLETCHER).index) or len(codes) != len(set(codes)):
+        if codes != sorted(codes, key=_ORDER.index) or len(codes) != len(set(codes)) or {_DEFLATE, lzf.FILTER} <= set(codes):
             return None, f"dataset with filters in the order {codes}, which is not read"
         if len(sides) != len(shape) or 0 in sides or not shape:
             raise InvalidFile(f"{self.where}: chunks of {list(sides)} in {list(shape)}")
@@ -211,7 +215,9 @@ class Dataset:
         parts: list[Value] = []
         boxes: list[list[list[int]]] = []
         nbytes = dtypes.get(self.kind.dtype).nbytes(sides)
-        for chunk in chunks(self.file, index, shape, nbytes, self.where):
+        if lzf.FILTER in codes and nbytes > lzf.MAX_CHUNK:
+            return None, f"dataset compressed with LZF in chunks of {nbytes} bytes, which is more than is held in memory"
+        for chunk in chunks(self.file, index, shape, self.limits, nbytes, self.where):
             if chunk.corner not in missing:
                 continue  # left over from when the dataset was larger
             missing.discard(chunk.corner)
@@ -230,11 +236,13 @@ class Dataset:
         done = {code for number, code in enumerate(codes) if not chunk.skipped >> number & 1}
         nbytes = dtypes.get(dtype).nbytes(sides)
         stored = chunk.nbytes - (4 if _FLETCHER in done else 0)
-        if stored < 0 or (_DEFLATE not in done and stored != nbytes):
+        if stored < 0 or (done.isdisjoint((_DEFLATE, lzf.FILTER)) and stored != nbytes):
             raise InvalidFile(f"{self.where}: a chunk of {list(sides)} takes {nbytes} bytes, {stored} are stored")
         value: Value = place(self.file.start + chunk.address, stored)
         if _DEFLATE in done:
             value = ops.inflate(value, nbytes=nbytes, method="zlib")
+        elif lzf.FILTER in done:
+            value = ops.node("hdf5.lzf", value, nbytes=nbytes)
         size = dtypes.get(dtype).block_bytes
         if _SHUFFLE in done and size > 1:
             value = ops.strided(value, "U8", (nbytes // size, size), (1, nbytes // size))

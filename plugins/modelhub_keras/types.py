@@ -118,6 +118,12 @@ def _enumeration(data: Cursor, members: int, size: int, version: int) -> Kind:
 
 def shape(data: Cursor, file: Container) -> tuple[int, ...] | None:
     """The shape in a dataspace message; None where there are no elements at all, not even none of a shape."""
+    found = shape_and_limits(data, file)
+    return found and found[0]
+
+
+def shape_and_limits(data: Cursor, file: Container) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The same with the sides that there may be at the most: -1 for no limit."""
     version, rank, flags = data.number(1), data.number(1), data.number(1)
     if version not in (1, 2) or rank > MAX_RANK:
         raise InvalidFile(f"{data.what}: a shape of version {version} with {rank} sides")
@@ -126,5 +132,9 @@ def shape(data: Cursor, file: Container) -> tuple[int, ...] | None:
             return None
     else:
         data.take(5)
-    del flags
-    return tuple(data.number(file.lengths) for _ in range(rank))
+    sides = tuple(data.number(file.lengths) for _ in range(rank))
+    if not flags & 1:
+        return sides, sides
+    endless = (1 << 8 * file.lengths) - 1
+    found = tuple(data.number(file.lengths) for _ in range(rank))
+    return sides, tuple(-1 if limit == endless else limit for limit in found)

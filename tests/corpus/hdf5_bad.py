@@ -31,6 +31,15 @@ def chunked() -> bytes:
     return data.getvalue()
 
 
+def growing() -> bytes:
+    """Datasets whose chunks are in arrays, fixed and extensible."""
+    data = io.BytesIO()
+    with h5py.File(data, "w", libver="latest") as file:
+        file.create_dataset("fixed", data=np.ones((9, 7), "f4"), chunks=(2, 2), maxshape=(20, 7), compression="lzf")
+        file.create_dataset("grows", data=np.ones((70, 3), "f4"), chunks=(1, 2), maxshape=(None, 9))
+    return data.getvalue()
+
+
 def good(layers: int = 40, **settings: Any) -> bytes:
     """Weights as Keras 3 lays them out, and enough of them for a B-tree of some nodes."""
     data = io.BytesIO()

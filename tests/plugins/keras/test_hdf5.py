@@ -15,6 +15,7 @@ from modelhub.engine import read_tensor
 from modelhub.found import Found
 from modelhub.testing import FormatConformance
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from tests.conftest import Modelhub
 
@@ -83,13 +84,21 @@ def test_every_layout_is_read_to_the_bit(tmp_path: Path, settings: dict[str, Any
             assert read_tensor(tensor).tobytes() == want.astype(want.dtype.newbyteorder("<")).tobytes(), name
 
 
-def test_the_latest_format_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_the_latest_format_is_read(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
         file["model/w"], file["model/b"] = random.random((5, 7)), random.random(7).astype(">f4")
         file["flags"], file["pairs"] = np.array([True, False]), np.zeros(3, "c8")
         grows = file.create_dataset("grows", data=random.random((40, 8)), chunks=(2, 2), maxshape=(None, 8))
         grows.resize((50, 8))
+        for name, shape, limits, sides in (
+            ("down", (4, 10), (4, None), (2, 2)), ("across", (6, 7, 4), (9, None, 6), (2, 3, 3)),
+            ("long", (5000,), (None,), (1,)), ("may_grow", (4, 5), (9, 8), (2, 3)), ("may_grow_long", (1500,), (9000,), (1,)),
+        ):  # fmt: skip
+            file.create_dataset(name, data=random.random(shape), chunks=sides, maxshape=limits)
+            file.create_dataset(f"{name}_packed", data=random.random(shape), chunks=sides, maxshape=limits, compression="gzip")
+        holes = file.create_dataset("holes", (9000,), "f4", chunks=(3,), maxshape=(None,), fillvalue=1.5)
+        holes[8000:8010], holes[4] = 7, 2
         both = file.create_dataset("both", data=random.random((90, 80)), chunks=(4, 3), maxshape=(None, None), compression="gzip")
         both.resize((77, 81))
         file.create_dataset("plain", data=random.random((90, 80)), chunks=(2, 3))
@@ -107,7 +116,6 @@ def test_the_latest_format_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     table = look(tmp_path / "a.h5").load_table().by_name
     with h5py.File(tmp_path / "a.h5") as file:
         assert set(table) == {"model/w", "model/b", *(name for name in file if name != "model")}
-        assert "latest format" in table.pop("grows").unsupported
         for name, tensor in table.items():
             want = file[name][()]
             assert read_tensor(tensor).tobytes() == want.astype(want.dtype.newbyteorder("<")).tobytes(), name
@@ -126,9 +134,33 @@ def test_groups_of_many_members_in_the_newer_format(tmp_path: Path, members: int
     assert {tensor.name for tensor in found.load_table().logical} == want
 
 
+def test_lzf(tmp_path: Path, modelhub: Modelhub) -> None:
+    random = np.random.default_rng(0)
+    arrays = {
+        "random": random.standard_normal((60, 50)).astype("f4"),
+        "rows": np.repeat(random.standard_normal((20, 50)).astype("f4"), 3, 0),
+        "same": np.full((100, 99), 0.25, "f8"),
+        "steps": np.arange(40_000, dtype="i4").reshape(200, 200) // 7,
+    }
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, chunks=(40, 40), compression="lzf")
+            file.create_dataset(f"{name}_shuffled", data=array, compression="lzf", shuffle=True, fletcher32=True)
+        place = file["rows"].id.get_chunk_info(0)
+    modelhub("convert", tmp_path / "a.h5", "--to", "safetensors", "-o", tmp_path / "a.safetensors")
+    found = load_file(tmp_path / "a.safetensors")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(found[f"{name}_shuffled"], array)
+    data = bytearray((tmp_path / "a.h5").read_bytes())
+    data[place.byte_offset : place.byte_offset + 2] = b"\xff\xff"
+    (tmp_path / "bad.h5").write_bytes(data)
+    answer = modelhub("convert", tmp_path / "bad.h5", "--to", "safetensors", "-o", tmp_path / "bad.safetensors", status=3)
+    assert "LZF" in answer.stderr
+
+
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("lzf", data=np.zeros((10, 10)), compression="lzf")
         file.create_dataset("scaled", data=np.arange(100), scaleoffset=0)
         file.create_dataset("many", (1 << 40,), "f4", chunks=(1 << 16,))[7] = 1
         file["texts"], file["empty"] = ["a", "b"], h5py.Empty("f4")
@@ -138,7 +170,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         file["good"] = np.ones(3, "f4")
     found = {tensor.name: tensor.unsupported for tensor in look(tmp_path / "a.h5").load_table().logical}
     words = {
-        "lzf": "LZF", "scaled": "scaleoffset", "many": "chunks, at most", "texts": "texts", "empty": "without a shape",
+        "scaled": "scaleoffset", "many": "chunks, at most", "texts": "texts", "empty": "without a shape",
         "records": "records", "lists": "lists of any length", "links": "references",
     }  # fmt: skip
     assert found.pop("good") == ""

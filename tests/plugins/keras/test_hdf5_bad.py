@@ -14,7 +14,7 @@ from modelhub_keras.container import Container
 from modelhub_keras.groups import walk
 
 from tests.conftest import Modelhub
-from tests.corpus.hdf5_bad import BAD, chunked, good, whole
+from tests.corpus.hdf5_bad import BAD, chunked, good, growing, whole
 
 
 def test_each_is_refused_in_words_and_holds_nobody_up(tmp_path: Path, modelhub: Modelhub) -> None:
@@ -41,7 +41,7 @@ def everything(data: bytes) -> None:
     attributes.text(file, file.root, "model_config")
 
 
-BASES = (good(2), whole(), good(12, libver="latest"), chunked())
+BASES = (good(2), whole(), good(12, libver="latest"), chunked(), growing())
 
 
 @settings(max_examples=400, deadline=None)
