@@ -136,6 +136,21 @@ def _broadcasts(small: Sequence[int], whole: Sequence[int]) -> bool:
     return len(aligned) == len(whole) and all(side in (1, other) for side, other in zip(aligned, whole, strict=True))
 
 
+def halved(model: Model) -> dict[str, str]:
+    """Constants that were stored in half precision -> the names that they had before: those of the conversions behind them
+    (``ov::pass::CompressFloatConstants``)."""
+    taken = {constant.name for constant in model.constants}
+    found: dict[str, str] = {}
+    for graph in model.graphs:
+        for step in graph.values():
+            source = graph.get(step.inputs.get(0, "")) if step.type == "Convert" else None
+            constant = source.constant if source else None
+            if constant and constant.name == f"{step.name}_compressed" and step.name not in taken:
+                found[constant.name] = step.name
+                taken.add(step.name)
+    return found
+
+
 def logical(model: Model, path: str) -> tuple[list[Tensor], set[str]]:
     """(the weights that are meant, the names of the constants that they are made of). Weights whose parts do not have the bytes
     that their shapes take stay as they are, for the core to say so."""

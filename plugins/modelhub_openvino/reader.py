@@ -53,13 +53,16 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata]:
 def _constants(model: Model, path: str) -> Iterator[Tensor | int]:
     """Tensors, and a 1 for each constant that is none. ``path``: of the `.bin`, "" where it is not there."""
     meant, parts = compressed.logical(model, path) if path else ([], set())
-    given = results(model)
+    given, names = results(model), compressed.halved(model)
     for constant in model.constants:
         if not is_weight(constant) and constant.name not in parts and constant.name not in given:
             yield 1
         elif path:
             tensor = _tensor(constant, path)
-            yield tensor._replace(view="stored") if constant.name in parts else tensor
+            if constant.name in parts:
+                yield tensor._replace(view="stored")
+            else:
+                yield tensor._replace(name=names.get(constant.name, constant.name))
         else:
             kind = DTYPES.get(constant.kind, constant.kind[:40])
             yield Tensor(constant.name, kind, constant.shape, None, unsupported="no .bin")

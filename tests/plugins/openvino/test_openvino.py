@@ -158,6 +158,15 @@ def test_compressed_weights_are_what_openvino_computes(compressed: Path, tmp_pat
             np.testing.assert_allclose(arrays[name], told[name], rtol=1e-3, atol=1e-6, err_msg=name)
 
 
+def test_weights_in_half_precision_keep_their_names(tmp_path: Path, modelhub) -> None:
+    """`save_model` calls them NAME_compressed, and converts them to what they were."""
+    program = BUILD.replace("compress_to_fp16=False", "compress_to_fp16=True")
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "half.xml")], check=True, timeout=120)
+    assert b"conv/weight_compressed" in (tmp_path / "half.xml").read_bytes()
+    shown = modelhub("show", tmp_path / "half.xml", "--tensors", "--json").json
+    assert ("conv/weight", "F16") in {(item["name"], item["dtype"]) for item in shown["tensors"]}
+
+
 def test_compressed_weights_with_damage_stay_as_they_are(compressed: Path, tmp_path: Path, modelhub) -> None:
     text = (compressed / "compressed.xml").read_text()
     (tmp_path / "compressed.bin").write_bytes((compressed / "compressed.bin").read_bytes())
