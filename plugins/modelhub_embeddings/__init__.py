@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from modelhub import Format, Op, hookimpl
 
-from modelhub_embeddings import fasttext, rows, word2vec
+from modelhub_embeddings import fasttext, quantizer, rows, word2vec
 
 
 @hookimpl
@@ -32,4 +32,5 @@ def modelhub_formats() -> Iterator[Format]:
 
 @hookimpl
 def modelhub_ops() -> Iterator[Op]:
+    yield quantizer.OP
     yield from rows.OPS

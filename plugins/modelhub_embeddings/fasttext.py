@@ -1,7 +1,7 @@
 """fastText's models: arguments, a dictionary, the input matrix (words, then the buckets of their pieces) and the output matrix.
 
 (``src/fasttext.cc``, ``args.cc``, ``dictionary.cc``, ``densematrix.cc``, ``quantmatrix.cc``, ``productquantizer.cc``.)
-A quantized model (``.ftz``) holds codes and centroids; they are listed as what they are.
+Of a quantized model (``.ftz``) the matrix is what its codes stand for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from modelhub import Checkpoint, Detection, Extent, File, IncompleteFile, InvalidFile, Metadata, Tensor, UnsupportedFile
+from modelhub import Checkpoint, Detection, Extent, File, IncompleteFile, InvalidFile, Metadata, Tensor, UnsupportedFile, ops
 
 MAGIC = (793712314).to_bytes(4, "little")
 VERSION = 12
@@ -112,18 +112,29 @@ def _matrix(cursor: _Cursor, name: str, quantized: bool) -> Iterator[Tensor]:
     if not quantized:
         yield plain(name, "F32", (rows, columns), 4 * rows * columns)
         return
-    codes = cursor.number("i")
-    if not 0 <= codes < 1 << 40 or (rows and codes % rows):
-        raise InvalidFile(f"{file.name}: {codes} codes for the {rows} rows of the {name} matrix")
-    yield plain(f"{name}.codes", "U8", (rows, codes // max(1, rows)), codes)
-    yield from _quantizer(cursor, f"{name}.centroids", plain)
+    count = cursor.number("i")
+    if not 0 <= count < 1 << 40 or not rows or count % rows or not columns:
+        raise InvalidFile(f"{file.name}: {count} codes for the {rows} rows of the {name} matrix")
+    parts = [plain(f"{name}.codes", "U8", (rows, count // rows), count)]
+    part = _quantizer(cursor, f"{name}.centroids", columns, plain, parts)
     if normed:
-        yield plain(f"{name}.norm_codes", "U8", (rows,), rows)
-        yield from _quantizer(cursor, f"{name}.norm_centroids", plain)
+        parts.append(plain(f"{name}.norm_codes", "U8", (rows,), rows))
+        _quantizer(cursor, f"{name}.norm_centroids", 1, plain, parts)
+    if count // rows != -(-columns // part):
+        raise InvalidFile(f"{file.name}: {count // rows} codes a row, for {columns} columns in parts of {part}")
+    for stored in parts:
+        yield stored._replace(view="stored")
+    values = [ops.typed(stored.value, stored.dtype, stored.shape) for stored in parts if stored.value is not None]
+    whole = ops.node("fasttext.pq", *values, dim=columns, part=part)
+    yield Tensor(name, "F32", (rows, columns), whole, view="logical")
 
 
-def _quantizer(cursor: _Cursor, name: str, plain: Any) -> Iterator[Tensor]:
-    dim, *_ = (cursor.number("i") for _ in range(4))
-    if not 0 < dim < 1 << 24:
-        raise InvalidFile(f"{cursor.file.name}: {name} are of {dim} dimensions")
-    yield plain(name, "F32", (256, dim), 4 * 256 * dim)
+def _quantizer(cursor: _Cursor, name: str, wanted: int, plain: Any, parts: list[Tensor]) -> int:
+    """Takes the centroids to ``parts``; the length of the parts that a row is cut into."""
+    dim, _, part, last = (cursor.number("i") for _ in range(4))
+    if dim != wanted or not 0 < part <= dim or (last != dim % part and last != part):
+        raise InvalidFile(
+            f"{cursor.file.name}: {name} are of {dim} in parts of {part} and {last}, rows of {wanted} were expected"
+        )
+    parts.append(plain(name, "F32", (256 * dim,), 4 * 256 * dim))
+    return part
