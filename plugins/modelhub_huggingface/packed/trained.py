@@ -1,7 +1,7 @@
-"""Weights that were trained for Q4_0 and are shipped in 16 bits (Gemma's "qat-q4_0-unquantized"): told by looking at a few of them.
+"""Weights that were trained for Q4_0 and are shipped in 16 bits (Gemma's "qat-q4_0-unquantized"): told by looking at a few.
 
-Every 32 neighbours of a row are a scale times whole numbers from -8 to 7, rounded. Weights are not read to index a drive: only where
-a directory's name says "qat" are some blocks looked at, a few kilobytes in all.
+Every 32 neighbours of a row are a scale times whole numbers from -8 to 7, rounded. Weights are not read to index a drive: only
+where a directory's name says "qat" are some blocks looked at, a few kilobytes in all.
 """
 
 from __future__ import annotations
