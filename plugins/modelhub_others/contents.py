@@ -19,6 +19,12 @@ TENSORRT = b"ftrt"
 """``kPLAN_FILE_TAG`` (TensorRT ``samples/common/sampleEngines.cpp``)."""
 APE = b"MZqFpD="
 """How Cosmopolitan's Actually Portable Executables start (``ape/ape.S``)."""
+CATBOOST = b"CBM1"
+"""``MODEL_FILE_DESCRIPTOR_CHARS`` (CatBoost ``libs/model/model.cpp``)."""
+HAILO = b"\x01HEF"
+"""HailoRT ``hef/hef_internal.hpp``."""
+LITERTLM = b"LITERTLM"
+"""LiteRT-LM ``schema/core/litertlm_header.h``."""
 MAX_PREFIX = 1 << 20
 MAX_UNPACKED = 64 << 10
 
@@ -120,6 +126,57 @@ def pt2(file: File) -> str | None:
         if member.name == "serialized_exported_program.json":
             return "a program of torch.export"
     return None
+
+
+def darknet(file: File) -> str | None:
+    """Version 0.1 or 0.2 in three 32-bit numbers, how many images were seen (32 bits, since 0.2 64), then floats alone
+    (``src/parser.c``, ``load_weights_upto``)."""
+    major, minor, revision = (int.from_bytes(file.head[at : at + 4], "little") for at in (0, 4, 8))
+    header = 20 if minor == 2 else 16
+    if major or minor not in (1, 2) or revision > 9 or file.size <= header or (file.size - header) % 4:
+        return None
+    return f"Darknet's weights, {(file.size - header) // 4:,} of them"
+
+
+def mxnet(file: File) -> str | None:
+    """0x112 and zero, 64 bits each, then how many arrays (``src/ndarray/ndarray.cc``, ``kMXAPINDArrayListMagic``)."""
+    if file.head[:16] != (0x112).to_bytes(8, "little") + bytes(8) or file.size < 24:
+        return None
+    return f"MXNet's parameters, {int.from_bytes(file.head[16:24], 'little'):,} arrays"
+
+
+def torch7(file: File) -> str | None:
+    """An object or a table of objects of Lua's Torch, whose version is "V 1" (torch7 ``File.lua``)."""
+    kind = int.from_bytes(file.head[:4], "little")
+    versioned = re.search(rb"\x03\0\0\0V 1", file.head[:256])
+    return "an object of Lua's Torch" if kind in (3, 4) and versioned else None
+
+
+def catboost(file: File) -> str | None:
+    return "a CatBoost model" if file.head.startswith(CATBOOST) else None
+
+
+def hailo(file: File) -> str | None:
+    return "a Hailo executable" if file.head.startswith(HAILO) else None
+
+
+def litertlm(file: File) -> str | None:
+    return "a LiteRT-LM bundle" if file.head.startswith(LITERTLM) else None
+
+
+def snpe(file: File) -> str | None:
+    """A zip with ``dlc.metadata`` (Qualcomm's "Deep Learning Container")."""
+    if not file.head.startswith(b"PK\x03\x04"):
+        return None
+    return "a Qualcomm deep learning container" if any(item.name == "dlc.metadata" for item in zip_members(file)) else None
+
+
+def mediapipe(file: File) -> str | None:
+    """A zip of TensorFlow Lite models ("model asset bundle")."""
+    if not file.head.startswith(b"PK\x03\x04"):
+        return None
+    models = [item.name for item in zip_members(file) if item.name.endswith(".tflite")]
+    return f"a MediaPipe task of {len(models)} TensorFlow Lite model{'s' * (len(models) != 1)}" if models else None
 
 
 def unpacked(file: File) -> bytes:

@@ -52,6 +52,15 @@ FILES = {
     "late.nemo": (tar({"tokenizer.model": bytes(90_000), "model_config.yaml": b"a: 1\n"}), "nemo", "a NeMo archive"),
     "serve.mar": (zipped(MAR), "torchserve", "runs the code in it"),
     "tiny.llamafile": (zipped({"tiny.gguf": b"GGUF", ".args": b"-m"}, b"MZqFpD='\n" + bytes(300)), "llamafile", "unzip takes"),
+    "yolo.weights": (struct.pack("<3iQ", 0, 2, 5, 32_013_312) + bytes(400), "darknet", "Darknet's weights, 100 of them"),
+    "older.weights": (struct.pack("<3ii", 0, 1, 0, 800) + bytes(400), "darknet", "neither names nor shapes"),
+    "res-0000.params": (struct.pack("<3Q", 0x112, 0, 7) + bytes(90), "mxnet", "MXNet's parameters, 7 arrays"),
+    "net.t7": (struct.pack("<3i", 4, 1, 3) + b"V 1" + struct.pack("<i", 13) + b"nn.Sequential", "torch7", "an object of Lua's"),
+    "trees.cbm": (b"CBM1" + bytes(60), "catboost", "a CatBoost model"),
+    "chip.hef": (b"\x01HEF" + bytes(60), "hailo", "a Hailo executable"),
+    "phone.dlc": (zipped({"model": b"x", "model.params": b"y", "dlc.metadata": b"z"}), "snpe", "SNPE"),
+    "hand.task": (zipped({"hand_detector.tflite": b"x", "hand_landmarks.tflite": b"y"}), "mediapipe", "2 TensorFlow Lite models"),
+    "gemma.litertlm": (b"LITERTLM" + bytes(60), "litertlm", "a LiteRT-LM bundle"),
 }  # fmt: skip
 
 
