@@ -70,7 +70,7 @@ docs: $(VENV)/.test
 	@for script in docs/generate*.py; do $(BIN)/python "$$script" || exit 1; done
 
 bench: $(VENV)/.test
-	@for name in conversion quantization encoding codecs indexing onnx_indexing merging packed tensorflow_checkpoints digests startup watching; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in conversion quantization encoding codecs indexing onnx_indexing merging packed tensorflow_checkpoints orbax_checkpoints digests startup watching; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 wheel: $(VENV)/.test
 	@$(BIN)/python -m build --wheel
