@@ -1,9 +1,10 @@
 """What quantized weights stand for: the tensors that a model means, by its own scales and zero points.
 
-Three layouts are understood: weights that a ``DequantizeLinear`` decodes, those that onnxruntime's quantizer names
-``NAME_quantized`` beside ``NAME_scale`` and ``NAME_zero_point`` (``quantization/quant_utils.py``), and the blocks of
-``MatMulNBits`` (onnxruntime ``docs/ContribOperators.md``). Each becomes one F32 tensor under the name that it had before; its
-parts stay in the table of what is stored. Anything else is left as it is.
+Three layouts are understood: weights that a ``DequantizeLinear`` decodes (what its newer versions allow is in
+`modelhub_onnx.dequantize`), those that onnxruntime's quantizer names ``NAME_quantized`` beside ``NAME_scale`` and
+``NAME_zero_point`` (``quantization/quant_utils.py``), and the blocks of ``MatMulNBits`` (onnxruntime
+``docs/ContribOperators.md``). Each becomes one F32 tensor under the name that it had before; its parts stay in the table of what
+is stored. Anything else is left as it is.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 
 from modelhub import Checkpoint, Extent, Inline, Node, Op, Tensor, dtypes, ops, protobuf
 
+from modelhub_onnx import dequantize
 from modelhub_onnx.model import Model, Use
 
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32")
+_DQ_NAME = re.compile(r"_DQ_Q\d+$")
 _BLOCK_NAME = re.compile(r"_Q\d+(G\d+)?$")
 
 
@@ -37,8 +40,11 @@ def tensors(model: Model, checkpoint: Checkpoint) -> list[Tensor]:
 def _wholes(model: Model, by_name: Mapping[str, Tensor], checkpoint: Checkpoint) -> Iterator[tuple[Tensor, list[str]]]:
     """(the tensor that is meant, the names of the tensors that it is made of)."""
     for use in model.uses:
-        if use.operator == "DequantizeLinear" and len(use.inputs) > 1 and not use.numbers.get("block_size"):
-            yield from _affine(by_name, use.inputs, use.numbers.get("axis", 1), checkpoint)
+        if use.operator == "DequantizeLinear" and len(use.inputs) > 1:
+            plain = list(
+                () if use.numbers.get("block_size") else _affine(by_name, use.inputs, use.numbers.get("axis", 1), checkpoint)
+            )
+            yield from plain or _linear(by_name, use)
         elif use.operator == "MatMulNBits":
             yield from _blocks(by_name, use)
     for name, tensor in by_name.items():
@@ -78,6 +84,21 @@ def _affine(
         return
     used = [weight.name, scale.name, *([zero.name] if zero else [])]
     yield Tensor(weight.name.removesuffix("_quantized"), "F32", weight.shape, made, view="logical"), used
+
+
+def _linear(by_name: Mapping[str, Tensor], use: Use) -> Iterator[tuple[Tensor, list[str]]]:
+    """What else a ``DequantizeLinear`` may be: of four bits, in blocks, with scales in half precision."""
+    weight, scale = by_name.get(use.inputs[0]), by_name.get(use.inputs[1])
+    named = use.inputs[2] if len(use.inputs) > 2 else ""
+    zero = by_name.get(named) if named else None
+    if weight is None or scale is None or (named and zero is None) or len(weight.shape) < 2:
+        return
+    axis = use.numbers.get("axis", 1)
+    axis += len(weight.shape) if axis < 0 else 0
+    made = dequantize.whole(weight, scale, zero, axis, use.numbers.get("block_size", 0))
+    if made:
+        name = _DQ_NAME.sub("", weight.name.removesuffix("_quantized"))
+        yield Tensor(name, "F32", weight.shape, made, view="logical"), [weight.name, scale.name, *([zero.name] if zero else [])]
 
 
 def _number(tensor: Tensor, checkpoint: Checkpoint) -> float | int | None:
@@ -171,6 +192,7 @@ def _unpacked(data: Any, bits: int) -> Any:
 
 
 OPS = (
+    *dequantize.OPS,
     Op(
         name="dequant.onnx_blocks",
         rows=_rows,
