@@ -75,7 +75,7 @@ def nbytes_of(scalar: int, shape: Sequence[int]) -> int:
 def tensor(name: str, scalar: int, shape: tuple[int, ...], order: Sequence[int], place: Segment, file: File) -> Tensor:
     """A tensor whose bytes begin at ``place``. ``order``: its sides, from that with the largest stride to that with the least."""
     if scalar not in SCALARS:
-        return Tensor(name, f"type {scalar}", shape, None, unsupported=f"elements of ExecuTorch's type {scalar}")
+        return Tensor(name, f"type {scalar}", shape, None, unsupported=f"tensor of ExecuTorch's type {scalar}")
     where, dtype = f"{file.name}: {name!r:.200}", SCALARS[scalar]
     wanted = nbytes_of(scalar, shape)
     if wanted > place.nbytes:

@@ -7,6 +7,7 @@ there. What a delegate (XNNPACK, Core ML, ...) took over is in its own format, a
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,19 +22,52 @@ TENSOR_VALUE, KERNEL, DELEGATE = 5, 1, 2
 EXTERNAL = 1
 MAX_PLANS = 1000
 _SHOWN = 64
+_IDENTIFIER = re.compile(rb"(ET|FT)\d\d")
 
 
 def detect(file: File) -> Detection | None:
-    """The FlatBuffers identifier: ``ET12`` or ``FT01``."""
-    return Detection([file.path], confidence=90) if re.fullmatch(rb"(ET|FT)\d\d", file.head[4:8]) else None
+    """The FlatBuffers identifier: ``ET12`` or ``FT01``. Where one program stands in a directory, the tensors there are its."""
+    if not _IDENTIFIER.fullmatch(file.head[4:8]):
+        return None
+    names = {suffix: [name for name in file.siblings or () if name.lower().endswith(suffix)] for suffix in (".pte", ".ptd")}
+    if len(names[".pte"]) != 1 or not names[".ptd"] or not file.name.lower().endswith((".pte", ".ptd")):
+        return Detection([file.path], confidence=90)
+    directory = os.path.dirname(file.path)
+    paths = [os.path.join(directory, name) for name in (*names[".pte"], *names[".ptd"])]
+    if not all(_is_ours(path) for path in paths if path != file.path):
+        return Detection([file.path], confidence=90)
+    return Detection(paths, confidence=91)
+
+
+def _is_ours(path: str) -> bool:
+    with File(path) as other:
+        return bool(_IDENTIFIER.fullmatch(other.head[4:8]))
 
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata]:
-    file = checkpoint.primary
-    if file.head[4:6] == b"FT":
-        yield from _tensors(opened(file, 1))
-    else:
-        yield from _program(opened(file, 4))
+    """The tensors of the files beside the program first: its own constants that stand there are none of it."""
+    values: dict[str, Any] = {}
+    outside: set[str] = set()
+    program: File | None = None
+    for file in checkpoint:
+        if file.head[4:6] != b"FT":
+            program = file
+            continue
+        for record in _tensors(opened(file, 1)):
+            if isinstance(record, Metadata):
+                values["blobs"] = values.get("blobs", 0) + record.values.get("blobs", 0)
+            else:
+                outside.add(record.name)
+                yield record
+    if program is not None:
+        for found in _program(opened(program, 4)):
+            if isinstance(found, Metadata):
+                values = {**found.values, "blobs": values.get("blobs", 0) + found.values.get("blobs", 0)}
+            elif found.name not in outside:
+                yield found
+    if not values.get("blobs"):
+        values.pop("blobs", None)
+    yield Metadata(values=values, container="program" if program else "tensors")
 
 
 def _tensors(container: Container) -> Iterator[Tensor | Metadata]:
@@ -130,7 +164,7 @@ def _constant(name: str, value: Table, constants: _Constants) -> Tensor | None:
     scalar, order, buffer = value.number(0, "b"), value.numbers(3, "B"), value.number(5, "I")
     planned = value.table(6) is not None
     if extra is not None and extra.number(2, "b") == EXTERNAL and not planned:
-        return Tensor(name, _dtype(scalar), shape, None, unsupported="it stands in a .ptd file beside the program")
+        return Tensor(name, _dtype(scalar), shape, None, unsupported="constant of a .ptd file that is not beside the program")
     if buffer == 0:
         return None
     mutable = extra.number(0, "Q") if planned and extra is not None else 0 if planned else None

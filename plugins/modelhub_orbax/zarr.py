@@ -94,11 +94,11 @@ def zarr2(said: Mapping[str, Any], where: str) -> Layout:
     if compressor is not None:
         kind = compressor.get("id") if isinstance(compressor, dict) else compressor
         if kind not in COMPRESSIONS:
-            unsupported = unsupported or f"chunks compressed by {kind!r:.40}"
+            unsupported = unsupported or f"array in chunks compressed by {kind!r:.40}"
         else:
             packing = (str(kind),)
     if said.get("filters"):
-        unsupported = unsupported or "chunks with filters"
+        unsupported = unsupported or "array in chunks with filters"
     rank = len(shape)
     order = tuple(range(rank)) if said.get("order", "C") == "C" else tuple(range(rank))[::-1]
     separator = said.get("dimension_separator", ".")
@@ -118,7 +118,7 @@ def zarr3(said: Mapping[str, Any], where: str) -> Layout:
     unsupported = "" if dtype else f"array of dtype {name!r:.60}"
     grid, _ = _named(said.get("chunk_grid"), where)
     if grid != "regular":
-        unsupported = unsupported or f"chunks in a grid {grid!r:.40}"
+        unsupported = unsupported or f"array in chunks in a grid {grid!r:.40}"
     chunk = _sides(_configured(said.get("chunk_grid"), "chunk_shape"), where, "chunk_shape", 1)
     keys, told = _named(said.get("chunk_key_encoding"), where)
     lead, usual = ("c", "/") if keys == "default" else ("", ".")
@@ -126,7 +126,7 @@ def zarr3(said: Mapping[str, Any], where: str) -> Layout:
     if keys not in ("default", "v2") or separator not in ("/", "."):
         raise InvalidFile(f"{where}: chunk_key_encoding {said.get('chunk_key_encoding')!r:.80}")
     if said.get("storage_transformers"):
-        unsupported = unsupported or "chunks behind storage transformers"
+        unsupported = unsupported or "array in chunks behind storage transformers"
     layout = Layout(shape, chunk, dtype, said.get("fill_value"), separator=separator, lead=lead, kind=str(name)[:40])
     layout = _measured(replace(layout, unsupported=unsupported), where)
     return _coded(layout, said.get("codecs"), where, inside=False)
@@ -164,16 +164,16 @@ def _coded(layout: Layout, codecs: Any, where: str, *, inside: bool) -> Layout:
             layout, laid_out = replace(layout, big_endian=told.get("endian") == "big"), True
         elif name == "sharding_indexed" and not laid_out and not inside:
             if order != tuple(sorted(order)):
-                return replace(layout, unsupported="shards with transposed axes")
+                return replace(layout, unsupported="array in shards with transposed axes")
             layout, laid_out = _sharded(layout, told, where), True
         elif name in ("zstd", "gzip", "crc32c") and laid_out:
             packing.append(name)
         else:
-            return replace(layout, unsupported=layout.unsupported or f"chunks coded by {name!r:.40}")
+            return replace(layout, unsupported=layout.unsupported or f"array in chunks coded by {name!r:.40}")
     if not laid_out:
         raise InvalidFile(f"{where}: no codec makes bytes of its chunks")
     if layout.inner is not None and packing:
-        return replace(layout, unsupported="shards that are compressed as a whole")
+        return replace(layout, unsupported="array in shards that are compressed as a whole")
     return replace(layout, order=order, packing=tuple(packing))
 
 
@@ -186,7 +186,7 @@ def _sharded(layout: Layout, told: Mapping[str, Any], where: str) -> Layout:
     index = [_named(codec, where) for codec in told.get("index_codecs") or []]
     names = [name for name, _ in index]
     if names not in (["bytes"], ["bytes", "crc32c"]):
-        return replace(layout, unsupported=f"shards with an index coded by {names!r:.60}")
+        return replace(layout, unsupported=f"array in shards with an index coded by {names!r:.60}")
     inner = Layout(layout.chunk, chunk, layout.dtype, layout.fill)
     inner = _coded(inner, told.get("codecs"), where, inside=True)
     return replace(

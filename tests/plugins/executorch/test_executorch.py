@@ -33,12 +33,20 @@ def test_constants_are_the_models_weights(state: dict[str, Any], tmp_path: Path,
         assert array.shape == state[name].shape
 
 
-def test_tensors_outside_have_the_models_names(state: dict[str, Any], tmp_path: Path, modelhub) -> None:
-    found = converted(modelhub, FILES / "ext.ptd", tmp_path / "out.npz")
+def test_a_program_and_the_tensors_beside_it_are_one_model(state: dict[str, Any], tmp_path: Path, modelhub) -> None:
+    place = tmp_path / "model"
+    place.mkdir()
+    shutil.copy(FILES / "ext.pte", place / "model.pte")
+    shown = modelhub("show", place / "model.pte", "--tensors", "--json").json
+    assert all("not beside the program" in item["unsupported"] for item in shown["tensors"])
+    shutil.copy(FILES / "ext.ptd", place / "_default_external_constant.ptd")
+    assert modelhub("scan", place, "--json").json["found"] == 1
+    found = converted(modelhub, place / "model.pte", tmp_path / "out.npz")
+    assert sorted(found) == ["a.bias", "a.weight", "b.bias", "b.weight", "steps"]
     for name in ("a.weight", "a.bias", "b.weight", "b.bias"):
         assert found[name].tobytes() == state[name].tobytes(), name
-    shown = modelhub("show", FILES / "ext.pte", "--tensors", "--json").json
-    assert {item["name"] for item in shown["tensors"]} >= {"a.weight", "b.bias"}
+    shutil.copy(FILES / "plain.pte", place / "other.pte")  # whose are the tensors now?
+    assert modelhub("scan", place, "--json").json["found"] == 3
 
 
 def test_methods_operators_and_delegates_are_shown(modelhub) -> None:
