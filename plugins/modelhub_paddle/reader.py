@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
-from modelhub import Checkpoint, File, Finding, Metadata, Tensor, pickles
+from modelhub import Checkpoint, File, Finding, InvalidFile, Metadata, Tensor, ops, pickles
 
 from modelhub_paddle import arrays, parameters, program
 from modelhub_paddle.checks import findings
 from modelhub_paddle.detect import PARAMS, PICKLES, PROGRAM
 
-NAMES = "StructuredToParameterName@@"
+NAMES, CUT = "StructuredToParameterName@@", "UnpackBigParamInfor@@"
+"""Keys of Paddle's own in a checkpoint (``framework/io_utils.py``)."""
 MAX_DEPTH = 32
 MAX_VALUES = 4_000_000
 _SHOWN = 64
@@ -48,7 +50,12 @@ def _pickled(file: File) -> Iterator[Tensor | Metadata | Finding]:
     found = pickles.read(file)
     yield from findings(found.names, file)
     values: dict[str, Any] = {}
-    for name, value in _leaves(found.value):
+    root = found.value
+    if isinstance(root, dict) and isinstance(root.get(CUT), dict):
+        cut = root.pop(CUT)
+        for name, how in cut.items():
+            yield _joined(str(name), how, root, file)
+    for name, value in _leaves(root):
         record = arrays.tensor(name, value, file)
         if record is not None:
             yield record
@@ -56,6 +63,24 @@ def _pickled(file: File) -> Iterator[Tensor | Metadata | Finding]:
             values[name or "value"] = value
     optimizer = file.name.lower().endswith(PICKLES[1])
     yield Metadata(values={"values": values} if values else {}, container="optimizer" if optimizer else "checkpoint")
+
+
+def _joined(name: str, how: Any, root: dict[Any, Any], file: File) -> Tensor:
+    """An array that was cut into flat slices of a gigabyte, for protocols that hold no more; they are taken out of ``root``."""
+    where = f"{file.name}: {name!r:.200}"
+    match how:
+        case {"OriginShape": tuple(shape), "slices": [*slices]} if slices and all(isinstance(key, str) for key in slices):
+            parts = [arrays.tensor(key, root.pop(key, None), file) for key in slices]
+        case _:
+            raise InvalidFile(f"{where} is cut, and how is not said")
+    nodes = [ops.typed(part.value, part.dtype, part.shape) for part in parts if part is not None and part.value is not None]
+    total = sum(prod(node.shape) for node in nodes)
+    if len(nodes) != len(slices) or any(len(node.shape) != 1 or node.dtype != nodes[0].dtype for node in nodes):
+        raise InvalidFile(f"{where}: its {len(slices)} slices are not all arrays of one kind")
+    if not all(type(side) is int and side >= 0 for side in shape) or prod(shape) != total:
+        raise InvalidFile(f"{where} has the shape {shape!r:.80}, its slices have {total} elements")
+    whole = ops.concat(nodes)
+    return Tensor(name, whole.dtype, shape, ops.reshape(whole, whole.dtype, shape))
 
 
 def _leaves(root: Any) -> Iterator[tuple[str, Any]]:

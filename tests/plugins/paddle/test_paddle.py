@@ -96,6 +96,19 @@ def test_large_arrays_as_text(tmp_path: Path, modelhub) -> None:
     assert found["f"].tobytes() == array[:9].tobytes()
 
 
+def test_an_array_that_was_cut_is_whole(tmp_path: Path, modelhub) -> None:
+    array = np.arange(1200, dtype="f4")
+    cut = {"w": {"OriginShape": (30, 40), "slices": ["w@@.0", "w@@.1"]}}  # as Paddle does it from a gigabyte on
+    state = {"b": array[:3], "w@@.0": array[:700], "w@@.1": array[700:], "UnpackBigParamInfor@@": cut}
+    (tmp_path / "cut.pdparams").write_bytes(pickle.dumps(state, protocol=2))
+    found = converted(modelhub, tmp_path / "cut.pdparams", tmp_path / "out.npz")
+    assert sorted(found) == ["b", "w"]
+    assert (found["w"] == array.reshape(30, 40)).all()
+    del state["w@@.1"]
+    (tmp_path / "lost.pdparams").write_bytes(pickle.dumps(state, protocol=2))
+    assert "slices" in modelhub("show", tmp_path / "lost.pdparams", "--json", status=None).json["reason"]
+
+
 class Nasty:
     def __reduce__(self) -> Any:
         return os.system, ("touch /tmp/pwned-by-paddle",)
