@@ -70,7 +70,8 @@ class Codec:
     array of shape (rows, columns), and float32 weights of shape (columns,) or None; it may run in several threads at once.
     ValueError says what cannot be encoded ("NaN at row 3, column 7"; "needs importance weights").
     ``transcode(data, dtype, columns, importance)``, where there is one, does decoding, encoding and measuring in one pass: from
-    the ``uint8`` bytes of whole rows of ``dtype`` to (``uint8`` blocks, sums), with sums = (count, sum of squares of the source,
+    the ``uint8`` bytes of whole rows of ``dtype`` (where rows are not packed: of any elements, and only where the error is asked
+    for) to (``uint8`` blocks, sums), with sums = (count, sum of squares of the source,
     sum of squared errors, sum of products source x result, sum of squares of the result, largest absolute error). It answers
     None for a ``dtype`` that it does not take.
     ``needs_importance``: it cannot be encoded without weights. ``prepare(use)``: called from the main thread before several

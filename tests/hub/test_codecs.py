@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelhub import codecs, dtypes
+from modelhub.engine.errors import ErrorSums
 
 TORCH = {
     "F16": torch.float16,
@@ -99,3 +100,32 @@ def test_overflow_goes_where_torch_puts_it() -> None:
 def test_integers_decode_exactly() -> None:
     values = np.array([-(2**31), 2**31 - 1, 16777217], "<i4")
     assert codecs.find("I32").decode(values.view(np.uint8), 3).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(1).standard_normal(70_001).astype(np.float32),
+        np.random.default_rng(2).integers(0, 1 << 32, 5000, dtype=np.uint64).astype(np.uint32).view(np.float32),
+        np.array([0, -0.0, 1e-40, 1 + 2**-8, 1 + 3 * 2**-8, -3], np.float32),
+        np.array([1, np.nan, 2], np.float32),
+        np.array([3.4e38, 1], np.float32),
+    ],
+    ids=["normal", "any bits", "edges", "not a number", "overflow"],
+)
+def test_bfloat16_in_one_pass_is_what_it_is_in_two(values: np.ndarray) -> None:
+    bf16 = codecs.codec_of("BF16", "encode")
+    assert bf16.encode
+    assert bf16.transcode
+    want, sums = bf16.encode(values), ErrorSums()
+    sums.take(values, bf16.decode(want, len(values)), bf16.maximum)
+    done = bf16.transcode(values.view(np.uint8), "F32", 1, None)
+    if not np.isfinite(values).all() or np.abs(values).max() > 1e18:
+        assert done is None
+        return
+    assert done is not None
+    assert bytes(done[0]) == bytes(want)
+    mine = ErrorSums.of(done[1])
+    assert (mine.count, mine.maximum) == (sums.count, sums.maximum)
+    for name in ("squares", "error_squares", "dot", "other_squares"):
+        assert getattr(mine, name) == pytest.approx(getattr(sums, name), rel=1e-5), name

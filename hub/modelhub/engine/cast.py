@@ -94,6 +94,11 @@ class Encoder:
         import numpy as np
 
         elements = len(data) // self.have.block_bytes * self.have.block
+        if self.encoder.transcode and self.sums is not None and not self.want.rowwise:
+            done = self.encoder.transcode(data, self.source, self.columns, None)
+            if done is not None:
+                self.sums.add(ErrorSums.of(done[1]))
+                return done[0]  # type: ignore[no-any-return]
         values = self.decoder.decode(data, elements)
         assert self.encoder.encode is not None
         if self.want.rowwise:
