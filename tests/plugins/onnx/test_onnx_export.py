@@ -84,7 +84,7 @@ def test_what_takes_two_models_is_refused(tmp_path: Path, modelhub: Modelhub) ->
 
 
 def test_exported_and_quantized_in_one_command(tmp_path: Path, modelhub: Modelhub) -> None:
-    """The error is that of the whole way, against torch; past the tolerance there is nothing."""
+    """The error is that of the whole way, against torch."""
     config = GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=60, n_positions=32, bos_token_id=1, eos_token_id=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     report = modelhub("convert", tmp_path / "gpt2", "--to", "onnx:int4", "--json").json
@@ -96,6 +96,3 @@ def test_exported_and_quantized_in_one_command(tmp_path: Path, modelhub: Modelhu
     assert not any("half precision" in note for note in report["notes"])
     assert modelhub("show", output, "--json").json["metadata"]["quantization"]["weights"] == "INT4"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["gpt2", "gpt2.int4.onnx"]
-    done = modelhub("convert", tmp_path / "gpt2", "--to", "onnx:fp16", "--atol", "1e-7", status=1)
-    assert "differ by more than 1e-07" in done.stderr
-    assert not (tmp_path / "gpt2.fp16.onnx").exists()
