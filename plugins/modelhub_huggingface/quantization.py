@@ -108,7 +108,7 @@ def _compressed(found: Mapping[str, Any]) -> tuple[str, int, int | None]:
         return "", 0, None
     bits = _bits(weights)
     group = weights.get("group_size")
-    for kind in ("nvfp4", "mxfp4"):
+    for kind in ("nvfp4", "mxfp4", "mxfp6", "mxfp8"):
         if text(found.get("format")).startswith(kind):
             return kind.upper(), bits, group if is_count(group) else None
     kind = {"float": "FP", "int": "INT"}.get(text(weights.get("type")), "")

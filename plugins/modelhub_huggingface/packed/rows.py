@@ -1,9 +1,9 @@
-"""Weights that are stored row by row beside their scales: one op for integers, packed integers, FP8 and FP4.
+"""Weights that are stored row by row beside their scales: one op for integers, packed integers, FP8, FP6 and FP4.
 
 ``dequant.rows`` takes the numbers (N, ...), their scales, and where there are any zero points and the group of each column. What
 the numbers are follows from their dtype: I32 words of ``bits`` bits (stored plus half their range), I8, F8_E4M3, or bytes of two
-FP4 numbers (E2M1, the low half first). Scales are one for all, one a row, one a group of columns, or one a block of rows and
-columns.
+FP4 numbers (E2M1, the low half first), or with 6 ``bits`` of FP6 numbers, four in three bytes (E2M3, lowest bits first). Scales
+are one for all, one a row, one a group of columns, or one a block of rows and columns.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ from modelhub_huggingface.packed.scheme import FLOATS
 
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """E2M1 (OCP Microscaling Formats specification, 5.3.3)."""
+FP6 = tuple(
+    sign * (mantissa / 8 if not exponent else (1 + mantissa / 8) * 2.0 ** (exponent - 1))
+    for sign in (1, -1)
+    for exponent in range(4)
+    for mantissa in range(8)
+)
+"""E2M3 (the same, 5.3.2)."""
 SCALES = (*FLOATS, "F8_E4M3", "F8_E8M0", "U8")
 """Of U8 a scale is a power of two with the bias 127 (E8M0)."""
 _Spec = tuple[str, tuple[int, ...]]
@@ -38,9 +45,8 @@ def _group(columns: int, scales: tuple[int, ...], args: Mapping[str, Any]) -> in
 def _stored_columns(kind: str, columns: int, bits: int) -> int:
     """Units of a row of numbers."""
     if kind in ("I32", "U32"):
-        per_word = 32 // bits
-        return -(-columns // per_word)
-    return -(-columns // 2) if kind == "U8" else columns
+        return -(-columns * bits // 32)
+    return -(-columns * (bits or 4) // 8) if kind == "U8" else columns
 
 
 def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
@@ -48,10 +54,12 @@ def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
     columns, bits, block = args["columns"], args["bits"], args["row_block"]
     if kind not in ("I32", "U32", "I8", "F8_E4M3", "U8") or scale_kind not in SCALES or args["dtype"] not in FLOATS:
         raise ValueError(f"{kind} numbers with {scale_kind} scales are not read")
-    if (kind in ("I32", "U32")) != (bits in (2, 4, 8)) or (bits and bits not in (2, 4, 8)):
+    if bits not in {"I32": range(1, 9), "U32": range(1, 9), "U8": (0, 6)}.get(kind, (0,)):
         raise ValueError(f"{kind} numbers of {bits} bits are not read")
     if type(columns) is not int or columns < 1 or len(shape) != 2 or shape[1] != _stored_columns(kind, columns, bits):
         raise ValueError(f"{kind} {list(shape)} is not {columns} columns")
+    if kind == "U8" and bits == 6 and columns % 16:
+        raise ValueError(f"{columns} columns of 6 bits do not fill words")
     rows = shape[0]
     expected = -(-rows // block) if type(block) is int and block > 0 else 0
     if prod(scales) != 1:
@@ -76,6 +84,8 @@ def _numbers(source: Any, args: Mapping[str, Any], start: int, stop: int) -> Any
     columns, bits = args["columns"], args["bits"]
     if source.dtype in ("I32", "U32"):
         return unpack_words(rows, bits, columns).astype(np.float32) - np.float32(1 << (bits - 1))
+    if source.dtype == "U8" and bits == 6:
+        return np.array(FP6, np.float32)[unpack_words(rows.view("<u4"), 6, columns)]
     if source.dtype == "U8":
         halves = np.stack([rows & 15, rows >> 4], axis=-1).reshape(len(rows), -1)[:, :columns]
         return np.array(FP4, np.float32)[halves]

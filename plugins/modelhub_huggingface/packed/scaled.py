@@ -62,11 +62,11 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
             factor = 1 / number if inverse else number
             others.append(part.name)
     shape = tensors.get(member(module, "weight_shape"))
-    columns, bits = _columns(source, tensor, shape)
+    columns, bits = _columns(source, tensor, shape, scale)
     if shape is not None:
         others.append(shape.name)
     if len(tensor.shape) != 2 or not columns:
-        return f"{tensor.name} has the shape {list(tensor.shape)}: a matrix was expected"
+        return f"{tensor.name} {list(tensor.shape)} is no matrix of the bits that the settings say"
     row_block, group = 1, 0
     if len(scale.shape) == 2 and scale.shape[0] != tensor.shape[0] and prod(scale.shape) > 1:
         sides = source.settings.get("weight_block_size") or _block_structure(source.settings)
@@ -102,20 +102,35 @@ def _number(source: Stored, tensor: Tensor) -> float:
     return float(number) if 0 < number < float("inf") else 0.0
 
 
-def _columns(source: Stored, tensor: Tensor, shape: Tensor | None) -> tuple[int, int]:
-    """(columns of the whole, bits of packed integers)."""
+def _columns(source: Stored, tensor: Tensor, shape: Tensor | None, scale: Tensor) -> tuple[int, int]:
+    """(columns of the whole, bits of packed numbers); no columns where nothing tells them."""
     units = tensor.shape[-1] if tensor.shape else 0
     if tensor.dtype == "U8":
-        return units * 2, 0
+        groups = scale.shape[-1] if len(scale.shape) > 1 else 1
+        if groups > 1 and units * 4 == groups * 32 * 3:  # FP4 has no groups of 48
+            return groups * 32, 6
+        return (0, 0) if 6 in _said_bits(source.settings) else (units * 2, 0)
     if tensor.dtype != "I32":
         return units, 0
     data = source.read(shape, 16) if shape is not None else b""
     kind = {"I64": "<2q", "I32": "<2i"}.get(shape.dtype if shape is not None else "", "")
     said = struct.unpack(kind, data)[1] if kind and len(data) == struct.calcsize(kind) else 0
-    for bits in (4, 8, 2):
-        if said and -(-said // (32 // bits)) == units:
+    known = _said_bits(source.settings)
+    if not said:
+        bits = min(known) if len(known) == 1 else 4
+        return units * 32 // bits, bits
+    for bits in (4, 8, 2, 1, 3, 5, 6, 7):
+        if -(-said * bits // 32) == units and (not known or bits in known):
             return said, bits
-    return (0, 0) if said else (units * 8, 4)
+    return 0, 0
+
+
+def _said_bits(settings: Mapping[str, Any]) -> set[int]:
+    """Bits of the weights in any of compressed-tensors' groups."""
+    groups = settings.get("config_groups")
+    found = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+    bits = [weights.get("num_bits") for weights in found if isinstance(weights, dict)]
+    return {count for count in bits if type(count) is int and 1 <= count <= 8}
 
 
 SCHEME = Scheme(methods=METHODS, unpack=unpack, ops=rows.OPS)

@@ -1,0 +1,54 @@
+"""What compressed-tensors itself packed, read: every scheme that it has, and groups with targets and blocks of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.made import made_once
+
+LABELS = {
+    **{f"W{bits}A16": f"INT{bits} g128" for bits in (2, 3, 4, 5, 6, 7, 8)},
+    "W4A16_ASYM": "INT4 g128",
+    "W4A8": "INT4 g128",
+    "W8A8": "INT8",
+    **dict.fromkeys(("FP8", "FP8_DYNAMIC", "block"), "FP8"),
+    **dict.fromkeys(("NVFP4", "NVFP4A16"), "NVFP4"),
+    "MXFP4": "MXFP4",
+    "MXFP6A16": "MXFP6",
+    "MXFP8A16": "MXFP8",
+    "channel": "INT4",
+    "mixed": "INT4 g64",
+}
+
+
+@pytest.fixture(scope="session")
+def packed() -> Path:
+    return made_once(Path(__file__).parent / "compressed_files.py", "compressed")
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_weights_are_those_that_the_library_computes_with(packed: Path, tmp_path: Path, modelhub: Any, name: str) -> None:
+    meant = load_file(packed / f"{name}.safetensors")
+    shown = modelhub("show", packed / name, "--json").json
+    assert (shown["precision"], shown["findings"]) == (LABELS[name], [])
+    modelhub("convert", packed / name, "--to", "huggingface", "-o", tmp_path / "plain")
+    got = load_file(tmp_path / "plain" / "model.safetensors")
+    assert shown["parameters"] == sum(tensor.numel() for tensor in got.values())
+    assert len(meant) == 9
+    for key, values in meant.items():
+        assert got[key].dtype == values.dtype
+        assert torch.equal(got[key], values), key
+
+
+def test_words_of_other_bits_than_the_settings_say(packed: Path, tmp_path: Path, modelhub: Any) -> None:
+    (tmp_path / "m").mkdir()
+    config = (packed / "W8A16" / "config.json").read_text().replace('"num_bits": 8', '"num_bits": 7')
+    (tmp_path / "m" / "config.json").write_text(config)
+    save_file(load_file(packed / "W8A16" / "model.safetensors"), tmp_path / "m" / "model.safetensors")
+    (finding,) = modelhub("show", tmp_path / "m", "--json").json["findings"]
+    assert "is no matrix of the bits that the settings say" in finding["message"]
