@@ -62,6 +62,10 @@ def _adapted(base: Model, parts: Sequence[tuple[Part, Model]], plugins: Plugins)
     if len({edge.source for edge in edges}) > 1:
         raise UsageError("adapters of several formats are merged one format at a time")
     names = ", ".join(adapter.name for _, adapter in parts)
+    if combination_of(base, plugins) is not None:
+        raise UsageError(
+            f"{base.name} is an adapter itself", f"BASE is the model that it changes: modelhub merge BASE --adapter {names}"
+        )
     table, given = base.table(), [(adapter.table(), part.scale) for part, adapter in parts]
     try:
         try:

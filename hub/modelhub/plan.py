@@ -149,13 +149,14 @@ def make_plan(
 ) -> Plan:
     """Decide a conversion. ``parts``: the models that ``options.combine`` names, in its order. Raises UsageError for a target
     that does not exist, ConversionError for one that cannot be reached."""
-    target, recipe = parse_target(to, plugins)
     if model.state in ("invalid", "unsupported", "incomplete", "missing", "offline", "quarantined"):
         hint = "`modelhub verify` says more" if model.state == "invalid" else ""
         why = f": {model.reason}" if model.reason else ""
         raise ConversionError(f"{model.name} cannot be converted: it is {model.state}{why}", hint)
     put = list(zip((Part(*part) for part in options.combine), parts, strict=True))
-    source, names = combined(model, put, plugins) if put else (model.table(), model.format)
+    merged = combined(model, put, plugins) if put else None
+    target, recipe = parse_target(to, plugins)
+    source, names = merged or (model.table(), model.format)
     if not source.tensors:
         raise ConversionError(f"{model.name} has no tensors to convert", "`modelhub show` lists what was read of it")
     losses = list(source.notes)

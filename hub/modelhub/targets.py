@@ -92,6 +92,8 @@ def edge_of(source: Sequence[str], target: Format, recipe: Recipe | None, plugin
 def _over_another(source: Sequence[str], target: Format, plugins: Plugins) -> Conversion | None:
     """Two derived conversions as one, where nothing leads there directly. A table is derived from a table: still no weights are
     read, and nothing is written in between."""
+    if any(edge.source in source for edge in plugins.combinations):
+        return None  # what an adapter becomes is an adapter still, whatever else is in that format
     derived = [edge for edge in plugins.conversions if isinstance(edge, Conversion)]
     for first in derived:
         for second in derived:

@@ -160,8 +160,13 @@ def describe(config: AdapterConfig) -> dict[str, Any]:
     """What ``show`` prints: method, rank, alpha, targets, base."""
     raw = config.raw
     values: dict[str, Any] = {"adapter": "peft", "method": method(config)}
+    if config.kind == "VERA":
+        values["rank"] = config.rank
     if config.kind in ("LORA", "ADALORA", "LOHA", "LOKR"):
-        values |= {"rank": config.rank, "alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha}
+        values |= {
+            "rank": config.start_rank if config.kind == "ADALORA" else config.rank,
+            "alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
+        }
     if config.base_model:
         values["base_model"] = config.base_model
     for key in ("target_modules", "modules_to_save", "target_parameters", "feedforward_modules", "exclude_modules"):

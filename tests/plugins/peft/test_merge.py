@@ -200,3 +200,8 @@ def test_an_adapter_of_another_model_does_not_fit(bases: Path, tmp_path: Path, m
     assert "it changes a matrix [32, 32], the base's model.layers.0.self_attn.q_proj.weight is [64, 64]" in refused.stderr
     refused = modelhub("merge", bases / "llama", "--adapter", bases / "tied", status=2)
     assert "is no adapter that can be merged" in refused.stderr
+    refused = modelhub("merge", adapter, "--adapter", adapter, status=2)
+    assert "adapter is an adapter itself; BASE is the model that it changes" in refused.stderr
+    refused = modelhub("convert", adapter, "--to", "huggingface", "-o", tmp_path / "out", status=3)
+    assert "config.json" in refused.stderr
+    assert "GGUF" not in refused.stderr
