@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from itertools import islice
 
 from modelhub import Detection, FileProblem, Listing, Rejected, read_json
 
@@ -20,11 +21,12 @@ REACH = 4
 MAX_METADATA, MAX_NOTE = 256 << 20, 1 << 20
 _NOTES = (STEP, "commit_success.txt", "metrics", "orbax.checkpoint")
 MAX_FILES = 90_000
+MAX_DIRECTORIES, MAX_DEPTH = 200_000, 40
 _PROCESS = re.compile(r"ocdbt\.process_\d+")
 _UNFINISHED = re.compile(r".+\.orbax-checkpoint-tmp(-\d+)?")
 _MSGPACK_MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)
 _BESIDE = 2.0
-_last: dict[str, tuple[float, Detection | Rejected | None]] = {}
+_last: dict[str, tuple[float, object, Detection | Rejected | None]] = {}
 
 
 def detect_directory(listing: Listing) -> Detection | Rejected | None:
@@ -35,18 +37,18 @@ def detect_directory(listing: Listing) -> Detection | Rejected | None:
         return None
     # Each directory below asks again, one after another: what was found a moment ago is found still.
     now = time.monotonic()
-    known = _last.get(listing.path)
-    if known is not None and now - known[0] < _BESIDE and len(listing.directories) > 16:
-        return known[1]
+    known, names = _last.get(listing.path), (dict(listing.files), list(listing.directories))
+    if known is not None and now - known[0] < _BESIDE and len(listing.directories) > 16 and known[1] == names:
+        return known[2]
     answer = _look(listing)
     _last.clear()
-    _last[listing.path] = (now, answer)
+    _last[listing.path] = (now, names, answer)
     return answer
 
 
 def _look(listing: Listing) -> Detection | Rejected | None:
     if _UNFINISHED.fullmatch(listing.name):
-        files = [path for path, _ in zip(_below(listing, 6), range(MAX_FILES), strict=False)]
+        files = list(islice(_below(listing), MAX_FILES))
         if not files:
             return None
         reason = f"Orbax has not finished writing it, or was stopped: {listing.name} gets its own name when it is whole"
@@ -62,7 +64,7 @@ def _look(listing: Listing) -> Detection | Rejected | None:
     named = _named(listing)
     for name in listing.directories:
         if "" in items or name in items or name in named or _is_note(listing.subdirectory(name)):
-            files += _below(listing.subdirectory(name), 12)
+            files += islice(_below(listing.subdirectory(name)), MAX_FILES + 1 - len(files))
         if len(files) > MAX_FILES:
             return Rejected(
                 f"an Orbax checkpoint of more than {MAX_FILES} files: they are not told apart", 95, state="unsupported"
@@ -127,9 +129,15 @@ def _name(listing: Listing) -> str:
     return name
 
 
-def _below(listing: Listing, depth: int) -> Iterator[str]:
-    """Every file of a directory and of those below it, to a bounded depth."""
-    for name in listing.files:
-        yield listing.join(name)
-    for name in listing.directories if depth else ():
-        yield from _below(listing.subdirectory(name), depth - 1)
+def _below(listing: Listing) -> Iterator[str]:
+    """Every file of a directory and of those below it; links to directories are not followed."""
+    stack = [(listing, 0)]
+    for _ in range(MAX_DIRECTORIES):
+        if not stack:
+            return
+        here, depth = stack.pop()
+        for name in here.files:
+            yield here.join(name)
+        if depth < MAX_DEPTH:
+            below = [name for name in here.directories if not os.path.islink(here.join(name))]
+            stack.extend((here.subdirectory(name), depth + 1) for name in reversed(below))

@@ -207,3 +207,12 @@ def test_what_zarr_may_also_say(tmp_path: Path, modelhub) -> None:
         assert (found["big"] == values).all()
         assert (found["fortran"] == values).all()
         assert (found["left_out"] == filled).all()
+
+
+def test_links_that_go_round(tmp_path: Path, modelhub) -> None:
+    place = database(tmp_path / "x", leaf([(b"w/.zarray", array()), (b"w/0", bytes(16))]))
+    for number in range(20):
+        (place / "d" / f"again{number}").symlink_to(place, target_is_directory=True)
+    start = time.monotonic()
+    assert modelhub("show", place, "--json").json["state"] == "ready"
+    assert time.monotonic() - start < 10
