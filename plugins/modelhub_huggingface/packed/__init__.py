@@ -60,7 +60,8 @@ def unpack(
             wholes.append(found)
             parts.update(found.parts)
     for tensor in tensors:
-        yield tensor._replace(view="stored") if tensor.name in parts else tensor
+        apart = tensor.name in parts or (wholes and tensor.name.rpartition(".")[2] in scheme.beside)
+        yield tensor._replace(view="stored") if apart else tensor
     for found in wholes:
         yield found.tensor
     if not kept and not wholes and tensors:

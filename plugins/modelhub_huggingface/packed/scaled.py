@@ -133,4 +133,8 @@ def _said_bits(settings: Mapping[str, Any]) -> set[int]:
     return {count for count in bits if type(count) is int and 1 <= count <= 8}
 
 
-SCHEME = Scheme(methods=METHODS, unpack=unpack, ops=rows.OPS)
+ACTIVATIONS = tuple(
+    f"{side}_{what}" for side in ("input", "output", "q", "k", "v") for what in ("scale", "zero_point", "global_scale")
+)
+"""Of what goes into a layer, comes out of it, or is kept of attention (compressed-tensors ``quantization/lifecycle/``)."""
+SCHEME = Scheme(methods=METHODS, unpack=unpack, ops=rows.OPS, beside=ACTIVATIONS)

@@ -46,11 +46,12 @@ class Stored(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
     """``methods``: what ``quant_method`` may say. ``unpack(stored)`` finds the wholes; ``ops`` are what it computes
-    them with."""
+    them with. ``beside``: last words of the names of what is no weight (scales of activations)."""
 
     methods: tuple[str, ...]
     unpack: Callable[[Stored], Iterator[Whole | Kept]]
     ops: tuple[Op, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 FLOATS = ("F16", "BF16", "F32")

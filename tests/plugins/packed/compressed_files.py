@@ -56,7 +56,7 @@ def ranges(weight: torch.Tensor, args: Any) -> tuple[torch.Tensor, torch.Tensor]
 def write(root: Path, name: str, groups: dict[str, QuantizationScheme]) -> None:
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
-        vocab_size=128, hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=384, hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=False, dtype=torch.bfloat16,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)

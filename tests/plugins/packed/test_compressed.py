@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.made import made_once
+from tests.plugins.gguf.logits import save_bpe
 
 LABELS = {
     **{f"W{bits}A16": f"INT{bits} g128" for bits in (2, 3, 4, 5, 6, 7, 8)},
@@ -39,6 +40,7 @@ def test_weights_are_those_that_the_library_computes_with(packed: Path, tmp_path
     modelhub("convert", packed / name, "--to", "huggingface", "-o", tmp_path / "plain")
     got = load_file(tmp_path / "plain" / "model.safetensors")
     assert shown["parameters"] == sum(tensor.numel() for tensor in got.values())
+    assert {key for key in got if "norm" not in key} == set(meant)  # and no scales of activations
     assert len(meant) == 9
     for key, values in meant.items():
         assert got[key].dtype == values.dtype
@@ -52,3 +54,16 @@ def test_words_of_other_bits_than_the_settings_say(packed: Path, tmp_path: Path,
     save_file(load_file(packed / "W8A16" / "model.safetensors"), tmp_path / "m" / "model.safetensors")
     (finding,) = modelhub("show", tmp_path / "m", "--json").json["findings"]
     assert "is no matrix of the bits that the settings say" in finding["message"]
+
+
+def test_scales_of_activations_are_no_obstacle(packed: Path, tmp_path: Path, modelhub: Any) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text((packed / "NVFP4" / "config.json").read_text())
+    tensors = load_file(packed / "NVFP4" / "model.safetensors")
+    assert any(name.endswith("input_global_scale") for name in tensors)
+    tensors |= {f"model.layers.0.self_attn.{side}_scale": torch.ones(1) for side in "kv"}  # of a cache in 8 bits
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    save_bpe(tmp_path / "m")
+    done = modelhub("convert", tmp_path / "m", "--to", "gguf:q8_0", "-o", tmp_path / "m.gguf", "--json").json
+    assert done["verified"]
+    assert "blk.0.attn_k.weight" in {tensor["name"] for tensor in done["tensors"]}
