@@ -11,15 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from modelhub import Node, Tensor, ops
 
-from modelhub_peft.config import AdapterConfig
+from modelhub_peft.config import MAX_ITEMS, AdapterConfig
 
 WRAPPED = ".base_layer"
+MAX_EXPERTS = 4096
+"""Each has its own product; a tensor of more is no honest one."""
 
 
 def targets(config: AdapterConfig) -> list[str]:
     """The names that ``target_parameters`` gives, "mlp.experts.gate_up_proj" or their ends."""
     said = config.raw.get("target_parameters")
-    return [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
+    return [name for name in said[:MAX_ITEMS] if isinstance(name, str)] if isinstance(said, list) else []
 
 
 def assigned(
@@ -54,7 +56,7 @@ def _orders(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> I
         return
     if len(shape) == 2 and shape == (b[0], a[1]):
         yield True
-    elif len(shape) == 3 and shape[0] and a[0] % shape[0] == 0:
+    elif len(shape) == 3 and 0 < shape[0] <= MAX_EXPERTS and a[0] % shape[0] == 0:
         for order, sides in ((True, (b[0], a[1])), (False, (a[1], b[0]))):
             if shape[1:] == sides:
                 yield order
