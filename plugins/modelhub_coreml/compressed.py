@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from modelhub import Extent, Node, Op, dtypes, ops
+from modelhub import Extent, InvalidFile, Node, Op, dtypes, ops
 
 PREFIX = "constexpr_"
 FLOATS = ("F16", "F32")
@@ -258,7 +258,7 @@ def _lookup_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, st
     shape, sides = sources[0].shape, sources[1].shape
     places = sources[0].read(start, stop)
     if places.size and places.max() >= sides[-2]:
-        raise ValueError(f"a weight is entry {places.max()} of a table of {sides[-2]}")
+        raise InvalidFile(f"a weight is entry {places.max()} of a table of {sides[-2]}")
     low, high = _share(sides, shape, start, stop)
     tables = sources[1].read(low, high).reshape(-1, sides[-2])  # by group
     numbers = np.arange(len(tables)).reshape(high - low, *sides[1:-2])
@@ -291,7 +291,7 @@ def _sparse_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, st
     here = mask.read(start, stop) != 0
     count = int(np.count_nonzero(here))
     if first + count > values.shape[0]:
-        raise ValueError(f"the mask has more than {values.shape[0]} ones, and there are no more values")
+        raise InvalidFile(f"the mask has more than {values.shape[0]} ones, and there are no more values")
     mask.state["counted"] = stop, first + count
     taken = values.read(first, first + count)
     made = np.zeros(here.shape, taken.dtype)

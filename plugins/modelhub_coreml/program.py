@@ -151,16 +151,25 @@ class Reader:
             inputs[key] = self._input(place)
         made = compressed.whole(operator, inputs, shape, axis) if outputs else None
         for key, place in values:
-            if not place.file and prod(place.shape) < 2:
+            if not place.file and (prod(place.shape) < 2 or key == "shape"):
                 self.program.constants += 1
                 continue
             part = self._tensor(f"{outputs[0] if outputs else operator}/{key}", place)
-            yield part._replace(view="stored") if made else part
+            yield self._packed(part, place) if made else part
         if isinstance(made, compressed.Sparse):
             self.sparse[outputs[-1]] = made
         elif made and made.shape == shape:
             self.program.weights[_label(operator, inputs)] += prod(shape)
             yield Tensor(self._unique(outputs[0]), made.dtype, shape, made, view="logical")
+
+    def _packed(self, part: Tensor, place: Place) -> Tensor:
+        """A part of a whole that is understood, as it is stored; elements that have no dtype are the bytes that they are in."""
+        if part.value is None and place.file:
+            file, kind, offset, nbytes = self._record(place)
+            if kind in _PACKED:
+                size = min(nbytes, -(-prod(place.shape) * _PACKED[kind][0] // 8))
+                part = Tensor(part.name, "U8", (size,), Extent(file.path, offset, size))
+        return part._replace(view="stored")
 
     def _input(self, place: Place) -> compressed.Input:
         """A value of a compressed constant, element by element; nothing where its bytes are not those of its type."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from modelhub import Extent, Node, Op, Tensor, dtypes, ops
+from modelhub import Extent, InvalidFile, Node, Op, Tensor, dtypes, ops
 
 from modelhub_openvino.model import Constant, Graph, Model, Step
 
@@ -267,7 +267,7 @@ def _lookup_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, st
 
     table, places = sources[1].read(0, sources[1].shape[0]), sources[0].read(start, stop)
     if places.size and places.max() >= len(table):
-        raise ValueError(f"a weight is entry {places.max()} of a table of {len(table)}")
+        raise InvalidFile(f"a weight is entry {places.max()} of a table of {len(table)}")
     return np.asarray(table, np.float32)[places]
 
 
