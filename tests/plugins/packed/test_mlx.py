@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from modelhub.engine import read_tensor
 from safetensors.torch import load_file, save_file
 
 from tests.made import made_once
+from tests.plugins.pytorch_files import NAMES, look
 
 LABELS = {
     **{f"affine-{bits}": f"MLX-INT{bits} g64" for bits in (2, 3, 4, 5, 6, 8)},
@@ -29,18 +31,23 @@ def packed() -> Path:
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_weights_are_what_mlx_means(packed: Path, tmp_path: Path, modelhub: Any, name: str) -> None:
+def test_weights_are_what_mlx_means(packed: Path, name: str) -> None:
     meant = load_file(packed / f"{name}.safetensors")
-    shown = modelhub("show", packed / name, "--json").json
-    assert shown["precision"] == LABELS[name]
-    assert shown["parameters"] == sum(tensor.numel() for tensor in meant.values())
-    assert not shown["findings"]
-    modelhub("convert", packed / name, "--to", "huggingface", "-o", tmp_path / "plain")
-    got = load_file(tmp_path / "plain" / "model.safetensors")
+    found = look(packed / name)
+    assert (found.state, found.precision, found.findings) == ("ready", LABELS[name], ())
+    assert found.parameters == sum(tensor.numel() for tensor in meant.values())
+    got = found.load_table().by_name
     assert set(got) == set(meant)
     for key, values in meant.items():
-        assert got[key].dtype == values.dtype
-        assert torch.equal(got[key], values), key
+        assert (NAMES[values.dtype], tuple(values.shape)) == (got[key].dtype, got[key].shape)
+        found_values = torch.frombuffer(bytearray(read_tensor(got[key])), dtype=values.dtype).reshape(values.shape)
+        assert torch.equal(found_values, values), key
+
+
+def test_a_plain_directory_says_nothing_of_packing(packed: Path, tmp_path: Path, modelhub: Any) -> None:
+    modelhub("convert", packed / "own", "--to", "huggingface", "-o", tmp_path / "plain")
+    got, meant = load_file(tmp_path / "plain" / "model.safetensors"), load_file(packed / "own.safetensors")
+    assert all(torch.equal(got[key], values) for key, values in meant.items())
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
     assert not {"quantization", "quantization_config"} & set(config)
 
