@@ -213,6 +213,15 @@ def to_json(value: Value) -> Any:
             }
 
 
+def _is_known(name: str) -> bool:
+    """Whether there is such an op. Those of plugins are there once these are loaded, which a command that shows has not done."""
+    if name not in _registry():
+        from modelhub import plugins
+
+        plugins.get()
+    return name in _registry()
+
+
 def from_json(data: Any, depth: int = 0) -> Value:
     """The inverse of `to_json`. ValueError for anything else, an unknown op, or a version newer than ours."""
     if depth > MAX_DEPTH:
@@ -230,7 +239,7 @@ def from_json(data: Any, depth: int = 0) -> Value:
             "dtype": str(dtype),
             "shape": list(shape),
         }:
-            if name not in _registry() or version > get(name).version:
+            if not _is_known(name) or version > get(name).version:
                 raise ValueError(f"op {name} version {version} is not known here: its plugin is missing or older")
             return Node(name, tuple(from_json(item, depth + 1) for item in inputs), args, dtype, tuple(shape))
     raise ValueError(f"not an expression: {json.dumps(data)[:80]}")

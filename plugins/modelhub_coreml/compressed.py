@@ -213,7 +213,7 @@ def _dequant_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, s
         low, high = _share(source.shape, shape, start, stop)
         parts.append(_repeated(source.read(low, high).astype(kind), source.shape, shape, start, stop, low))
     values = sources[0].read(start, stop).astype(kind)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         values = values - parts[1] if len(parts) > 1 else values
         return np.ascontiguousarray((parts[0] * values).astype(want))
 

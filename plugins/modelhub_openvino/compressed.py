@@ -289,8 +289,9 @@ def _dequant_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, s
         np.asarray(one.read(*share)).reshape(share[1] - share[0], *one.shape[1:]).astype(np.float32)
         for one, share in zip(sources, shares, strict=True)
     ]
-    values = parts[0] - parts[2] if len(parts) > 2 else parts[0]
-    return np.ascontiguousarray(values * parts[1], np.float32)
+    with np.errstate(all="ignore"):
+        values = parts[0] - parts[2] if len(parts) > 2 else parts[0]
+        return np.ascontiguousarray(values * parts[1], np.float32)
 
 
 def _dequant_needs(inputs: Specs, args: Mapping[str, Any], start: int, stop: int) -> Sequence[tuple[int, int]]:

@@ -60,6 +60,8 @@ def _constants(model: Model, path: str) -> Iterator[Tensor | int]:
         elif path:
             tensor = _tensor(constant, path)
             if constant.name in parts:
+                if tensor.value is None:  # of no dtype here: the bytes that its elements are in
+                    tensor = Tensor(constant.name, "U8", (constant.nbytes,), Extent(path, constant.offset, constant.nbytes))
                 yield tensor._replace(view="stored")
             else:
                 yield tensor._replace(name=names.get(constant.name, constant.name))
