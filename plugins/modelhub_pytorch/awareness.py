@@ -160,6 +160,8 @@ def _on_grid(tensor: Tensor, owner: str, grid: Grid, names: Mapping[str, Tensor]
     observed = names.get(f"{grid_name}.activation_post_process.min_val")
     if observed is not None and not (low and all(abs(number) < float("inf") for number in (*low, *high))):
         return "nothing was observed yet"
+    if not all(0 < number < float("inf") for number in numbers("scale")):
+        return "its scale is no positive number"
     count = prod(scale.shape)
     folded = [names[f"{prefix}bn.{part}"] for part in ("weight", "running_var") if f"{prefix}bn.{part}" in names]
     axis = None if count == 1 else next((place for place, side in enumerate(tensor.shape[:2]) if side == count), -1)

@@ -179,6 +179,8 @@ def test_grids_that_fit_nothing_leave_the_weight_as_it_is(tmp_path: Path) -> Non
         found = look(tmp_path / "m.pt")
         assert found.load_table().by_name["fc1.weight"].view == "both"
         assert [one.severity for one in found.findings if one.tensor == "fc1.weight"] == ["info"]
-    strange = {**state, f"{grid}scale": torch.full((16,), float("inf")), f"{grid}zero_point": torch.full((16,), 2**31 - 1).int()}
-    torch.save(strange, tmp_path / "m.pt")
+    for number in (0.0, float("nan"), float("inf")):
+        torch.save({**state, f"{grid}scale": torch.full((16,), number)}, tmp_path / "m.pt")
+        assert table(tmp_path / "m.pt").by_name["fc1.weight"].view == "both"
+    torch.save({**state, f"{grid}zero_point": torch.full((16,), 2**31 - 1).int()}, tmp_path / "m.pt")
     assert look(tmp_path / "m.pt").state == "ready"
