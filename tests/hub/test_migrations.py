@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import runpy
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,19 @@ def test_a_migration_that_breaks_references_changes_nothing(tmp_path: Path, monk
     with pytest.raises(CatalogError, match="would break 1 references, first in table tag"):
         migrate(database)
     database.close()
+
+
+def test_many_may_make_the_first_catalog_at_once(tmp_path: Path) -> None:
+    """Threads with a connection each stand for processes: SQLite's locks hold between either."""
+    for number in range(25):
+        path = tmp_path / str(number) / "catalog.db"
+        together = threading.Barrier(6)
+
+        def make(path: Path = path, together: threading.Barrier = together) -> None:
+            together.wait(10)
+            Catalog.open(str(path)).close()
+
+        with ThreadPoolExecutor(6) as pool:
+            for made in [pool.submit(make) for _ in range(6)]:
+                made.result(60)
+        assert sqlite3.connect(path).execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)

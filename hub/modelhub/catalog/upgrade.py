@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from typing import TYPE_CHECKING
 
 from modelhub.catalog.backups import backup
-from modelhub.catalog.database import Database, Reader, Writer, refuse_network
+from modelhub.catalog.database import BUSY_SECONDS, Database, Reader, Writer, refuse_network
 from modelhub.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -98,9 +99,25 @@ def _make_file(database: Database) -> None:
     with database.guard():
         connection = sqlite3.connect(database.path, timeout=30, isolation_level=None)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")  # a property of the file, so once is enough
+            _write_ahead(connection)
         finally:
             connection.close()
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Have the file keep a write-ahead log: a property of the file, so once is enough. SQLite does not wait for others who are at
+    the same file meanwhile, whatever its timeout says."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _create(database: Database) -> None:
