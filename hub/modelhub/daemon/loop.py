@@ -42,6 +42,8 @@ ROOTS = 5.0
 """Seconds between looks at the list of roots, which `modelhub scan` and `modelhub roots` change."""
 RULES = 3600.0
 """Seconds between applications of the rules to everything: tags and config may have changed what they match."""
+SOON, PATIENT = 0.5, 20.0
+"""Seconds after which the rules are applied first: once the drives have been looked at, and at the latest."""
 SCRUB = 600.0
 """Seconds between looks at what is due for reading again."""
 END = 3.0
@@ -86,6 +88,9 @@ class Daemon:
         self.status: dict[str, Any] = {}
         self.faults: list[float] = []
         self.jobs_due = True
+        self.patient = 0.0
+        self.unseen: set[str] = set()
+        """Roots that no scan has come back from yet."""
 
     # --- its life -------------------------------------------------------------------------------------------------
 
@@ -118,7 +123,8 @@ class Daemon:
             self.selector.register(handle, self.mounts.events, self._mounted)
         now = time.monotonic()
         self._look_at_roots(now)
-        self.next = {"roots": now + ROOTS, "rules": now, "scrub": now + SCRUB, "jobs": now, "watchdog": now}
+        self.patient = now + PATIENT
+        self.next = {"roots": now + ROOTS, "rules": now + SOON, "scrub": now + SCRUB, "jobs": now, "watchdog": now}
         self.log.info(
             "watching", pid=os.getpid(), roots=len(self.supervisor.roots), catalog=self.catalog.database.path or "server"
         )
@@ -195,8 +201,11 @@ class Daemon:
             self._look_at_lock()
             self._look_at_roots(now)
         if "rules" in due:
-            self.next["rules"] = now + RULES
-            self.scanners.service({"do": "rules"})
+            if self.unseen and now < self.patient:  # what is known of a drive may be old until it was looked at
+                self.next["rules"] = now + SOON
+            else:
+                self.next["rules"] = now + RULES
+                self.scanners.service({"do": "rules"})
         if "scrub" in due:
             self.next["scrub"] = now + SCRUB
             if self.settings.scrub is not None:
@@ -241,8 +250,10 @@ class Daemon:
             for gone in set(self.supervisor.roots) - set(places):
                 self.pending.forget(gone)
                 self.scanners.drop(gone)
+                self.unseen.discard(gone)
                 self.log.info("root removed", root=gone)
             self.supervisor.set_roots(places)
+            self.unseen |= added
             for root in sorted(added):
                 status = self.supervisor.status(root)
                 self.log.info("root", root=root, observer=status["observer"], why=status["reason"])
@@ -319,6 +330,7 @@ class Daemon:
     def scanned(self, root: str, message: Message) -> None:
         """A scan worker is done with what it was given."""
         now = time.monotonic()
+        self.unseen.discard(root)
         seconds = float(message.get("seconds", 0.0))
         self.pending.done(root, seconds, now)
         self.supervisor.done(root, seconds, now)
