@@ -68,11 +68,20 @@ class Kit:
     directory: ClassVar[bool | None] = None
     """Whether ``write`` makes a directory; None: where the format has no ``detect``."""
 
+    scalars: ClassVar[bool] = True
+    """Whether the format has tensors without a side."""
+    empty: ClassVar[bool] = True
+    """Whether the format has tensors without elements."""
+
     def write(self, path: Path, tensors: Arrays) -> None:
         """Make a real file at ``path``, with a library that is not the plugin under test."""
         raise NotImplementedError(
             f"{type(self).__name__} needs `def write(self, path, tensors)`: make a real file of NumPy arrays"
         )
+
+    def named(self, name: str) -> str:
+        """What the format calls the tensor that ``write`` was given as ``name``, where it has a way of its own."""
+        return name
 
     def read(self, path: Path) -> Mapping[str, NDArray[Any]] | None:
         """Open what the plugin wrote with that library; None (not defined) leaves that out."""
@@ -114,10 +123,16 @@ class Kit:
         """A small state dict in the first dtypes that the format declares."""
         kinds = self.numpy_dtypes() or [np.dtype("<f4")]
         shapes = [(4, 6), (6,), (), (2, 3, 4), (8, 8)]
-        return {
-            f"layers.{number}.{'weight' if number % 2 else 'bias'}": sample(kinds[number % len(kinds)], shape, number)
-            for number, shape in enumerate(shapes)
-        }
+        return self.possible(
+            {
+                f"layers.{number}.{'weight' if number % 2 else 'bias'}": sample(kinds[number % len(kinds)], shape, number)
+                for number, shape in enumerate(shapes)
+            }
+        )
+
+    def possible(self, tensors: Arrays) -> Arrays:
+        """Those that the format can hold (see `scalars` and `empty`)."""
+        return {name: array for name, array in tensors.items() if (array.ndim or self.scalars) and (array.size or self.empty)}
 
     def written(self, directory: Path, tensors: Arrays, name: str = "sample") -> Path:
         path = self.place(directory, name)
@@ -161,6 +176,7 @@ class Kit:
         """The table of ``found`` is ``tensors``: names, dtypes, shapes and bytes."""
         what = what or os.path.basename(found.path)
         assert found.state == "ready", f"{what} is {found.state}: {found.reason}"
+        tensors = {self.named(name): array for name, array in tensors.items()}
         table = found.load_table().by_name
         lost, extra = sorted(set(tensors) - set(table)), sorted(set(table) - set(tensors))
         assert not lost, f"{what}: these tensors were written and are not in the table: {lost[:5]!r}"

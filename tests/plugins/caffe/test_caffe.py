@@ -11,6 +11,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from modelhub import plugins
 from modelhub.detect import inspect_path
 from modelhub.errors import ModelhubError
+from modelhub.testing import FormatConformance
 
 from tests.conftest import Modelhub
 
@@ -74,6 +75,21 @@ def network(*, old: bool = False) -> Any:
 def saved(path: Path, net: Any) -> Path:
     path.write_bytes(net.SerializeToString())
     return path
+
+
+class TestConformance(FormatConformance):
+    format = "caffe"
+
+    def named(self, name: str) -> str:
+        return f"{name}.0"
+
+    def write(self, path: Path, tensors: dict[str, Any]) -> None:
+        net = NetParameter(name="kit")
+        for name, array in tensors.items():
+            blob = net.layer.add(name=name, type="Parameter").blobs.add()
+            blob.shape.dim.extend(array.shape)
+            (blob.data if array.dtype == np.float32 else blob.double_data).extend(array.reshape(-1).tolist())
+        path.write_bytes(net.SerializeToString())
 
 
 @pytest.mark.parametrize("old", [False, True])
