@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelhub import dtypes, flatbuffers, home, ops, pickles, protobuf
+    from modelhub import bits, dtypes, flatbuffers, home, ops, pickles, protobuf
     from modelhub.checksums import crc32c
     from modelhub.declared import (
         Assignment,
@@ -148,6 +148,7 @@ __all__ = [
     "WriteOptions",
     "Writer",
     "ZipMember",
+    "bits",
     "check_index",
     "crc32c",
     "dtypes",
@@ -171,7 +172,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("dtypes", "flatbuffers", "home", "ops", "pickles", "protobuf"):
+    if name in ("bits", "dtypes", "flatbuffers", "home", "ops", "pickles", "protobuf"):
         return import_module(f"modelhub.{name}")
     if name in _PUBLIC:
         return getattr(import_module(f"modelhub.{_PUBLIC[name]}"), name)

@@ -17,6 +17,7 @@ from modelhub import Extent, InvalidFile, Node, Tensor, dtypes, ops, protobuf
 
 from modelhub_coreml import compressed
 from modelhub_coreml.kinds import KINDS
+from modelhub_coreml.names import unique
 
 MAX_NAME = 10_000
 MAX_DEPTH = 20
@@ -200,16 +201,16 @@ class Network:
             if odd:
                 raise InvalidFile(f"{self.wire.name}: {name!r:.200}: {extent.nbytes} bytes of {dtype} at offset {low}")
             self.plain += count
-            yield Tensor(self._unique(name), dtype, _fitting(shape, count), extent)
+            yield Tensor(unique(name, self.seen), dtype, _fitting(shape, count), extent)
             return
-        unique = self._unique(name)
+        called = unique(name, self.seen)
         bits, made = self._quantized(extent, quantization, shape, signed=number == 31, axis=axis)
         if made is None:
-            yield Tensor(unique, "U8", (extent.nbytes,), extent)
+            yield Tensor(called, "U8", (extent.nbytes,), extent)
             return
         self.bits[bits] += prod(made.shape)
-        yield Tensor(unique, "U8", (extent.nbytes,), extent, view="stored")
-        yield Tensor(unique, "F32", made.shape, made, view="logical")
+        yield Tensor(called, "U8", (extent.nbytes,), extent, view="stored")
+        yield Tensor(called, "F32", made.shape, made, view="logical")
 
     def _quantized(
         self, extent: Extent, quantization: tuple[int, int] | None, shape: Sequence[int], *, signed: bool, axis: int
@@ -252,14 +253,6 @@ class Network:
             sides[axis if len(shape) > 1 else 0] = count
             parts.append(ops.typed(run, "F32", tuple(sides)))
         return f"INT{bits}", ops.dequant("coreml_linear", codes, *parts)
-
-    def _unique(self, name: str) -> str:
-        unique, again = name, 1
-        while unique in self.seen:
-            again += 1
-            unique = f"{name}#{again}"
-        self.seen.add(unique)
-        return unique
 
 
 def _fitting(shape: Sequence[int], count: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from modelhub import Checkpoint, Extent, File, IncompleteFile, InvalidFile, Tensor, UnsupportedFile, dtypes, ops, protobuf
 
 from modelhub_coreml import compressed
+from modelhub_coreml.names import unique
 
 SENTINEL = 0xDEADBEEF
 VERSION = 2
@@ -160,7 +161,7 @@ class Reader:
             self.sparse[outputs[-1]] = made
         elif made and made.shape == shape:
             self.program.weights[_label(operator, inputs)] += prod(shape)
-            yield Tensor(self._unique(outputs[0]), made.dtype, shape, made, view="logical")
+            yield Tensor(unique(outputs[0], self.seen), made.dtype, shape, made, view="logical")
 
     def _packed(self, part: Tensor, place: Place) -> Tensor:
         """A part of a whole that is understood, as it is stored; elements that have no dtype are the bytes that they are in."""
@@ -303,32 +304,24 @@ class Reader:
 
     # --- weights --------------------------------------------------------------------------------------------------
 
-    def _unique(self, name: str) -> str:
-        unique, again = name, 1
-        while unique in self.seen:
-            again += 1
-            unique = f"{name}#{again}"
-        self.seen.add(unique)
-        return unique
-
     def _tensor(self, name: str, place: Place) -> Tensor:
-        unique = self._unique(name)
+        called = unique(name, self.seen)
         if not place.file:
             dtype = INLINED.get(place.kind)
             if dtype is None:
                 return Tensor(
-                    unique, f"MIL type {place.kind}", place.shape, None, unsupported=f"a value of MIL's type {place.kind}"
+                    called, f"MIL type {place.kind}", place.shape, None, unsupported=f"a value of MIL's type {place.kind}"
                 )
             path = self.checkpoint.files[0]
-            return Tensor(unique, dtype, place.shape, Extent(path, place.offset, place.end - place.offset))
+            return Tensor(called, dtype, place.shape, Extent(path, place.offset, place.end - place.offset))
         file, kind, offset, nbytes = self._record(place)
         dtype = STORED.get(kind)
         if dtype is None:
             label = _NARROW.get(kind, f"blob type {kind}")
-            return Tensor(unique, label, place.shape, None, unsupported=f"packed elements of type {label}")
+            return Tensor(called, label, place.shape, None, unsupported=f"packed elements of type {label}")
         if prod(place.shape) % dtypes.get(dtype).block:
-            return Tensor(unique, dtype, place.shape, None, unsupported="packed, and the last byte is not full")
-        return Tensor(unique, dtype, place.shape, Extent(file.path, offset, nbytes))
+            return Tensor(called, dtype, place.shape, None, unsupported="packed, and the last byte is not full")
+        return Tensor(called, dtype, place.shape, Extent(file.path, offset, nbytes))
 
     def _record(self, place: Place) -> tuple[File, int, int, int]:
         """(the file, the type of the elements, where they begin, their bytes) of a value that stands in another file."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from modelhub import Node, Op, Tensor, ops
+from modelhub import Node, Op, Tensor, bits, ops
 
 BITS = {"U4": 4, "I4": 4, "U8": 8, "I8": 8, "U2": 2, "I2": 2}
 SCALES = ("F32", "F16")
@@ -54,42 +54,14 @@ def _sides(weight: tuple[int, ...], scale: tuple[int, ...], axis: int, block: in
 def _numbers(tensor: Tensor, shape: tuple[int, ...]) -> Node:
     """Integers one by one: those of less than a byte follow each other from each byte's low bits on."""
     assert tensor.value is not None
-    bits = BITS[tensor.dtype]
-    if bits == 8:
+    width = BITS[tensor.dtype]
+    if width == 8:
         return ops.reshape(ops.typed(tensor.value, tensor.dtype, tensor.shape), tensor.dtype, shape)
-    raw = ops.reshape(tensor.value, "U8", (-(-prod(shape) * bits // 8),))
-    return ops.node("onnx.unpack", raw, bits=bits, signed=tensor.dtype.startswith("I"), shape=list(shape))
+    raw = ops.reshape(tensor.value, "U8", (-(-prod(shape) * width // 8),))
+    return ops.node("onnx.unpack", raw, bits=width, signed=tensor.dtype.startswith("I"), shape=list(shape))
 
 
 # --- the ops ------------------------------------------------------------------------------------------------------
-
-
-def _unpack_infer(inputs: Specs, args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
-    bits, shape = args["bits"], tuple(args["shape"])
-    if bits not in (2, 4) or not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError(f"onnx.unpack: {bits} bits, {list(shape)}")
-    if len(inputs) != 1 or inputs[0] != ("U8", (-(-prod(shape) * bits // 8),)):
-        raise ValueError(f"onnx.unpack: {list(shape)} of {bits} bits do not fit {list(inputs)}")
-    return "I8" if args["signed"] else "U8", shape
-
-
-def _unpack_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
-    import numpy as np
-
-    bits, shape = args["bits"], tuple(args["shape"])
-    row, each = prod(shape[1:]), 8 // bits
-    first, last = start * row, stop * row
-    data = sources[0].read(first // each, -(-last // each))
-    parts = np.stack([data >> (bits * number) & ((1 << bits) - 1) for number in range(each)], axis=-1).reshape(-1)
-    values = parts[first % each : first % each + last - first]
-    if args["signed"]:
-        values = (values.astype(np.int8) << (8 - bits)) >> (8 - bits)
-    return values.reshape((stop - start, *shape[1:]) if shape else ())
-
-
-def _unpack_needs(inputs: Specs, args: Mapping[str, Any], start: int, stop: int) -> Sequence[tuple[int, int]]:
-    row, each = prod(args["shape"][1:]), 8 // args["bits"]
-    return [(start * row // each, -(-stop * row // each))]
 
 
 def _infer(inputs: Specs, args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
@@ -142,6 +114,6 @@ def _needs(inputs: Specs, args: Mapping[str, Any], start: int, stop: int) -> Seq
 
 
 OPS = (
-    Op(name="onnx.unpack", rows=_unpack_rows, infer=_unpack_infer, needs=_unpack_needs),
+    bits.unpack_op("onnx.unpack"),
     Op(name="dequant.onnx_linear", rows=_rows, infer=_infer, needs=_needs),
 )

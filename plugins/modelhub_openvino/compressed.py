@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from modelhub import Extent, InvalidFile, Node, Op, Tensor, dtypes, ops
+from modelhub import Extent, InvalidFile, Node, Op, Tensor, bits, dtypes, ops
 
 from modelhub_openvino.model import Constant, Graph, Model, Step
 
@@ -242,11 +242,8 @@ def _unpack_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, st
     shape = tuple(args["shape"])
     row = prod(shape[1:])
     first, last = start * row, stop * row
-    data = sources[0].read(first // 2, -(-last // 2))
-    values = np.stack([data & 15, data >> 4], axis=-1).reshape(-1)[first % 2 : first % 2 + last - first]
-    if args["kind"] == "i4":
-        values = (values.astype(np.int8) << 4) >> 4
-    elif args["kind"] == "nf4":
+    values = bits.unpack(sources[0], 4, first, last, signed=args["kind"] == "i4")
+    if args["kind"] == "nf4":
         values = np.asarray(NF4, np.float16).astype(np.float32)[values]  # the graph converts them to half precision first
     return values.reshape((stop - start, *shape[1:]) if shape else ())
 

@@ -8,11 +8,11 @@ taken apart first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
-from modelhub import Extent, File, Inline, InvalidFile, Node, Op, Tensor, dtypes, ops
+from modelhub import Extent, File, Inline, InvalidFile, Node, Tensor, bits, dtypes, ops
 
 from modelhub_tflite import schema, sparse
 from modelhub_tflite.model import Entry, Model, Scales
@@ -85,8 +85,8 @@ def _tensor(name: str, entry: Entry, model: Model, file: File) -> Iterator[Tenso
 
 def unpacked(extent: Extent | Node, dtype: str, shape: tuple[int, ...]) -> Node:
     """Integers of less than a byte as one byte each."""
-    bits, signed = _BITS[dtype]
-    return ops.node("tflite.unpack", extent, bits=bits, signed=signed, shape=list(shape))
+    width, signed = _BITS[dtype]
+    return ops.node("tflite.unpack", extent, bits=width, signed=signed, shape=list(shape))
 
 
 def _dequantized(extent: Extent | Node, dtype: str, entry: Entry, model: Model, file: File, who: str) -> Node | None:
@@ -146,36 +146,4 @@ def _number(file: File, start: int, kind: str) -> Any:
     return struct.unpack(f"<{kind}", file.read(start, struct.calcsize(kind)))[0]
 
 
-# --- the op -------------------------------------------------------------------------------------------------------
-
-
-def _infer(inputs: Sequence[tuple[str, tuple[int, ...]]], args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
-    bits, shape = args["bits"], tuple(args["shape"])
-    if bits not in (2, 4) or not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError(f"tflite.unpack: {bits} bits, {list(shape)}")
-    if len(inputs) != 1 or inputs[0] != ("U8", (-(-prod(shape) * bits // 8),)):
-        raise ValueError(f"tflite.unpack: {list(shape)} of {bits} bits do not fit {inputs}")
-    return "I8" if args["signed"] else "U8", shape
-
-
-def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
-    """The first of a byte's elements stands in its low bits; they follow each other over the ends of rows."""
-    import numpy as np
-
-    bits, shape = args["bits"], tuple(args["shape"])
-    row = prod(shape[1:])
-    first, last, each = start * row, stop * row, 8 // bits
-    data = sources[0].read(first // each, -(-last // each))
-    parts = np.stack([data >> (bits * number) & ((1 << bits) - 1) for number in range(each)], axis=-1).reshape(-1)
-    values = parts[first % each : first % each + last - first]
-    if args["signed"]:
-        values = (values.astype(np.int8) << (8 - bits)) >> (8 - bits)
-    return values.reshape((stop - start, *shape[1:]) if shape else ())
-
-
-def _needs(inputs: Any, args: Mapping[str, Any], start: int, stop: int) -> Sequence[tuple[int, int]]:
-    row, each = prod(args["shape"][1:]), 8 // args["bits"]
-    return [(start * row // each, -(-stop * row // each))]
-
-
-OPS = (Op(name="tflite.unpack", rows=_rows, infer=_infer, needs=_needs), *sparse.OPS)
+OPS = (bits.unpack_op("tflite.unpack"), *sparse.OPS)
