@@ -213,7 +213,8 @@ class Skim:
 
     @staticmethod
     def _small(text: bytes, at: int, end: int) -> bool:
-        """Whether the ``TensorProto`` there is a small constant (see `modelhub_onnx.graph`), as raw data."""
+        """Whether the ``TensorProto`` there is raw data and no weight (see `modelhub_onnx.graph`); in an attribute of at most
+        `MAX_SMALL` bytes, only a run of floats is one."""
         count, data_type = 1, 0
         while at < end:
             key, value = text[at], text[at + 1]
@@ -232,7 +233,7 @@ class Skim:
                 at += value
             elif key == 0x4A and at + value == end:
                 _, size, is_float = _SIZES.get(data_type, ("", 0, True))
-                return count * size == value > 0 and value < SMALL_CONSTANT and (count == 1 or not is_float)
+                return count * size == value > 0 and (count == 1 or not is_float)
             else:
                 return False
         return False
