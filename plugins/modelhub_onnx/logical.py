@@ -1,10 +1,10 @@
 """What quantized weights stand for: the tensors that a model means, by its own scales and zero points.
 
-Three layouts are understood: weights that a ``DequantizeLinear`` decodes (what its newer versions allow is in
+Four layouts are understood: weights that a ``DequantizeLinear`` decodes (what its newer versions allow is in
 `modelhub_onnx.dequantize`), those that onnxruntime's quantizer names ``NAME_quantized`` beside ``NAME_scale`` and
-``NAME_zero_point`` (``quantization/quant_utils.py``), and the blocks of ``MatMulNBits`` (onnxruntime
-``docs/ContribOperators.md``). Each becomes one F32 tensor under the name that it had before; its parts stay in the table of what
-is stored. Anything else is left as it is.
+``NAME_zero_point`` (``quantization/quant_utils.py``), the blocks of ``MatMulNBits`` (onnxruntime
+``docs/ContribOperators.md``), and floats that are quantized on the way (`modelhub_onnx.trained`). Each becomes one F32 tensor
+under the name that it had before; its parts stay in the table of what is stored. Anything else is left as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from modelhub import Checkpoint, Extent, Inline, Node, Op, Tensor, dtypes, ops, protobuf
 
-from modelhub_onnx import dequantize
+from modelhub_onnx import dequantize, trained
 from modelhub_onnx.model import Model, Use
 
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32")
@@ -45,6 +45,8 @@ def _wholes(model: Model, by_name: Mapping[str, Tensor], checkpoint: Checkpoint)
                 () if use.numbers.get("block_size") else _affine(by_name, use.inputs, use.numbers.get("axis", 1), checkpoint)
             )
             yield from plain or _linear(by_name, use)
+        elif use.operator == "QuantizeLinear" and len(use.inputs) > 1 and not use.numbers.get("block_size"):
+            yield from _trained(by_name, use)
         elif use.operator == "MatMulNBits":
             yield from _blocks(by_name, use)
     for name, tensor in by_name.items():
@@ -99,6 +101,20 @@ def _linear(by_name: Mapping[str, Tensor], use: Use) -> Iterator[tuple[Tensor, l
     if made:
         name = _DQ_NAME.sub("", weight.name.removesuffix("_quantized"))
         yield Tensor(name, "F32", weight.shape, made, view="logical"), [weight.name, scale.name, *([zero.name] if zero else [])]
+
+
+def _trained(by_name: Mapping[str, Tensor], use: Use) -> Iterator[tuple[Tensor, list[str]]]:
+    """A weight that is floats, and quantized on the way: it keeps its name."""
+    weight, scale = by_name.get(use.inputs[0]), by_name.get(use.inputs[1])
+    named = use.inputs[2] if len(use.inputs) > 2 else ""
+    zero = by_name.get(named) if named else None
+    if weight is None or scale is None or (named and zero is None):
+        return
+    axis = use.numbers.get("axis", 1)
+    made = trained.whole(weight, scale, zero, axis + len(weight.shape) if axis < 0 else axis)
+    if made:
+        used = [weight.name, scale.name, *([zero.name] if zero else [])]
+        yield Tensor(weight.name, "F32", weight.shape, made, view="logical"), used
 
 
 def _number(tensor: Tensor, checkpoint: Checkpoint) -> float | int | None:
@@ -193,6 +209,7 @@ def _unpacked(data: Any, bits: int) -> Any:
 
 OPS = (
     *dequantize.OPS,
+    *trained.OPS,
     Op(
         name="dequant.onnx_blocks",
         rows=_rows,
