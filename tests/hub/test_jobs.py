@@ -19,7 +19,7 @@ import torch
 from modelhub import plugins, provenance
 from modelhub.catalog import Catalog
 from modelhub.catalog.job_rows import MAX_LOG
-from modelhub.catalog.jobs import MAX_CRASHES, Job, NewJob, action_of
+from modelhub.catalog.jobs import MAX_CRASHES, Job, Jobs, NewJob, action_of
 from modelhub.errors import (
     AmbiguousModel,
     CatalogError,
@@ -356,6 +356,29 @@ def test_two_at_once_for_the_same_content_are_one(catalog: Catalog, drive: Path,
     results = [job.result for job in catalog.jobs.list()]
     assert sorted("same_as" in result for result in results) == [False, True]
     assert len(list(drive.glob("?.safetensors"))) == 1
+
+
+def test_what_another_has_made_while_one_asks_is_not_made_twice(
+    catalog: Catalog, drive: Path, pool: ParsePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (drive / "copy.pt").write_bytes((drive / "net.pt").read_bytes())
+    models = [model_at(catalog, drive / name, pool) for name in ("net.pt", "copy.pt")]
+    first, second = (queue(catalog, model, drive / f"{number}.safetensors") for number, model in enumerate(models))
+    ask, asked = Jobs.first_of_its_kind, []
+
+    def ask_late(jobs: Jobs, job: Job, content: bytes) -> bool:
+        if not asked:  # by the first job's worker: meanwhile another does the second, from its claim to its end
+            asked.append(job.id)
+            command = [sys.executable, "-m", "modelhub.jobs.worker", "--drain"]
+            subprocess.run(command, env={**os.environ, "MODELHUB_CATALOG": str(catalog.database.path)}, check=True, timeout=60)
+        return ask(jobs, job, content)
+
+    monkeypatch.setattr(Jobs, "first_of_its_kind", ask_late)
+    work(catalog)
+    assert asked == [first.id]
+    assert catalog.jobs.get(second.id).result["output"] == str(drive / "1.safetensors")
+    assert catalog.jobs.get(first.id).result["same_as"] == str(drive / "1.safetensors")
+    assert not (drive / "0.safetensors").exists()
 
 
 def test_what_was_replaced_or_forgotten_meanwhile_is_not_converted(catalog: Catalog, drive: Path, pool: ParsePool) -> None:

@@ -137,13 +137,14 @@ def _convert(catalog: Catalog, job: Job, plugins: Plugins, heart: Heart, pool: P
     digests: Sequence[FileDigest] = ()
     if job.spec.get("digest") and source.id:
         source, digests = digest_source(catalog, source, heart)
-        if job.origin != "user":
+        if job.origin != "user" and source.digest:
+            # In this order: what another job has made by the time that it is not at work any more is seen by the second question.
+            if not catalog.jobs.first_of_its_kind(job, bytes.fromhex(source.digest.removeprefix("sha256:"))):
+                raise Busy
             same = _same_output(catalog, job, source, plugins)
             if same is not None:
                 path = printable(same.absolute_path)
                 return Outcome({"same_as": path, "model": same.id}, f"nothing to do: {path} is the same made of the same")
-            if source.digest and not catalog.jobs.first_of_its_kind(job, bytes.fromhex(source.digest.removeprefix("sha256:"))):
-                raise Busy
     old = _ours(catalog, job, output, source, plugins) if job.spec.get("own") and output else None
     if old is not None:
         options = replace(options, force=True)
