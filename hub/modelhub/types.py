@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 Args: TypeAlias = "Mapping[str, Any]"
@@ -80,7 +81,11 @@ class Columns(NamedTuple):
     explain: Callable[[], None] | None = None
 
     def tensors(self) -> list[Tensor]:
-        """The same as records."""
+        """The same as records. Where a side is no whole number from 0 up, ``explain`` is called first: whoever computes with
+        shapes before the core has seen them is spared that."""
+        sides = [*chain.from_iterable(self.shapes)]
+        if self.explain and sides and not ({*map(type, sides)} == {int} and min(sides) >= 0):
+            self.explain()
         return [
             Tensor(name, dtype, tuple(shape), Extent(self.file, offset, nbytes))
             for name, dtype, shape, offset, nbytes in zip(*self[1:6], strict=True)

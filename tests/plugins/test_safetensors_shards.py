@@ -92,6 +92,14 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
     assert "'layer.1.weight' stands in two shards" in found.reason
 
 
+def test_a_shard_with_a_shape_that_is_none_says_which(sharded: Path) -> None:
+    header = '{"w":{"dtype":"F32","shape":[1.5],"data_offsets":[0,4]}}'
+    (sharded / name(2)).write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
+    (found,) = look(sharded)
+    assert found.state == "invalid"
+    assert found.reason.startswith(f"{name(2)}: tensor 'w': shape [1.5]")
+
+
 def test_an_index_that_promises_what_is_not_there(sharded: Path) -> None:
     index = json.loads((sharded / INDEX).read_text())
     index["weight_map"]["lm_head.weight"] = name(3)
