@@ -126,7 +126,7 @@ def test_sighup_reads_the_rules_again_and_keeps_the_old_ones_if_they_are_wrong(d
         (made,) = [row for row in daemon.ls() if row["path"] == ".converted/a.safetensors"]
         (source,) = [row for row in daemon.ls() if row["path"] == "a.pt"]
         assert made["derived_from"] == source["id"]
-        assert "converted" in [event["event"] for event in daemon.events]
+        daemon.until(lambda: "converted" in [event["event"] for event in daemon.events])  # told once the job is done
         daemon.caught_up(drive)  # its own output is nothing to work on
         assert len(daemon.ls()) == 2
         assert daemon.run("jobs", "--json")[0]["state"] == "done"

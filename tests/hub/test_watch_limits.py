@@ -64,8 +64,9 @@ def test_ends_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
             watch.start()
             time.sleep(wait)
             assert watch.stop(2.0)
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert threading.active_count() == threads
+    # Not "==": what tests before this one have left may come to its end meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert threading.active_count() <= threads
 
 
 PROGRAM = """
