@@ -57,7 +57,7 @@ class Watching:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in os.pread(self.output.fileno(), 1 << 26, 0).splitlines()]
 
-    def until(self, true: Callable[[], Any], seconds: float = 20.0) -> Any:
+    def until(self, true: Callable[[], Any], seconds: float = 60.0) -> Any:
         """Wait until ``true()`` is; fails with the log otherwise."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -24,7 +24,7 @@ from tests.watching import watching
 WORKER = [sys.executable, "-m", "modelhub.jobs.worker"]
 
 
-def until(true: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < deadline, "it did not come to that"
