@@ -546,7 +546,7 @@ def test_a_plugins_tool_is_cancelled_with_what_it_started(
         started = time.monotonic()
         catalog.jobs.cancel(job.id)
         until(lambda: catalog.jobs.get(job.id).state == "cancelled")
-        assert time.monotonic() - started < 1.3
+        assert time.monotonic() - started < 4  # about 1 s on an idle machine; what is deaf sleeps for longer
         told, _ = process.communicate(timeout=10)
     if where == "foreground":
         assert process.returncode == 130
@@ -596,7 +596,7 @@ def test_the_work_hears_that_it_is_to_stop(catalog: Catalog) -> None:
         with pytest.raises(Stopped) as caught:
             toil(beating)
     assert caught.value.why == "cancel"
-    assert time.monotonic() - started < 0.6
+    assert time.monotonic() - started < 3  # about 0.3 s on an idle machine; not hearing takes 5
 
 
 HUNG = """
@@ -631,7 +631,7 @@ def test_what_does_not_hear_is_ended_with_all_that_it_started(how: str, catalog:
                 writer.run("UPDATE job SET owner=?", (ELSEWHERE,))
         process.wait(timeout=10)
     took = time.monotonic() - started
-    assert took < heart_module.LOOK + heart_module.PATIENCE + heart_module.AFTERWARDS + 0.9
+    assert took < heart_module.LOOK + heart_module.PATIENCE + heart_module.AFTERWARDS + 3
     assert os.listdir(place) == []
     assert identity._started(str(child)) == ""
     assert catalog.jobs.get(job.id).state == ("cancelled" if how == "cancel" else "running")
@@ -649,7 +649,7 @@ def test_sigterm_puts_the_job_back(catalog: Catalog, drive: Path, pool: ParsePoo
         started = time.monotonic()
         process.terminate()
         assert process.wait(timeout=10) == 0
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5  # about 0.5 s on an idle machine; hashing it takes far longer
     seen = catalog.jobs.get(job.id)
     assert (seen.state, seen.attempts, seen.crashes) == ("queued", 0, 0)
     assert sorted(os.listdir(drive)) == ["huge.safetensors", "net.pt"]
