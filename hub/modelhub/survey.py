@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from modelhub.declared import Format
 from modelhub.errors import FileProblem, InvalidFile, PluginError
 from modelhub.files import Checkpoint, File
 from modelhub.found import Claim, Found
+from modelhub.model import clean
 from modelhub.summary import Summary, check_tensors, columns_summary
 from modelhub.table import pack, precision_label
 from modelhub.types import Columns, Finding, Metadata, Tensor
@@ -29,6 +30,8 @@ MAX_RECORDS = 20_000_000
 MANY_FILES = 256
 MAX_METADATA = 4 << 20
 """Bytes of JSON that ``Metadata.values`` may take: it is what people see, not a place for vocabularies."""
+MAX_NESTING = 100
+"""Of lists and objects in it."""
 
 
 @dataclass(slots=True)
@@ -89,7 +92,7 @@ def survey(draft: Draft) -> Found:
             try:
                 records, metadata = _collect(draft.format.read(checkpoint), findings)
                 summary, blob = _summed_up(records, draft)
-                _check_metadata(metadata)
+                metadata = _checked(metadata)
                 return _finish(draft, checkpoint, metadata, summary, blob)
             except FileProblem as error:
                 state, reason = error.state, str(error)
@@ -179,24 +182,45 @@ def _collect(records: Iterable[Any], findings: list[Finding]) -> tuple[Sequence[
     return tensors, metadata
 
 
-def _check_metadata(metadata: Metadata) -> None:
+def _checked(metadata: Metadata) -> Metadata:
+    """The metadata as they can be kept: JSON, in text that can be encoded and numbers of 64 bits."""
     if metadata.values:
         try:
             size = len(orjson.dumps(metadata.values))
-        except TypeError as error:
-            raise PluginError(f"Metadata.values is not plain JSON data: {error}") from error
+        except TypeError:
+            metadata = replace(metadata, values=_plain(metadata.values))
+            try:
+                size = len(orjson.dumps(metadata.values))
+            except TypeError as error:
+                raise PluginError(f"Metadata.values is not plain JSON data: {error}") from error
         if size > MAX_METADATA:
             raise PluginError(f"Metadata.values takes {size} bytes, at most {MAX_METADATA} are kept")
     for key, value in metadata.stored.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise PluginError(f"Metadata.stored maps texts to texts; {key!r} is mapped to a {type(value).__name__}")
+    return metadata
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """``value`` with text that no encoding has, and numbers that 64 bits do not hold, as text about them: files say both."""
+    if depth > MAX_NESTING:
+        raise InvalidFile(f"what it says of itself nests more than {MAX_NESTING} deep")
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return str(value) if value.bit_length() <= 256 else f"a number of {value.bit_length()} bits"
+    if isinstance(value, Mapping):
+        return {clean(key) if isinstance(key, str) else key: _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    return value
 
 
 def _finish(draft: Draft, checkpoint: Checkpoint, metadata: Metadata, summary: Summary, blob: bytes) -> Found:
     state = reason = ""
     if draft.missing:
         more = f" and {len(draft.missing) - 3} more" if len(draft.missing) > 3 else ""
-        state, reason = "incomplete", f"missing: {', '.join(draft.missing[:3])}{more}"
+        state, reason = "incomplete", f"missing: {', '.join(name[:200] for name in draft.missing[:3])}{more}"
     elif summary.short:
         state, reason = "incomplete", summary.short
     architecture = metadata.values.get("architecture", "")

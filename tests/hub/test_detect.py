@@ -284,6 +284,24 @@ def test_what_a_reader_yields_is_checked_like_input(tmp_path: Path, case: str) -
     assert reason in found.reason
 
 
+def test_metadata_that_no_json_holds_are_kept_as_text(tmp_path: Path) -> None:
+    write(tmp_path, "a.bin")
+    values = {"\ud800": ["a\udc00", 1 << 64, -(1 << 63)], "n": 10**30, "huge": 1 << 9999}
+    records = [Metadata(values=values)]
+    found = look(tmp_path, fmt("f", suffixes=(".bin",), detect=by_suffix(".bin"), read=lambda checkpoint: records))["a.bin"]
+    assert found.state == "ready"
+    assert found.metadata == {
+        "\\ud800": ["a\\udc00", str(1 << 64), -(1 << 63)],
+        "n": str(10**30),
+        "huge": "a number of 10000 bits",
+    }
+    for _ in range(300):
+        values = {"deep": values}
+    records = [Metadata(values=values)]
+    found = look(tmp_path, fmt("f", suffixes=(".bin",), detect=by_suffix(".bin"), read=lambda checkpoint: records))["a.bin"]
+    assert (found.state, found.reason, found.findings) == ("invalid", "what it says of itself nests more than 100 deep", ())
+
+
 def test_sums_count_ties_once_and_logical_tensors_only(tmp_path: Path) -> None:
     write(tmp_path, "a.bin")
     path = str(tmp_path / "a.bin")
