@@ -11,6 +11,7 @@ import os
 import stat as stat_module
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from types import TracebackType
 
 from modelhub.errors import IncompleteFile, InvalidFile
@@ -21,12 +22,15 @@ TAIL_BYTES = 4 * 1024
 """And this much of its end, where the head does not cover it."""
 MAX_READ = 1 << 30
 """The longest single read that a parser may ask for. Headers are smaller; weights are not read by parsers."""
+_DIGITS = b"0123456789"
+_BETWEEN = b"},"
+"""What stands between the entries of a list in JSON."""
 
 
 class File:
     """One regular file, opened on first use. ``path`` is absolute; ``size`` is from the stat that the core made."""
 
-    __slots__ = ("_fd", "_head", "_tail", "asked", "name", "path", "siblings", "size")
+    __slots__ = ("_entries", "_fd", "_head", "_tail", "asked", "name", "path", "siblings", "size")
 
     def __init__(
         self, path: str, size: int | None = None, siblings: Mapping[str, int] | None = None, *, asked: bool = False
@@ -41,6 +45,7 @@ class File:
         self._fd = -1
         self._head: bytes | None = None
         self._tail: bytes | None = None
+        self._entries: bytes | None = None
         self.size: int = os.fstat(self._open()).st_size if size is None else size
 
     def _open(self) -> int:
@@ -74,6 +79,18 @@ class File:
             else:
                 self._tail = self._pread(start, self.size - start)
         return self._tail
+
+    def mentions(self, words: tuple[bytes, ...]) -> bool:
+        """Whether one of ``words`` stands in `head`. Quick where none does and the head is JSON whose entries differ in their
+        numbers only, as those of a table of tensors do."""
+        head = self.head
+        if self._entries is None:
+            self._entries = _BETWEEN.join({*head.translate(None, _DIGITS).split(_BETWEEN)})
+        entries = self._entries
+        for word in _without_digits(words):
+            if word in entries:
+                return any(word in head for word in words)
+        return False
 
     def _pread(self, offset: int, nbytes: int) -> bytes:
         fd = self._open()
@@ -121,6 +138,12 @@ class File:
 
     def __repr__(self) -> str:
         return f"File({self.path!r}, size={self.size})"
+
+
+@lru_cache(64)
+def _without_digits(words: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """What stands in a head without digits where one of ``words`` stands in it: in one of its entries, or across two."""
+    return tuple({word.translate(None, _DIGITS).partition(_BETWEEN)[0] for word in words})
 
 
 class Listing:

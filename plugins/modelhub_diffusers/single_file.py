@@ -20,11 +20,12 @@ SAFETENSORS = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (SAFETENSORS, *PICKLES)
 _SIGNS = (
-    b"model.diffusion_model.", b"first_stage_model.", b"cond_stage_model.", b"conditioner.embedders.", b"double_blocks.",
-    b"single_blocks.", b"joint_blocks.", b"control_model.", b"controlnet_cond_embedding.", b"controlnet_x_embedder.",
-    b"input_hint_block.", b"decoder.mid.attn_1.", b"decoder.mid_block.attentions.0.", b"ip_adapter.", b"emb_params", b"clip_g\"",
+    b'"model.diffusion_model.', b'"first_stage_model.', b'"cond_stage_model.', b'"conditioner.embedders.', b'"double_blocks.',
+    b'"single_blocks.', b'"joint_blocks.', b'"control_model.', b'"controlnet_cond_embedding.', b'"controlnet_x_embedder.',
+    b'"input_hint_block.', b'"decoder.mid.attn_1.', b'"decoder.mid_block.attentions.0.', b'"ip_adapter.', b'"emb_params',
+    b'"clip_g"',
 )  # fmt: skip
-"""How some of their tensors' names begin, as they stand in JSON behind a quote."""
+"""How some of their tensors' names begin, as they stand in JSON."""
 _PICKLED = (
     b"model.diffusion_model.",
     b"first_stage_model.",
@@ -48,7 +49,7 @@ def detect(file: File) -> Detection | None:
     try:
         if name.endswith(SAFETENSORS):
             head = file.head
-            signed = head[8:9] == b"{" and (any(b'"' + sign in head for sign in _SIGNS) or _TOKEN.match(head) is not None)
+            signed = head[8:9] == b"{" and (file.mentions(_SIGNS) or _TOKEN.match(head) is not None)
         else:
             pickled = file.head[:4] == b"PK\x03\x04" or file.head[:1] == b"\x80"
             signed = pickled and (

@@ -95,7 +95,7 @@ def detect(file: File) -> Detection | None:
 def _signed(file: File) -> bool:
     try:
         if file.name.lower().endswith(SAFETENSORS):
-            return file.head[8:9] == b"{" and _WHOLE not in file.head and any(sign in file.head for sign in _SIGNS)
+            return file.head[8:9] == b"{" and file.mentions(_SIGNS) and _WHOLE not in file.head
         return file.head[:4] == b"PK\x03\x04" and _WHOLE not in file.head and any(sign in file.head for sign in _PICKLED)
     except (FileProblem, OSError):
         return False
