@@ -18,7 +18,8 @@ from modelhub.declared import Format
 from modelhub.errors import AmbiguousModel, CatalogError, FileProblem, ModelhubError, ModelNotFound, PluginError
 from modelhub.files import File, Listing, list_directory
 from modelhub.found import Claim, Found
-from modelhub.stores import as_manifest, behind, untold
+from modelhub.ignore import is_unfinished_blob
+from modelhub.stores import as_manifest, behind, unfinished, untold
 from modelhub.survey import Draft, draft_name, failure, rejected, survey
 from modelhub.types import Detection, Finding, Rejected
 
@@ -409,12 +410,15 @@ def inspect_path(
         blob = os.path.join(manifest.blobs, manifest.told_by)
         return as_manifest(inspect_path(blob, chosen, mark=mark, listed=listed), manifest, name)
     name = os.path.basename(path)
+    unwhole = os.path.basename(os.path.dirname(path)) == "blobs" and is_unfinished_blob(os.fsencode(name))
     # The user named this file: a directory's claim over it does not count.
     router = _Router(chosen)
     router.directory = []
     look = _Look(listing, router, [name], (), mark)
     look.asked = True
     result = look.run(None)
+    if unwhole and not result.problems:
+        return unfinished(path, result.found[0] if result.found else None)
     if not result.found:
         for problem in result.problems:
             raise PluginError(problem.message) if problem.check == "plugin" else ModelhubError(problem.message)

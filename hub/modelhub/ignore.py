@@ -17,6 +17,7 @@ SCRATCH = b".modelhub-"
 """How the names of our own unfinished files begin."""
 
 _STORE_PARTIAL = re.compile(rb"-partial(-\d+)?$")
+_UNFINISHED_BLOB = re.compile(rb"sha256[:-][0-9a-f]{64}(?:-partial|\.tmp)")
 _RSYNC = re.compile(rb"\..+\.[A-Za-z0-9]{6}$")
 _HIDDEN_DIRECTORIES = frozenset({b".git", b".hg", b".svn", b".no_exist", b"._____temp"})
 _DATA = b"datasets--"
@@ -34,6 +35,12 @@ def is_partial(name: bytes) -> bool:
     if name.startswith(b"."):
         return name.startswith(SCRATCH) or name == IGNORE_FILE or bool(_RSYNC.match(name))
     return b"-partial" in name and bool(_STORE_PARTIAL.search(name))
+
+
+def is_unfinished_blob(name: bytes) -> bool:
+    """Whether a file of this name in a store's ``blobs`` is a blob that is not whole yet: its pull goes on, or was interrupted
+    (Ollama's ``server/download.go`` and ``x/transfer/download.go``)."""
+    return bool(_UNFINISHED_BLOB.fullmatch(name))
 
 
 def is_hidden_directory(name: bytes) -> bool:

@@ -17,6 +17,7 @@ from modelhub.catalog.index import Indexer
 from modelhub.catalog.places import known_here
 from modelhub.catalog.rows import FileRow, Look, Stat, signed
 from modelhub.settle import Settling
+from modelhub.storescan import StoreScan
 from modelhub.walk import Directory, Walker
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class Reconciliation:
         self.problems: list[str] = []
         self.vanished: set[bytes] = set()
         self.unreadable: set[bytes] = set()
-        self.blobs: dict[tuple[str, str], list[bytes]] = defaultdict(list)
-        self.store_directories: set[str] = set()
+        self.stores = StoreScan(self.place, self.seen.stores, self.vanished)
         self.kept: dict[bytes, set[bytes]] = defaultdict(set)
         self.gone: list[FileRow] = []
         self.waiting: set[bytes] = set()
@@ -271,13 +271,16 @@ class Reconciliation:
         seen = self.seen
         for path in sorted(seen.dirty):
             directory = seen.dirty[path]
-            store = next((store for store in seen.stores if path.startswith((store + b"/manifests/").lstrip(b"/"))), None)
+            store = self.stores.whose(path)
             if store is not None:
                 if directory.dirty:
                     yield from self._store_tasks(store, directory)
                 continue
             some = self._some(directory)
             if not directory.dirty and (some or not directory.whole):
+                continue
+            if self.stores.is_of_blobs(path):
+                yield self.stores.unfinished(directory)
                 continue
             hidden = directory.held.keys() - self.kept.get(path, set())
             yield Task(
@@ -288,34 +291,12 @@ class Reconciliation:
             )
 
     def _store_tasks(self, store: bytes, directory: Directory) -> Iterator[Task]:
-        """Look at the blobs that new manifests name. Of a model whose weights are not there, the manifest is all that is
-        known."""
-        from modelhub.stores import manifest_name, read_manifest, untold
-        from modelhub.workers import Task
-
-        blobs = os.fsdecode(os.path.join(self.place, store, b"blobs"))
-        rest: list[bytes] = []
-        found: list[Found] = []
-        names: dict[str, int] = {}
-        for name in sorted(directory.dirty):
-            path = os.path.join(directory.path, name)
-            try:
-                manifest = read_manifest(os.fsdecode(os.path.join(self.place, path)), blobs)
-                if manifest is None:
-                    rest.append(path)
-                elif manifest.told_by:
-                    names[manifest.told_by] = os.stat(os.path.join(blobs, manifest.told_by)).st_size
-                    self.blobs[blobs, manifest.told_by].append(path)
-                else:
-                    found.append(untold(manifest, manifest_name(os.fsdecode(path.partition(b"manifests/")[2]))))
-            except OSError:
-                rest.append(path)
-        if rest or found:
-            self._stat_others(found)
-            self.index.apply([self._there(Look(directory.path, found, rest))])
-        if names:
-            self.store_directories.add(blobs)
-            yield Task(blobs, tuple(names.items()), (), tuple(names))
+        look, task = self.stores.manifests(store, directory)
+        if look.found or look.unknown:
+            self._stat_others(look.found)
+            self.index.apply([self._there(look)])
+        if task is not None:
+            yield task
 
     def _as_look(self, result: Result, asked: tuple[str, ...] | None) -> Look:
         """A result in the catalog's terms."""
@@ -329,8 +310,10 @@ class Reconciliation:
         self.problems += [item.message for item in result.problems if item not in gone]
         self.unreadable |= {os.path.dirname(file) for item, file in unread.items() if item not in gone}
         self.vanished |= {os.path.dirname(unread[item]) for item in gone}
-        if result.directory in self.store_directories:
-            return self._store_look(result)
+        if self.stores.knows(result):
+            look = self.stores.look(result)
+            self._stat_others(look.found)
+            return look
         found = [self._whole(named(item)) for item in result.found]
         self._stat_others(found)
         looked: list[bytes] | None = None
@@ -378,24 +361,6 @@ class Reconciliation:
         if not waiting or found.state != "ready":
             return found
         return replace(found, state="incomplete", reason=f"{os.path.basename(waiting[0])} is still being written")
-
-    def _store_look(self, result: Result) -> Look:
-        from modelhub.stores import as_manifest, manifest_name, read_manifest
-
-        index = self.index
-        found, unknown = [], []
-        for item in result.found:
-            for path in self.blobs.pop((result.directory, os.path.basename(item.path)), []):
-                try:
-                    manifest = read_manifest(os.fsdecode(os.path.join(self.place, path)), result.directory)
-                    if manifest is not None:
-                        found.append(as_manifest(item, manifest, manifest_name(os.fsdecode(path.partition(b"manifests/")[2]))))
-                except OSError:
-                    self.vanished.add(os.path.dirname(path))
-        for name in result.unknown:
-            unknown += self.blobs.pop((result.directory, name), [])
-        self._stat_others(found)
-        return Look(index.relative(result.directory), found, unknown)
 
     def _stat_others(self, found: Iterable[Found]) -> None:
         """Stat the files of checkpoints that the walk did not meet in a dirty directory, before the catalog is written to."""

@@ -22,6 +22,7 @@ from modelhub.found import Found
 
 MAX_MANIFEST = 4 << 20
 MAX_LAYERS = 20_000
+MAX_PARTS = 10_000
 _WEIGHTS = ("model", "adapter", "projector")
 """Kinds of layers that are files of tensors; the first is what a model is told by."""
 _TENSOR = "tensor"
@@ -30,6 +31,9 @@ _SNAPSHOT = re.compile(r"(?:^|/)(?:(?:models|datasets|spaces)--|models/)([^/]+)/
 _REPOSITORY = re.compile(r"/modelscope/(?:hub/)?(?:models/)?([^/.][^/]*/[^/]+)(?:/(.*/)?([^/]+))?$")
 """ModelScope's cache (modelscope ``hub/utils/utils.py``): a directory a repository, dots in its name written as ``___``; since
 version 1.40 it has snapshots as well."""
+_WHOLE = len("sha256-") + 64
+_SHOWN = len("sha256-") + 12
+"""What of a blob's name its users see while it is pulled."""
 _USUAL = "registry.ollama.ai"
 
 
@@ -162,6 +166,38 @@ def untold(manifest: Manifest, name: str) -> Found:
         count = len(manifest.weights)
         found = replace(found, state="unsupported", reason=f"its store keeps each of its {count:,} tensors in a blob: not read")
     return as_manifest(found, manifest, name)
+
+
+def unfinished(path: str, told: Found | None) -> Found:
+    """A blob that is not whole, at ``path``: nothing says yet whose it is. ``told``: what its bytes say of it, where its
+    beginning is there."""
+    name = os.path.basename(path)
+    info = os.stat(path)
+    done, total = _progress(path) or (info.st_size, 0)
+    known = told or Found(path=path, name=name, format="", files=(path,), size=info.st_size, modified_ns=info.st_mtime_ns)
+    return replace(
+        known,
+        name=name[:_SHOWN] + name[_WHOLE:],
+        state="incomplete",
+        reason=f"its pull has not ended: {done:,} {f'of {total:,} ' if total else ''}bytes are there",
+        missing=(f"the rest of {name}",),
+    )
+
+
+def _progress(path: str) -> tuple[int, int] | None:
+    """(bytes that are there, bytes that there are to be) of a blob that is written in parts; None where nothing says so. Its file
+    is as long as the blob from the start (Ollama ``server/download.go``)."""
+    done = total = 0
+    try:
+        for number in range(MAX_PARTS):
+            if not os.path.lexists(f"{path}-{number}"):
+                break
+            part = _json(f"{path}-{number}")
+            size = int(part["Size"])
+            done, total = done + min(max(0, int(part["Completed"])), size), total + size
+    except (OSError, FileProblem, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return None
+    return (done, total) if total > 0 else None
 
 
 def _text(value: object) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from modelhub.catalog.rows import Brief, Stat, signed
-from modelhub.ignore import Excluded, is_hidden_directory, is_partial
+from modelhub.ignore import Excluded, is_hidden_directory, is_partial, is_unfinished_blob
 
 Problem = tuple[bytes, OSError]
 
@@ -142,7 +142,7 @@ class Walker:
 
     def directory(self, path: bytes, missing: list[bytes] | None = None) -> tuple[list[bytes], list[bytes]]:
         """List one directory: the paths of its directories, and of links to directories. ``missing`` gets the path where there
-        is no such directory."""
+        is no such directory. Of a store's blobs only those that are not whole are listed: the others are its manifests'."""
         result, excluded, again, inodes, only, hold = self.seen, self.excluded, self.again, self.inodes, self.only, self.hold
         prefix = path + b"/" if path else b""
         pop = result.rest.pop
@@ -152,10 +152,13 @@ class Walker:
         links: list[bytes] = []
         dirty: set[bytes] = set()
         held: dict[bytes, float] = {}
+        blobs = os.path.basename(path) == b"blobs" and os.path.dirname(path) in result.stores
         try:
             with os.scandir(os.path.join(self.root, path)) as entries:
                 for entry in entries:
                     name = entry.name
+                    if blobs and not is_unfinished_blob(name):
+                        continue
                     try:
                         if entry.is_dir(follow_symlinks=False):
                             directories.append(name)
@@ -177,7 +180,7 @@ class Walker:
                         continue
                     row = pop(place, None)
                     if row is None:
-                        if is_partial(name):
+                        if not blobs and is_partial(name):
                             continue
                         if only is None or name in only:
                             dirty.add(name)
@@ -203,15 +206,16 @@ class Walker:
             return [], []
         result.files += len(listing)
         if directories:
-            store = b"blobs" in directories and (b"manifests" in directories or b"snapshots" in directories)
+            store = b"blobs" in directories or prefix + b"blobs" in links
             if store and b"manifests" in directories:
                 result.stores.append(path)
+                if b"blobs" not in directories:  # moved to another drive
+                    links.remove(prefix + b"blobs")
+                    directories.append(b"blobs")
+            elif store and b"snapshots" in directories:
+                directories = [name for name in directories if name != b"blobs"]
             directories = [
-                name
-                for name in directories
-                if not is_hidden_directory(name)
-                and not (store and name == b"blobs")
-                and not (excluded and excluded(prefix + name, True))
+                name for name in directories if not is_hidden_directory(name) and not (excluded and excluded(prefix + name, True))
             ]
         if dirty or held or self.every:
             files = {

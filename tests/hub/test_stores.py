@@ -351,6 +351,23 @@ def test_a_blob_that_is_not_what_its_manifest_says_fails_its_verification(tmp_pa
     assert "has 5 bytes, its manifest says 13" in modelhub("verify", "plain:latest", status=1).stdout
 
 
+def test_bytes_that_models_share_count_once_in_sums(tmp_path: Path, modelhub: Modelhub) -> None:
+    store = Store(tmp_path / "drive" / "models")
+    model, licence = store.blob("model", a_gguf(tmp_path / "x.gguf", 0)), store.blob("license", b"MIT" * 999)
+    for tag in ("latest", "8b", "8b-instruct"):
+        store.manifest(f"registry.ollama.ai/library/plain/{tag}", [model, licence])
+    copy = store.home.parent / "copy.gguf"
+    os.link(store.place(model), copy)
+    (store.home.parent / "other.safetensors").write_bytes(layer(1))
+    modelhub("scan", store.home.parent)
+    sums = {row["format"]: row for row in modelhub("ls", "--totals", "--json").json}
+    manifests = [path for path in (store.home / "manifests").rglob("*") if path.is_file()]
+    assert (sums["gguf"]["checkpoints"], sums["safetensors"]["size"]) == (4, len(layer(1)))
+    blobs = sum(path.stat().st_size for path in (store.home / "blobs").iterdir())
+    assert sums["gguf"]["size"] == blobs + sum(path.stat().st_size for path in manifests)
+    assert sum(row["size"] for row in modelhub("ls", "--json").json) > 2 * sums["gguf"]["size"]
+
+
 def test_hostile_manifests_are_files_like_others(tmp_path: Path, modelhub: Modelhub) -> None:
     store = Store(tmp_path / "drive" / "models")
     home = store.home / "manifests" / "registry.ollama.ai" / "library" / "bad"
@@ -371,3 +388,82 @@ def test_hostile_manifests_are_files_like_others(tmp_path: Path, modelhub: Model
     os.mkfifo(config)
     modelhub("scan", store.home.parent)
     assert {name: state for name, (state, _) in states(modelhub).items()} == {"waits:latest": "incomplete"}
+
+
+def parts_of(partial: Path, sizes: list[tuple[int, int]]) -> None:
+    """The notes that Ollama keeps beside a blob that it pulls in parts: (size, what is there of it) each."""
+    offset = 0
+    for number, (size, completed) in enumerate(sizes):
+        note = {"N": number, "Offset": offset, "Size": size, "Completed": completed}
+        partial.with_name(f"{partial.name}-{number}").write_text(json.dumps(note))
+        offset += size
+
+
+def test_a_pull_that_was_interrupted_is_listed_until_it_has_ended(tmp_path: Path, modelhub: Modelhub) -> None:
+    """Its blob has no manifest yet, and is as long as it will be from the start; newer versions write one that grows."""
+    store = Store(tmp_path / "drive" / "models")
+    store.manifest("registry.ollama.ai/library/plain/latest", [store.blob("model", a_gguf(tmp_path / "x.gguf", 0))])
+    data = a_gguf(tmp_path / "x.gguf", 1)
+    digest = hashlib.sha256(data).hexdigest()
+    partial = store.home / "blobs" / f"sha256-{digest}-partial"
+    partial.write_bytes(data[:-400] + bytes(400))
+    parts_of(partial, [(len(data) - 100, len(data) - 400), (100, 0)])
+    growing = store.home / "blobs" / f"sha256-{'e' * 64}.tmp"
+    growing.write_bytes(b"\0" * 70)
+    modelhub("scan", store.home.parent)
+    short, other = f"sha256-{digest[:12]}-partial", f"sha256-{'e' * 12}.tmp"
+    assert states(modelhub) == {
+        "plain:latest": ("ready", ""),
+        short: ("incomplete", f"its pull has not ended: {len(data) - 400:,} of {len(data):,} bytes are there"),
+        other: ("incomplete", "its pull has not ended: 70 bytes are there"),
+    }
+    assert modelhub("show", short, "--json").json["architecture"] == "llama"  # its beginning is there
+    for model in (short, partial):
+        assert "has not ended" in modelhub("verify", model, status=1).stdout
+    modelhub("convert", short, "--to", "safetensors", "-o", tmp_path / "out.safetensors", status=3)
+
+    parts_of(partial, [(len(data) - 100, len(data) - 100), (100, 50)])
+    partial.write_bytes(data)
+    modelhub("scan")
+    assert f"{len(data) - 50:,} of" in states(modelhub)[short][1]
+
+    for note in partial.parent.glob("*-partial-*"):
+        note.unlink()
+    partial.rename(store.home / "blobs" / f"sha256-{digest}")
+    growing.unlink()
+    store.manifest("registry.ollama.ai/library/new/latest", [store.blob("model", data)])
+    modelhub("scan")
+    assert states(modelhub) == {"plain:latest": ("ready", ""), "new:latest": ("ready", "")}
+    assert len(modelhub("ls", "--json").json) == 2  # nothing is missed
+
+
+def test_notes_of_a_pull_are_not_believed(tmp_path: Path, modelhub: Modelhub) -> None:
+    store = Store(tmp_path / "drive" / "models")
+    store.manifest("registry.ollama.ai/library/plain/latest", [store.blob("model", a_gguf(tmp_path / "x.gguf", 0))])
+    notes = ["[" * 100_000, '{"Size": "many"}', '{"Size": 1e400, "Completed": 0}', '{"Size": 5, "Completed": 99}', "pipe"]
+    for number, note in enumerate(notes):
+        partial = store.home / "blobs" / f"sha256-{str(number) * 64}-partial"
+        partial.write_bytes(bytes(30))
+        place = partial.with_name(f"{partial.name}-0")
+        os.mkfifo(place) if note == "pipe" else place.write_text(note)
+    modelhub("scan", store.home.parent)
+    said = {reason for state, reason in states(modelhub).values() if state == "incomplete"}
+    assert said == {
+        "its pull has not ended: 30 bytes are there",
+        "its pull has not ended: 5 of 5 bytes are there",
+    }
+
+
+def test_a_store_is_known_wherever_its_blobs_are_and_whatever_lies_above_it(tmp_path: Path, modelhub: Modelhub) -> None:
+    store = Store(tmp_path / "drive" / "old-manifests" / "models")
+    store.manifest("registry.ollama.ai/library/plain/latest", [store.blob("model", a_gguf(tmp_path / "x.gguf", 0))])
+    (store.home / "blobs").rename(tmp_path / "elsewhere")
+    (store.home / "blobs").symlink_to(tmp_path / "elsewhere")
+    modelhub("scan", tmp_path / "drive")
+    assert states(modelhub) == {"plain:latest": ("ready", "")}
+    modelhub("scan")
+    assert states(modelhub) == {"plain:latest": ("ready", "")}
+    model = modelhub("show", "plain:latest", "--json").json["files"][1]
+    os.unlink(tmp_path / "drive" / model)
+    modelhub("scan")
+    assert states(modelhub)["plain:latest"][0] == "incomplete"

@@ -15,6 +15,7 @@ from modelhub.catalog.database import Writer
 from modelhub.catalog.rows import DISPLACED, FileRow, Look, Old, Stat
 from modelhub.catalog.split import split, version_with
 from modelhub.catalog.tables import dump, table_digest
+from modelhub.ignore import is_unfinished_blob
 from modelhub.model import clean, printable
 
 if TYPE_CHECKING:
@@ -339,11 +340,24 @@ class Batch:
                 self.rows["file_drop"].append((row.key,))
                 indexer.known.pop(row.path, None)
                 continue
+            if is_unfinished_blob(os.path.basename(row.path)) and all(old.files == (row.key,) for old in owners):
+                self._forget(owners, row)
+                continue
             if not row.flags & 2:
                 self.rows["file_missing"].append((row.key,))
             for old in owners:
                 if not old.missing:
                     self.mark_missing(old)
+
+    def _forget(self, owners: Iterable[Old], row: FileRow) -> None:
+        """A pull has ended, one way or the other: what there was of it is nothing that anybody would look for."""
+        for old in owners:
+            self.rows["checkpoint_drop"].append((old.key,))
+            self.indexer.old.pop(old.key)
+            self.indexer.at.pop(old.path, None)
+            self.events.append(("missing", old.id, old.path))
+        self.rows["file_drop"].append((row.key,))
+        del self.indexer.known[row.path], self.indexer.owners[row.key]
 
     def mark_missing(self, old: Old) -> None:
         gone = old._replace(missing=1)
@@ -398,6 +412,7 @@ _STATEMENTS: Mapping[str, str] = {
     "description": "(description: checkpoint,metadata,stored)",
     "finding_drop": "DELETE FROM finding WHERE checkpoint=? AND (level='scan' OR ?=1)",
     "finding": "(finding: key,checkpoint,level,name,severity,message,tensor,file,recorded)",
+    "checkpoint_drop": "DELETE FROM checkpoint WHERE key=?",
     "file_drop": "DELETE FROM file WHERE key=?",
     "file_missing": "UPDATE file SET missing=1 WHERE key=?",
     "missing": "UPDATE checkpoint SET missing=1,missing_since=? WHERE key=?",

@@ -167,13 +167,35 @@ def count(reader: Reader, text: str, expressions: Sequence[str]) -> int:
     return int(reader.value(f"SELECT count(*){_FROM}{clause}", values))
 
 
+_ONCE = "f.size,f.mtime,f.inode,f.device"
+"""What is one file, however many paths lead to it."""
+_FILES = _FROM + " JOIN checkpoint_file x ON x.checkpoint=c.key JOIN file f ON f.key=x.file"
+
+
 def totals(reader: Reader, text: str, expressions: Sequence[str]) -> list[dict[str, Any]]:
-    """Checkpoints, parameters and bytes by format and precision, the largest first."""
+    """Checkpoints, parameters and bytes by format and precision, the largest first. A file that several checkpoints share counts
+    once in each row."""
     clause, values = conditions(reader, text, expressions)
-    rows = reader.rows(
-        f"SELECT c.format,c.precision,count(*),sum(c.parameters),sum(c.size){_FROM}{clause} "
-        "GROUP BY c.format,c.precision ORDER BY sum(c.size) DESC,1,2",
-        values,
-    )
-    # PostgreSQL sums to a decimal.
-    return [{"format": f, "precision": p, "checkpoints": n, "parameters": int(q), "size": int(s)} for f, p, n, q, s in rows]
+    sizes = {
+        (kind, precision): int(size)  # PostgreSQL sums to a decimal
+        for kind, precision, size in reader.rows(
+            f"SELECT format,precision,sum(size) FROM (SELECT DISTINCT c.format,c.precision,{_ONCE}{_FILES}{clause}) y "
+            "GROUP BY format,precision",
+            values,
+        )
+    }
+    found = [
+        {"format": f, "precision": p, "checkpoints": n, "parameters": int(q), "size": sizes.get((f, p), 0)}
+        for f, p, n, q in reader.rows(
+            f"SELECT c.format,c.precision,count(*),sum(c.parameters){_FROM}{clause} GROUP BY c.format,c.precision", values
+        )
+    ]
+    return sorted(found, key=lambda row: (-row["size"], row["format"], row["precision"]))
+
+
+def size(reader: Reader, text: str, expressions: Sequence[str], sort: str = "name", limit: int | None = None) -> int:
+    """The bytes that these models take (as for `models`); a file that several share counts once."""
+    clause, values = conditions(reader, text, expressions)
+    if limit is not None:
+        clause = f" WHERE c.key IN (SELECT c.key{_FROM}{clause}{order(sort)} LIMIT {max(0, int(limit))})"
+    return int(reader.value(f"SELECT coalesce(sum(size),0) FROM (SELECT DISTINCT {_ONCE}{_FILES}{clause}) y", values))

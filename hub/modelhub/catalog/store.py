@@ -151,11 +151,19 @@ class Catalog(Written, Digested, Watched):
             return query.count(reader, text, where)
 
     def totals(self, text: str = "", where: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """``{format, precision, checkpoints, parameters, size}``, the largest first."""
+        """``{format, precision, checkpoints, parameters, size}``, the largest first. The bytes of a file that several share
+        count once in each row."""
         from modelhub.catalog import query
 
         with self.database.read() as reader:
             return query.totals(reader, text, where)
+
+    def size(self, text: str = "", where: Sequence[str] = (), sort: str = "name", limit: int | None = None) -> int:
+        """The bytes that models take (as for `models`), those of a file that several share once."""
+        from modelhub.catalog import query
+
+        with self.database.read() as reader:
+            return query.size(reader, text, where, sort, limit)
 
     def get(self, id: str) -> Model:
         """The model with this id. ModelNotFound where there is none."""

@@ -72,7 +72,7 @@ CSV = [
     "--sort", metavar="FIELD", default="name", show_default=True, help="Sort by a field; -FIELD is the other way round."
 )
 @click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Print at most N.")
-@click.option("--totals", is_flag=True, help="Sum up by format and precision.")
+@click.option("--totals", is_flag=True, help="Sum up by format and precision; what several models share counts once.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with raw numbers.")
 @json_option
 @quiet_option("ids")
@@ -140,7 +140,7 @@ def _table(catalog: Catalog, search: str, where: tuple[str, ...], sort: str, lim
     ]
     text.table(rows, COLUMNS)
     if text.is_terminal():
-        text.line(f"{text.plural(len(found), 'model')}, {text.size(sum(row[6] for row in found))}")
+        text.line(f"{text.plural(len(found), 'model')}, {text.size(catalog.size(search, where, sort, limit))}")
 
 
 def _aliases(catalog: Catalog) -> dict[str, list[str]]:
@@ -159,8 +159,9 @@ def _totals(catalog: Catalog, search: str, where: tuple[str, ...], as_json: bool
         keys = [column.key for column in TOTALS]
         _csv(keys, [[row[key] for key in keys] for row in sums])
     elif sums:
-        whole = {key: sum(row[key] for row in sums) for key in ("checkpoints", "parameters", "size")}
-        lines = [*sums, {"format": "all", "precision": "", **whole}] if len(sums) > 1 else sums
+        whole = {key: sum(row[key] for row in sums) for key in ("checkpoints", "parameters")}
+        last = {"format": "all", "precision": "", **whole, "size": catalog.size(search, where)}
+        lines = [*sums, last] if len(sums) > 1 else sums
         text.table(
             [{**row, "parameters": text.count(row["parameters"]), "size": text.size(row["size"])} for row in lines], TOTALS
         )
