@@ -141,18 +141,18 @@ class _Merging:
         for change in adapter.changes:
             nested.setdefault(change.module.replace(experts.WRAPPED, ""), []).append(change)
         for module, changes in nested.items():
-            if len(changes) == 1 and self.names.find(module, "weight"):
+            if len(changes) == 1 and not experts.is_target(module, adapter.config) and self.names.find(module, "weight"):
                 yield changes[0]
                 continue
             try:
                 pairs = [(_tensor(change.parts, "lora_A"), _tensor(change.parts, "lora_B")) for change in changes]
-                for name, order, a, b in experts.assigned(module, pairs, self.names.tensors, adapter.config):
-                    shape = self.names.tensors[name].shape
-                    factor = adapter.config.scale_of(name, experts.rank_of(shape, a)) * scale
-                    rows = (prod(shape[:-1]), shape[-1])
-                    now = ops.reshape(self._now(name), self._now(name).dtype, rows)
-                    after = ops.add(now, experts.added(shape, order, a, b, factor))
-                    self._set(name, after if shape == rows else ops.reshape(after, "F32", shape))
+                for parameter, order, a, b in experts.assigned(module, pairs, self.names, adapter.config):
+                    factor = adapter.config.scale_of(parameter.name, experts.rank_of(parameter.shape, a)) * scale
+                    for name, delta in experts.added(parameter, order, a, b, factor):
+                        shape = self.names.tensors[name].shape
+                        now = ops.reshape(self._now(name), self._now(name).dtype, delta.shape)
+                        after = ops.add(now, delta)
+                        self._set(name, after if shape == delta.shape else ops.reshape(after, "F32", shape))
             except ValueError as error:
                 raise ValueError(f"{module}: {error}") from error
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from modelhub import Table, Tensor
+
+from modelhub_peft.renames import spellings
 
 OUTPUTS = ("lm_head", "embed_out", "output")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "embedding")
@@ -14,12 +17,16 @@ WRAPPERS = ("model", "base_model", "module", "transformer", "language_model", "t
 """How names begin in models that hold others. Which of them, and in what order, differs between versions of transformers: what is
 ``language_model.model.layers.0`` in a file is ``model.language_model.layers.0`` in the memory that an adapter was trained in."""
 
+_LAYER = re.compile(r"(?:.*\.)?layers?\.\d+\.", re.DOTALL)
+"""How the names of what belongs to one of a model's layers begin: a head that is new is none of them."""
+
 
 class Names:
     """The tensors of a base, looked up by the names that modules have in the model that an adapter was trained on."""
 
     def __init__(self, base: Table) -> None:
         self.tensors = base.by_name
+        self.architecture = base.metadata.values.get("architecture")
         self._groups: dict[str, list[str]] = {}
         for name, kept in base.ties.items():
             self._groups.setdefault(kept, [kept]).append(name)
@@ -41,8 +48,13 @@ class Names:
 
     def find(self, module: str, leaf: str) -> str | None:
         """The tensor of that name; else the one whose name is its end, or ends in it: a model may have been saved inside another
-        or without its head. Else the one whose name differs in nothing but `WRAPPERS` at its start."""
+        or without its head. Else the one whose name differs in nothing but `WRAPPERS` at its start. Else the same for the names
+        that files have for what is called so in memory."""
         name = f"{module}.{leaf}"
+        found = self._find(name)
+        return found if found is not None else next((other for each in spellings(name) if (other := self._find(each))), None)
+
+    def _find(self, name: str) -> str | None:
         if name in self.tensors:
             return name
         near = self._ends.get(".".join(name.split(".")[-2:]), [])
@@ -85,6 +97,9 @@ class Names:
             if mine[1:] != tensor.shape[1:] or len(mine) != len(tensor.shape):
                 raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)}, in the base {list(mine)}")
             return found, trained
+        layer = _LAYER.match(tensor.name)
+        if layer and any(name.startswith(layer[0]) for name in self.tensors):
+            raise ValueError(f"the base has no tensor {tensor.name}, though it has {layer[0].rstrip('.')}")
         if trained:
             return tensor.name, trained
         raise ValueError(f"{tensor.name} is not in the base, and modules_to_save does not name it")
