@@ -11,7 +11,7 @@ import os
 import stat as stat_module
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from modelhub.above import owned_from_above
 from modelhub.declared import Format
@@ -54,6 +54,7 @@ def _no_mark(stage: str, format_name: str, path: str) -> None:
     pass
 
 
+T = TypeVar("T", str, bytes)
 Stats: TypeAlias = "Mapping[str, os.stat_result] | None"
 
 
@@ -79,20 +80,27 @@ class _Router:
         self.directory = [item for item in self.formats if item.detect_directory]
         self.reaching = [item for item in self.directory if item.marks]
         self.anything = [item for item in asked if not item.suffixes and not item.magics]
-        self.named = [(item.suffixes, item.magics, item) for item in asked if item.suffixes or item.magics]
-        self.suffixes = tuple({suffix for item in asked for suffix in item.suffixes})
-        self.magics = tuple({magic for item in asked for magic in item.magics})
+        self.named = [item for item in asked if item.suffixes or item.magics]
+        self.suffixes = _by_length((suffix, place) for place, item in enumerate(self.named) for suffix in item.suffixes)
+        self.magics = _by_length((magic, place) for place, item in enumerate(self.named) for magic in item.magics)
 
     def candidates(self, file: File) -> list[Format]:
-        name = file.name.lower()
-        chosen = self.anything
-        if name.endswith(self.suffixes) or (self.magics and file.head.startswith(self.magics)):
-            chosen = chosen + [
-                item
-                for suffixes, magics, item in self.named
-                if (suffixes and name.endswith(suffixes)) or (magics and file.head.startswith(magics))
-            ]
-        return chosen
+        name, places = file.name.lower(), set[int]()
+        for length, suffixes in self.suffixes:
+            places.update(suffixes.get(name[-length:], ()))
+        if self.magics:
+            head = file.head
+            for length, magics in self.magics:
+                places.update(magics.get(head[:length], ()))
+        return self.anything + [self.named[place] for place in sorted(places)]
+
+
+def _by_length(places: Iterable[tuple[T, int]]) -> list[tuple[int, dict[T, list[int]]]]:
+    """Texts -> numbers, those of each length by themselves: so that a file is held against a few dicts, whatever is installed."""
+    found: dict[int, dict[T, list[int]]] = {}
+    for text, place in places:
+        found.setdefault(len(text), {}).setdefault(text, []).append(place)
+    return list(found.items())
 
 
 _routers: dict[tuple[int, ...], _Router] = {}

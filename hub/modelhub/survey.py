@@ -108,12 +108,13 @@ def survey(draft: Draft) -> Found:
 
 def _summed_up(records: Sequence[Tensor] | Columns, draft: Draft) -> tuple[Summary, bytes]:
     """The sums over the records, checked, and the packed table."""
-    global _last
     if not isinstance(records, Columns):
         # Tensors that are stored only (an optimizer's state) are none of the model's, and stand in the table all the same.
         return check_tensors(records, draft.sizes), pack(records, draft.files) if records else b""
-    if draft.files == (records.file,) and _last and _last.fits(records, draft.sizes[records.file]):
-        return _last.summary, _last.blob
+    alone = draft.files == (records.file,)
+    for known in _lately if alone else ():
+        if known.fits(records, draft.sizes[records.file]):
+            return known.summary, known.blob
     summary = columns_summary(records, draft.sizes)
     if summary is None:
         if records.explain:
@@ -121,15 +122,16 @@ def _summed_up(records: Sequence[Tensor] | Columns, draft: Draft) -> tuple[Summa
         tensors = records.tensors()
         return check_tensors(tensors, draft.sizes), pack(tensors, draft.files) if tensors else b""
     blob = pack(records, draft.files, summary.gaps) if summary.tensors else b""
-    if summary.tensors and draft.files == (records.file,):
-        _last = _Last(records, summary, blob)
+    if summary.tensors and alone:
+        del _lately[LATELY - 1 :]
+        _lately.insert(0, _Checked(records._replace(explain=None), summary, blob))
     return summary, blob
 
 
 @dataclass(frozen=True, slots=True)
-class _Last:
-    """The table before. A reader that yields the very same columns again (it knows the header already) need not have them
-    checked again."""
+class _Checked:
+    """A table that was checked. A reader that yields the very same columns again (it knows the header already) need not have
+    them checked again."""
 
     columns: Columns
     summary: Summary
@@ -141,7 +143,8 @@ class _Last:
         return same and mine.offsets[-1] + mine.nbytes[-1] <= size
 
 
-_last: _Last | None = None
+LATELY = 8
+_lately: list[_Checked] = []
 
 
 def _checkpoint(draft: Draft) -> Checkpoint:

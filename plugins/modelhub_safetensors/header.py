@@ -10,6 +10,7 @@ A drive holds tens of thousands of these, so the honest case takes one pass of C
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from itertools import repeat
 from math import prod
@@ -45,17 +46,25 @@ class Header(NamedTuple):
 
 
 class _Parsed(NamedTuple):
+    """``text``: the header, without metadata that stand in it first. ``nbytes``: of all tensors; ``data_start``: where the first
+    began."""
+
+    text: bytes
     columns: Columns
     stored: dict[str, str]
     nbytes: int
+    data_start: int
 
 
-_PARSED: dict[bytes, _Parsed] = {}
-"""The last headers, by their bytes: the checkpoints of one training run, and fine-tunes of one model, have the same to the
-byte."""
+_PARSED: list[_Parsed] = []
+"""The last headers, the newest first: the checkpoints of one training run, and fine-tunes of one model, have the same tensors to
+the byte."""
 REMEMBERED = 8
 MAX_REMEMBERED = 1 << 20
 """How many headers are remembered, and how long one may be at the most."""
+_STORED = b'"__metadata__"'
+_STORED_FIRST = re.compile(rb'\{"__metadata__": ?(\{(?:[^"{}]|"(?:[^"\\]++|\\.)*+")*+\}), ?(?=")', re.DOTALL)
+"""The metadata where they stand first, as the library writes them; an object in them would be no metadata."""
 
 
 def header_length(file: File) -> int:
@@ -79,50 +88,80 @@ def header_length(file: File) -> int:
 
 def parse(file: File) -> Header:
     """The table of one file. `InvalidFile`, `IncompleteFile` or `UnsupportedFile` say what is wrong, where."""
-    length = header_length(file)
-    raw = file.read(8, length)
-    before = _PARSED.get(raw)
-    if before is not None and 8 + length + before.nbytes == file.size:
-        return Header(before.columns._replace(file=file.path), before.stored)
-    header, nbytes = _parse(file, raw, length)
-    if length <= MAX_REMEMBERED:
-        if len(_PARSED) >= REMEMBERED:
-            del _PARSED[next(iter(_PARSED))]
-        _PARSED[raw] = _Parsed(header.columns, header.stored, nbytes)
-    return header
+    data_start = 8 + header_length(file)
+    raw = file.read(8, data_start - 8)
+    text, stored = _apart(file, raw)
+    known = next((known for known in _PARSED if known.text == text), None)
+    if known is None:
+        known = _parse(file, text, raw, data_start)
+        if len(text) <= MAX_REMEMBERED:
+            del _PARSED[REMEMBERED - 1 :]
+            _PARSED.insert(0, known)
+    if data_start + known.nbytes != file.size:
+        raise _end_problem(file, data_start, known.nbytes)
+    columns = known.columns
+    if data_start != known.data_start:
+        columns = columns._replace(offsets=tuple(map(add, columns.offsets, repeat(data_start - known.data_start))))
+    columns = columns._replace(file=file.path, explain=partial(_explain_text, file, text))
+    return Header(columns, known.stored if stored is None else stored)
 
 
-def _parse(file: File, raw: bytes, length: int) -> tuple[Header, int]:
-    """The table, and how many bytes the tensors take."""
+def _apart(file: File, raw: bytes) -> tuple[bytes, dict[str, str] | None]:
+    """A header without its metadata, and these; or all of it, and None where they do not stand first, or not so that every JSON
+    reader takes them for what they are."""
+    first = _STORED_FIRST.match(raw)
+    if first is None or raw.find(_STORED, first.end()) >= 0:
+        return raw, None
     try:
-        entries = orjson.loads(raw)
+        stored = _stored(file, orjson.loads(first[1]))
+    except ValueError:
+        return raw, None
+    strings = 2 * len(stored)
+    if b"\\" in first[1] or first[1].count(b'"') != 2 * strings:
+        _reject_duplicates(file, first[1])
+    return b"{" + raw[first.end() :], stored
+
+
+def _parse(file: File, text: bytes, raw: bytes, data_start: int) -> _Parsed:
+    """What ``text`` says: the header ``raw``, or what is left of it without its metadata."""
+    try:
+        entries = orjson.loads(text)
     except ValueError as error:
-        raise InvalidFile(f"{file.name}: the header is not JSON: {error}") from None
+        raise InvalidFile(f"{file.name}: the header is not JSON: {_json_problem(raw) or error}") from None
     if type(entries) is not dict:
         raise InvalidFile(f"{file.name}: the header is a JSON {type(entries).__name__}, an object was expected")
 
-    stored = _stored(file, entries.pop("__metadata__", None)) if "__metadata__" in entries else {}
+    stored = {}
+    if "__metadata__" in entries:
+        if text is not raw:  # a second one, written with escapes
+            _reject_duplicates(file, raw)
+        stored = _stored(file, entries.pop("__metadata__"))
     # A name that stands twice has its key in the text and not in the dict. Without backslashes every quote delimits
     # a string, and an entry has five (name, three keys, dtype): counting quotes tells, and where they do not add up we look.
-    strings = 5 * len(entries) + (1 + 2 * len(stored) if b'"__metadata__"' in raw else 0)
-    if b"\\" in raw or raw.count(b'"') != 2 * strings:
-        _reject_duplicates(file, raw)
+    strings = 5 * len(entries) + (1 + 2 * len(stored) if _STORED in text else 0)
+    if b"\\" in text or text.count(b'"') != 2 * strings:
+        _reject_duplicates(file, text)
 
-    data_start = 8 + length
     try:
         columns, position = _columns(file.path, data_start, entries)
     except (KeyError, TypeError, ValueError):
         _explain(file, entries)
         raise
-    if b"true" in raw or b"false" in raw:  # numbers to Python; here they may stand in a text only
+    if b"true" in text or b"false" in text:  # numbers to Python; here they may stand in a text only
         _explain(file, entries)
-    columns = columns._replace(explain=partial(_explain_text, file, raw))
     if position < 0:
         _explain(file, entries)
         columns, position = _sorted(file, columns, data_start)
-    if data_start + position != file.size:
-        raise _end_problem(file, data_start, position)
-    return Header(columns, stored), position
+    return _Parsed(text, columns, stored, position, data_start)
+
+
+def _json_problem(raw: bytes) -> str:
+    """What is wrong, at its place in the header."""
+    try:
+        orjson.loads(raw)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _columns(path: str, data_start: int, entries: dict[str, Any]) -> tuple[Columns, int]:

@@ -140,6 +140,45 @@ def test_the_strictest_rules_hold_for_contiguous_entries_too(tmp_path: Path) -> 
     assert look(written(tmp_path / "x.safetensors", build(header, bytes(800)))).state == "invalid"
 
 
+TENSORS = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"U8","shape":[8],"data_offsets":[8,16]}}'
+
+
+@pytest.mark.parametrize(
+    ("start", "stored"),
+    [
+        ('{"__metadata__":{},', {}),
+        ('{"__metadata__":{"step":"1"},', {"step": "1"}),
+        ('{"__metadata__": {"step": "1000"}, ', {"step": "1000"}),
+        (r'{"__metadata__":{"json":"{\"a\":{}},\"","c":"},","\\\"}":"d"},', {"json": '{"a":{}},"', "c": "},", '\\"}': "d"}),
+        ('{"__metadata__":{"step":"1","step":"2"},', "stands twice"),
+        (r'{"__metadata__":{"step":"1","s\u0074ep":"2"},', "stands twice"),
+        ('{"__metadata__":{"step":1},', "text was expected"),
+        ('{"__metadata__":{"step":{}},', "text was expected"),
+        ('{"__metadata__":{"step":"1"},,', "not JSON"),
+        ('{"__metadata__":{"step""1"},', "not JSON"),
+        ('{"__metadata__":{"step":"1"},"__metadata__":{"step":"2"},', "stands twice"),
+        (r'{"__metadata__":{"step":"1"},"__metadat\u0061__":{"step":"2"},', "stands twice"),
+    ],
+)
+def test_headers_that_differ_in_their_metadata_only(tmp_path: Path, start: str, stored: dict[str, str] | str) -> None:
+    """The tensors after them are known; what is said of them, and where they lie, is each file's own."""
+    seen = [written(tmp_path / "known.safetensors", build(('{"__metadata__":{"x":"y"},' + TENSORS).encode(), bytes(16)))]
+    assert look(seen[0]).tensors == 2
+    path = written(tmp_path / "other.safetensors", build((start + TENSORS).encode(), bytes(range(16))))
+    found = look(path)
+    if isinstance(stored, str):
+        assert found.state == "invalid"
+        assert "other.safetensors" in found.reason
+        assert stored in found.reason
+        return
+    assert (found.state, found.stored) == ("ready", stored)
+    tensors = {tensor.name: bytes(read_tensor(tensor)) for tensor in found.load_table().tensors}
+    assert tensors == {"a": bytes(range(8)), "b": bytes(range(8, 16))}
+    with safe_open(path, framework="numpy") as opened:
+        assert (opened.metadata() or {}) == stored
+    assert look(written(path, path.read_bytes()[:-1])).state == "incomplete"
+
+
 def test_ties_noted_by_the_library_are_seen_as_tensors(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_model
