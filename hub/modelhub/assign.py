@@ -87,12 +87,12 @@ def assign(
         first = dropped[0]
         more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
         raise ConversionError(
-            f"tensor {first.name} cannot be converted: it is a {first.unsupported}{more}",
+            f"tensor {first.name} cannot be converted: {first.unsupported}{more}",
             "--skip-unsupported leaves such tensors out",
         )
     if foreign:
         raise _foreign(foreign, target)
-    losses = [f"left out: {tensor.name}, a {tensor.unsupported}" for tensor in dropped]
+    losses = [f"left out: {tensor.name} ({tensor.unsupported})" for tensor in dropped]
     losses += list(decided.notes) + _summed_up(fallbacks)
     if recipe is None:
         losses += _unpacked(tensors)

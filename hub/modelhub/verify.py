@@ -167,7 +167,7 @@ def _look(model: Model, pool: ParsePool, report: VerifyReport, levels: Sequence[
     for tensor in found.load_table().tensors if found.table else ():
         if tensor.unsupported and "structure" in levels:
             report.findings.append(
-                Finding("structure", "info", f"not convertible: it is a {tensor.unsupported}", tensor=tensor.name)
+                Finding("structure", "info", f"not convertible: {tensor.unsupported}", tensor=tensor.name)
             )
     return found
 

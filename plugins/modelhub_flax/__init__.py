@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 from modelhub import Format, hookimpl
 
-from modelhub_flax.reader import DTYPES, detect, read
+from modelhub_flax.reader import DTYPES, MAGICS, detect, read
 
 
 @hookimpl
 def modelhub_formats() -> Iterator[Format]:
     stored = tuple(DTYPES.values())
-    yield Format(name="flax", title="Flax msgpack", suffixes=(".msgpack",), dtypes=stored, detect=detect, read=read)
+    yield Format(
+        name="flax", title="Flax msgpack", suffixes=(".msgpack",), magics=MAGICS, dtypes=stored, detect=detect, read=read
+    )

@@ -6,6 +6,7 @@ than a gigabyte are cut: a map with ``__msgpack_chunked_array__``, ``shape`` and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from math import prod
 
@@ -20,9 +21,17 @@ DTYPES = {
 }  # fmt: skip
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNKED = "__msgpack_chunked_array__"
+MAGICS = tuple(
+    bytes([0x80 + entries, 0xA0 + len(key)]) + key
+    for entries in range(1, 9)
+    for key in (b"step", b"params", b"opt_state", b"optimizer", b"target", b"model")
+)
+"""How a train state begins: files of ``flax.training.checkpoints`` (``checkpoint_100``) have no suffix."""
 MAX_DEPTH = 64
 MAX_VALUES = 4_000_000
 MAX_SIDES = 32
+_STATE = re.compile(r"(.*/)?(opt_state|optimizer_state|param_states)/.*|optimizer/state/.*", re.DOTALL)
+"""What an optimizer keeps: of optax in a ``TrainState``, of ``flax.optim``."""
 
 
 def detect(file: File) -> Detection | None:
@@ -35,9 +44,21 @@ def detect(file: File) -> Detection | None:
 
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
-    """Every array; keys are joined by ``/``. What is no array (a step's number) is metadata."""
-    scanner = Scanner(checkpoint.primary)
+    """Every array; keys are joined by ``/``. What is no array (a step's number) is metadata; an optimizer's arrays beside a
+    model's are only stored."""
     values: dict[str, object] = {}
+    found = list(_arrays(Scanner(checkpoint.primary), values))
+    state = {tensor.name for tensor in found if _STATE.fullmatch(tensor.name)}
+    said: dict[str, object] = {"values": values} if values else {}
+    if 0 < len(state) < len(found):
+        said["optimizer_tensors"] = len(state)
+        found = [tensor._replace(view="stored") if tensor.name in state else tensor for tensor in found]
+    yield from found
+    yield Metadata(values=said)
+
+
+def _arrays(scanner: Scanner, values: dict[str, object]) -> Iterator[Tensor]:
+    """Every array; ``values`` gets what is none."""
     chunks: dict[str, dict[str, object]] = {}
     for path, item in walk(scanner):
         name = "/".join(path)
@@ -60,7 +81,6 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     if scanner.position != scanner.file.size:
         left = scanner.file.size - scanner.position
         raise InvalidFile(f"{scanner.file.name}: {left} bytes after the end of the value, at offset {scanner.position}")
-    yield Metadata(values={"values": values} if values else {})
 
 
 def walk(scanner: Scanner) -> Iterator[tuple[tuple[str, ...], Item]]:

@@ -7,6 +7,7 @@ before (``default`` does not).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,10 +21,12 @@ MAX_ARRAY_METADATA = 1 << 20
 MAX_NOTE = 1 << 16
 MAX_DEPTH = 64
 _SHOWN = 64
+_STATE = re.compile(r"(.*/)?(opt_state|optimizer_state|param_states)/.*|optimizer/state/.*", re.DOTALL)
+"""What an optimizer keeps: of optax in a ``TrainState``, of T5X and ``flax.optim``."""
 
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
-    """Every array of every item, and what else is said there."""
+    """Every array of every item, and what else is said there. An optimizer's arrays beside a model's are only stored."""
     directory = checkpoint.directory
     roots = {os.path.dirname(path) for path in checkpoint.files if os.path.basename(path) in (TREE, DATABASE, OLD)}
     items = sorted(root for root in roots if not os.path.basename(root).startswith("ocdbt.process_"))
@@ -31,10 +34,16 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
         items = [directory]
     values: dict[str, Any] = {}
     container: set[str] = set()
+    found: list[Tensor] = []
     for item in items:
         name = os.path.relpath(item, directory)
         prefix = f"{name}/" if len(items) > 1 and name != "default" else ""
-        yield from _item(checkpoint, item, prefix, values, container)
+        found += _item(checkpoint, item, prefix, values, container)
+    state = {tensor.name for tensor in found if _STATE.fullmatch(tensor.name)}
+    if 0 < len(state) < len(found):
+        values["optimizer_tensors"] = len(state)
+        found = [tensor._replace(view="stored") if tensor.name in state else tensor for tensor in found]
+    yield from found
     values.update(_notes(checkpoint, directory))
     if len(items) > 1:
         values["items"] = [os.path.relpath(item, directory) for item in items]
@@ -43,9 +52,7 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     yield Metadata(values=values, container=", ".join(sorted(container)))
 
 
-def _item(
-    checkpoint: Checkpoint, directory: str, prefix: str, values: dict[str, Any], container: set[str]
-) -> Iterator[Tensor | Finding]:
+def _item(checkpoint: Checkpoint, directory: str, prefix: str, values: dict[str, Any], container: set[str]) -> Iterator[Tensor]:
     store = Store(checkpoint, directory)
     found = arrays(store.values)
     said = _document(store, TREE) if TREE in store else {}

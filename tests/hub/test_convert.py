@@ -145,7 +145,7 @@ def test_a_dtype_that_no_recipe_changes_can_be_left_out(tmp_path: Path) -> None:
         run(tmp_path / "c.pt", "safetensors:f32")
     assert error.value.hint == "--skip-unsupported leaves such tensors out"
     report = run(tmp_path / "c.pt", "safetensors", skip_unsupported=True)
-    assert report.plan.losses == ("left out: wave, a C128 tensor, which safetensors cannot hold",)
+    assert report.plan.losses == ("left out: wave (C128 tensor, which safetensors cannot hold)",)
     assert load_file(report.output).keys() == {"norm"}
 
 

@@ -236,7 +236,7 @@ class _Work:
         tensor, file = piece.tensor, self.file
         nbytes = dtypes.get(tensor.dtype).nbytes(tensor.shape)
         if tensor.value is None:
-            raise ConversionError(f"tensor {tensor.name} cannot be converted: it is a {tensor.unsupported}")
+            raise ConversionError(f"tensor {tensor.name} cannot be converted: {tensor.unsupported}")
         if isinstance(tensor.value, Extent) and tensor.value.nbytes != nbytes:
             raise ConversionError(
                 f"tensor {tensor.name}: {tensor.dtype} {list(tensor.shape)} takes {nbytes} bytes, {tensor.value.nbytes} stored"

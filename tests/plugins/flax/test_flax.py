@@ -73,6 +73,21 @@ def test_a_tree_of_arrays(cut: bool, tmp_path: Path, modelhub) -> None:
     assert found["rate"] == np.float32(0.5)
 
 
+@pytest.mark.parametrize("name", ["state.msgpack", "checkpoint_100"])
+def test_what_an_optimizer_keeps_is_no_part_of_the_model(name: str, tmp_path: Path, modelhub) -> None:
+    """A ``TrainState`` as ``flax.training.checkpoints`` saves it; it gives its files no suffix."""
+    slots = {"0": {"count": np.int32(3), "mu": TREE["params"], "nu": TREE["params"]}, "1": {}}
+    (tmp_path / name).write_bytes(to_bytes({"step": 7, "params": TREE["params"], "opt_state": slots}))
+    modelhub("scan", tmp_path)
+    (row,) = modelhub("ls", "--json").json
+    assert (row["format"], row["parameters"]) == ("flax", 60 + 12 + 60)
+    assert modelhub("show", tmp_path / name, "--json").json["metadata"]["optimizer_tensors"] == 2 * 22 + 1
+    modelhub("convert", tmp_path / name, "--to", "safetensors", "-o", tmp_path / "out.safetensors")
+    assert all(key.startswith("params/") for key in load_file(tmp_path / "out.safetensors"))
+    (tmp_path / name).write_bytes(to_bytes({"opt_state": slots}))  # nothing else: it is what the file is about
+    assert modelhub("show", tmp_path / name, "--json").json["parameters"] == 2 * 132 + 1
+
+
 def broken(**changes: Any) -> bytes:
     return to_bytes({"w": np.ones(4, np.float32)}).replace(*changes["swap"])
 

@@ -53,7 +53,7 @@ def main(base: str) -> None:
     params = {"dense": {"kernel": jax.device_put(array(34, 70), cut), "bias": array(70, dtype="bfloat16")}, "emb": array(500, 64)}
     state = {
         "params": params, "step": 7, "lr": 0.5, "name": "tiny", "nothing": None, "flags": np.array([True, False]),
-        "opt_state": [jax.tree.map(jnp.zeros_like, params), {"mu": jnp.int32(5)}, (jnp.ones((1, 4), "float8_e4m3fn"),)],
+        "averages": [jax.tree.map(jnp.zeros_like, params), {"mu": jnp.int32(5)}, (jnp.ones((1, 4), "float8_e4m3fn"),)],
         "zeros": [jnp.zeros(300), jnp.zeros(300)],
         "counts": np.arange(6, dtype="i8").reshape(2, 3), "big": np.arange(6, dtype=">f4"),
     }  # fmt: skip
@@ -73,6 +73,7 @@ def main(base: str) -> None:
             manager.save(step, args=ocp.args.Composite(**items))
         manager.wait_until_finished()
     note(f"{base}/run/20", "state")
+    ocp.StandardCheckpointer().save(f"{base}/trained", {**small, "opt_state": [{"mu": small["params"]}, {"count": jnp.int32(5)}]})
     with ocp.CheckpointManager(f"{base}/two") as manager:
         items = {"params": ocp.args.StandardSave({"w": array(3)}), "ema": ocp.args.StandardSave({"w": array(3)})}
         manager.save(1, args=ocp.args.Composite(**items))

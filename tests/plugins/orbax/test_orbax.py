@@ -44,8 +44,8 @@ def test_names_dtypes_and_what_else_is_said(made: Path, modelhub) -> None:
     tensors = {item["name"]: (item["dtype"], item["shape"]) for item in shown["tensors"]}
     assert tensors["params/dense/kernel"] == ("F32", [34, 70])
     assert tensors["params/dense/bias"] == ("BF16", [70])
-    assert tensors["opt_state/1/mu"] == ("I32", [])
-    assert tensors["opt_state/2/0"] == ("F8_E4M3", [1, 4])
+    assert tensors["averages/1/mu"] == ("I32", [])
+    assert tensors["averages/2/0"] == ("F8_E4M3", [1, 4])
     assert tensors["step"] == ("I64", [])
     assert "nothing" not in tensors
     assert shown["metadata"]["name"] == "tiny"
@@ -54,6 +54,14 @@ def test_names_dtypes_and_what_else_is_said(made: Path, modelhub) -> None:
     assert (run["metadata"]["step"], run["metadata"]["config"]) == (20, {"layers": 20})
     two = modelhub("show", made / "two" / "1", "--tensors", "--json").json
     assert [item["name"] for item in two["tensors"]] == ["ema/w", "params/w"]
+
+
+def test_what_an_optimizer_keeps_is_no_part_of_the_model(made: Path, tmp_path: Path, modelhub) -> None:
+    shown = modelhub("show", made / "trained", "--tensors", "--json").json
+    assert (shown["parameters"], shown["dtypes"], shown["metadata"]["optimizer_tensors"]) == (64 * 32, {"BF16": 64 * 32}, 2)
+    assert len(shown["tensors"]) == 3
+    modelhub("convert", made / "trained", "--to", "safetensors", "-o", tmp_path / "out.safetensors")
+    assert safetensors(tmp_path / "out.safetensors").keys() == {"params/w"}
 
 
 def test_each_step_is_one_checkpoint(made: Path, tmp_path: Path, modelhub) -> None:
