@@ -12,11 +12,13 @@ from modelhub.types import Tensor
 
 
 def _floats_as(target: str, min_dims: int = 0) -> Callable[[Tensor, Table], str | None]:
-    """Every tensor of floats (also block-quantized ones) becomes ``target``; integers, masks and complex numbers stay."""
+    """Every tensor of floats (also block-quantized ones) becomes ``target``; integers, masks and complex numbers stay, and so
+    does what is stored beside the model (an optimizer's state)."""
 
     def choose(tensor: Tensor, table: Table) -> str | None:
         kind = dtypes.get(tensor.dtype).kind
-        return target if kind in ("float", "quantized") and len(tensor.shape) >= min_dims else None
+        wanted = kind in ("float", "quantized") and len(tensor.shape) >= min_dims and tensor.view != "stored"
+        return target if wanted else None
 
     return choose
 

@@ -255,11 +255,12 @@ def _read_back(plan: Plan, target: str, written: Written, plugins: Plugins) -> F
 
 
 def _as_written(wanted: Mapping[str, Tensor], table: Table) -> Mapping[str, Tensor]:
-    """What reads back, by the names that were written: parts of a packed weight are stored ones."""
+    """What reads back, by the names that were written: parts of a packed weight are stored ones. Strings and the like, which a
+    writer carried over as they were, have no value that could be held against the source's."""
     read = {**table.by_name, **{tensor.name: tensor for tensor in table.stored if tensor.name in wanted}}
     if missing := [name for name in wanted if name not in read]:
         raise VerificationError(f"tensor {missing[0]} is not in the output", "please report this")
-    others = [tensor.name for tensor in table.logical if tensor.name not in wanted and tensor.view != "logical"]
+    others = [tensor.name for tensor in table.stored if tensor.view == "both" and tensor.value and tensor.name not in wanted]
     if extra := [name for name in others if table.ties.get(name) is None]:
         raise VerificationError(f"tensor {extra[0]} is in the output, but not in its source", "please report this")
     for name, tensor in wanted.items():

@@ -163,13 +163,15 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """An edge between two formats that is more than a copy of tensors, yet reads no weights: a table derived from tables."""
+    """An edge between two formats that is more than a copy of tensors, yet reads no weights: a table derived from tables.
+    ``keeps_names``: whether tensors are called what they were, so that a plain copy from elsewhere lacks nothing of it."""
 
     name: str
     source: str
     target: str
     derive: Callable[[Sequence[Table], Mapping[str, str]], Table]
     api: int = 1
+    keeps_names: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -198,7 +198,7 @@ def make_plan(
         derived = _edit(_tie(assigned.table, target, losses), target, options.set)
     if program is None:  # a program has its own way with what is stored
         losses += [finding.message for finding in model.findings if finding.severity == "warning" and finding.tensor]
-        _note_losses(source, losses)
+        _note_losses(source, derived, losses)
     path = model.file_paths[0] if options.in_place else _place(model, target, recipe, output, put[0][0].kind if put else "")
     size = sum(tensor_nbytes(tensor) for tensor in _unique(derived, target))
     check_suffix(path, target, plugins)
@@ -246,7 +246,8 @@ def _carry(model: Model, source: Table, target: Format) -> Table:
 def _names_kept(model: Model, target: Format, plugins: Plugins) -> list[str]:
     """A word where others are converted to ``target``, and this is copied name by name: whoever left out a config.json should
     know."""
-    converted = any(isinstance(edge, Conversion) and edge.target == target.name for edge in plugins.conversions)
+    edges = [edge for edge in plugins.conversions if isinstance(edge, Conversion) and not edge.keeps_names]
+    converted = any(edge.target == target.name for edge in edges)
     if not converted or not target.extension or target.name in (model.format, model.container):
         return []
     return [f"copied as they are, tensors under their names in {model.format}: {model.format} does not say which model they make"]
@@ -282,7 +283,7 @@ def _tie(table: Table, target: Format, losses: list[str]) -> Table:
     return replace(table, tensors=tensors, metadata=replace(table.metadata, stored=stored))
 
 
-def _note_losses(source: Table, losses: list[str]) -> None:
+def _note_losses(source: Table, derived: Table, losses: list[str]) -> None:
     wholes = [tensor for tensor in source.logical if tensor.view == "logical" and isinstance(tensor.value, Node)]
     used = {leaf for tensor in wholes for leaf in ops.leaves(tensor.value)}
     aside = [tensor for tensor in source.stored if tensor.view == "stored"]
@@ -290,7 +291,7 @@ def _note_losses(source: Table, losses: list[str]) -> None:
     if parts:
         first, more = wholes[0], f" and {len(wholes) - 1} more" if len(wholes) > 1 else ""
         losses.append(f"dequantized to {first.dtype}: {first.name}{more}")
-    known = {tensor.name for tensor in parts} | set(source.by_name)
+    known = {tensor.name for tensor in parts} | set(source.by_name) | {tensor.name for tensor in derived.tensors}
     names = [tensor.name for tensor in aside if tensor.name not in known]
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

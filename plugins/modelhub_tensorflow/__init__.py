@@ -68,7 +68,8 @@ def modelhub_checks() -> Iterator[Check]:
 
 @hookimpl
 def modelhub_conversions() -> Iterator[Conversion | Program]:
-    from modelhub_tensorflow import to_huggingface, to_onnx
+    from modelhub_tensorflow import to_checkpoint, to_huggingface, to_onnx
 
     yield from to_huggingface.CONVERSIONS
+    yield from to_checkpoint.CONVERSIONS
     yield to_onnx.program()

@@ -24,7 +24,9 @@ MAX_SHARDS = 5_000
 """A header that promises more data files than this is broken, and no promise."""
 OURS = (100, b"modelhub")
 """A field of the header, unknown to TensorFlow, that marks what is written here: all tensors are the model's, whatever their
-names make one think."""
+names make one think, and one that stands under its name stands under the key of its object as well (`VALUE`)."""
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+"""What keys of objects end in."""
 FULL = -1
 """The length of a slice's side that is all of the tensor's."""
 
@@ -106,7 +108,13 @@ def read(file: File) -> Bundle:
                 raise InvalidFile(f"{file.name}: key {key[:80]!r} is not UTF-8") from error
     if first:
         raise InvalidFile(f"{file.name} has no keys, not even a header")
+    if bundle.ours:
+        bundle.entries = {key: entry for key, entry in bundle.entries.items() if not _is_second_key(key, entry, bundle)}
     return bundle
+
+
+def _is_second_key(key: str, entry: Stored, bundle: Bundle) -> bool:
+    return key.endswith(VALUE) and bundle.entries.get(key.removesuffix(VALUE)) == entry
 
 
 def parse_header(data: bytes, name: str, bundle: Bundle) -> None:

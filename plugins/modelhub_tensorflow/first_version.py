@@ -21,6 +21,7 @@ from modelhub_tensorflow.sorted_table import MAX_ENTRIES, MAX_KEY, Place
 MAGIC = b"\0\0"
 """The first entry shares nothing with one before it, and its key is empty."""
 _GLANCE = 512
+_FIRST_FIELD = 0x0A
 
 
 @dataclass(slots=True)
@@ -35,8 +36,10 @@ class Listed:
 
 def detect(file: File) -> Detection | Rejected | None:
     """A table whose first value lists tensors. (That of the second version's index is a header.)"""
-    if not sorted_table.is_table(file) or file.name.endswith(bundle.INDEX):
+    if file.name.endswith(bundle.INDEX):
         return None
+    if not sorted_table.is_table(file):
+        return Rejected(f"it does not end in {sorted_table.MAGIC.hex()}: it was cut", 60, "incomplete") if _begins(file) else None
     try:
         _, start, end = next(_places(file))
         if end - start < 2 or file.read(start, 1) != b"\x0a":
@@ -47,6 +50,24 @@ def detect(file: File) -> Detection | Rejected | None:
     if STATE in file.siblings and is_latest(file, file.name):
         files.append(STATE)
     return Detection(files, 92, name=file.name)
+
+
+def _begins(file: File) -> bool:
+    """Whether a file begins with the empty key, and a list of tensors whose first has a name."""
+    head, at, after = file.head, len(MAGIC), -1
+    try:
+        for _ in range(4):  # the value, the list in it, a tensor in that, its name: each is the first field of the one before
+            if after >= 0:
+                if head[at] != _FIRST_FIELD:
+                    return False
+                at += 1
+            length, at = sorted_table.varint(head, at, min(len(head), at + 10), file.name)
+            if not length or (after >= 0 and at + length > after):
+                return False
+            after = at + length
+    except (FileProblem, IndexError):
+        return False
+    return after <= len(head)
 
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from modelhub import InvalidFile, protobuf
 
 from modelhub_tensorflow import sorted_table
+from modelhub_tensorflow.bundle import VALUE
 
-VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 MAX_GRAPH = 256 << 20
 MAX_NODES = 5_000_000
 
@@ -77,7 +77,7 @@ def names(data: bytes, who: str) -> Names:
             if inner == 1:
                 below.append(_child(wire, c, d))
             elif inner == 2:
-                attributes.append(_attribute(wire, c, d))
+                attributes.append(attribute(wire, c, d))
             elif inner == 3:
                 slot_nodes.add(_slot(wire, c, d))
         nodes.append(attributes)
@@ -95,13 +95,15 @@ def names(data: bytes, who: str) -> Names:
 
 def _below_optimizers(children: list[list[tuple[int, str]]]) -> set[int]:
     """Objects that are reached over an optimizer only: its state, and not the model's variables that it refers to."""
+    if not children:
+        return set()
     optimizers = {
         node for node, below in enumerate(children) if any(mark <= {name for _, name in below} for mark in _MARKS) and node
     }
     others, todo = {0}, [0]
     roots: list[int] = []
     while todo:
-        for node, name in children[todo.pop()] if children else ():
+        for node, name in children[todo.pop()]:
             if not 0 <= node < len(children):
                 continue
             if name in _OPTIMIZERS or node in optimizers:
@@ -128,7 +130,7 @@ def _child(wire: protobuf.Wire, start: int, end: int) -> tuple[int, str]:
     return node, name
 
 
-def _attribute(wire: protobuf.Wire, start: int, end: int) -> tuple[str, str]:
+def attribute(wire: protobuf.Wire, start: int, end: int) -> tuple[str, str]:
     """(full name, key) of a ``SerializedTensor``."""
     full = key = ""
     for number, kind, a, b in wire.fields(start, end):

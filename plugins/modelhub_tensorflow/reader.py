@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from modelhub import (
@@ -117,15 +117,13 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
 def table(found: Bundle, checkpoint: Checkpoint, directory: str) -> tuple[list[Tensor], dict[str, Any]]:
     """The tensors of a bundle whose data files stand in ``directory``, and what is to be said of it."""
     who = found.stem + INDEX
-    graph = _graph(found, checkpoint, directory)
-    keys = [key for key in found.entries if key != bundle.GRAPH]
-    names, copies = objects.readable(keys, graph, {key: entry.same for key, entry in found.entries.items()})
+    said, names, copies = names_of(found, graph_of(found, directory, checkpoint.files))
     tensors = []
     state = 0
-    for key in keys:  # the graph itself is the names that were taken from it
-        entry, name = found.entries[key], names[key]
+    for key, name in names.items():  # the graph itself is the names that were taken from it
+        entry = found.entries[key]
         record = _tensor(name, key, entry, found, directory, checkpoint, who)
-        if key in copies or (not found.ours and objects.is_state(key, name, found.entries, graph)):
+        if key in copies or (not found.ours and objects.is_state(key, name, found.entries, said)):
             record = record._replace(view="stored")
             state += key not in copies
         tensors.append(record)
@@ -139,19 +137,25 @@ def table(found: Bundle, checkpoint: Checkpoint, directory: str) -> tuple[list[T
     return tensors, values
 
 
-def _graph(found: Bundle, checkpoint: Checkpoint, directory: str) -> objects.Names:
-    """The graph of objects, where there is one and its data file is there."""
+def graph_of(found: Bundle, directory: str, files: Collection[str]) -> bytes:
+    """The graph of objects as it is stored; b"" where there is none, or its data file is not among ``files``."""
     entry = found.entries.get(bundle.GRAPH)
     if entry is None or entry.number != elements.STRING or entry.shape.sides or entry.slices:
-        return objects.Names()
+        return b""
     path = os.path.join(directory, found.shard_name(entry.shard))
-    if path not in checkpoint:
-        return objects.Names()
-    file = checkpoint.open(path)
+    if path not in files:
+        return b""
     if entry.size > objects.MAX_GRAPH:
         raise InvalidFile(f"{found.stem}{INDEX}: a graph of objects of {entry.size} bytes, at most {objects.MAX_GRAPH} are read")
-    data = file.read(entry.offset, entry.size)
-    return objects.names(objects.strings(data, 1, file.name)[0], f"{file.name}: the graph of objects")
+    with File(path) as file:
+        return objects.strings(file.read(entry.offset, entry.size), 1, file.name)[0]
+
+
+def names_of(found: Bundle, graph: bytes) -> tuple[objects.Names, dict[str, str], set[str]]:
+    """What the graph of objects says, the name of every key, and the keys that are copies of others."""
+    said = objects.names(graph, f"{found.stem}{INDEX}: the graph of objects")
+    keys = [key for key in found.entries if key != bundle.GRAPH]
+    return said, *objects.readable(keys, said, {key: entry.same for key, entry in found.entries.items()})
 
 
 def _tensor(name: str, key: str, entry: Stored, found: Bundle, directory: str, present: Checkpoint, who: str) -> Tensor:

@@ -1,21 +1,70 @@
 """Lays out checkpoints of the second version: data files from the engine, and an index of their places and checksums from here.
 
-Variables stand under their names, as ``tf.compat.v1.train.Saver`` stores them and ``tf.train.load_checkpoint`` finds them; there
-is no graph of objects, since nothing says which objects they belong to. Facts: as in `modelhub_tensorflow.bundle` and
+Variables stand under their names, as ``tf.compat.v1.train.Saver`` stores them and ``tf.train.load_checkpoint`` finds them, and
+beside that under the keys that ``tf.train.Checkpoint`` goes by: the same bytes, with the graph of objects that their names make.
+What was a checkpoint before keeps its own keys and its own graph (`Layout`). Facts: as in `modelhub_tensorflow.bundle` and
 `modelhub_tensorflow.sorted_table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from modelhub import ModelhubError, Placed, Put, StartFile, Table, Tail, Tensor, WriteOptions, Writer, dtypes
+from modelhub import Extent, ModelhubError, Placed, Put, StartFile, Table, Tail, Tensor, WriteOptions, Writer, crc32c, dtypes
 
-from modelhub_tensorflow import bundle, elements, sorted_table
+from modelhub_tensorflow import bundle, elements, object_graph, sorted_table
 from modelhub_tensorflow.bundle import INDEX
+from modelhub_tensorflow.messages import message, number
 
+NATIVE = "tensorflow"
+"""Where a `Layout` stands in a table's metadata."""
 _VERSION = 1
 """``kTensorBundleVersion``: the least that readers ask for is 0."""
+
+
+_Keys: TypeAlias = "Mapping[str, tuple[str, ...]]"
+"""Under which keys a tensor stands, by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A tensor of strings, whose bytes are carried over as they are. ``crc``: what the index has of them, masked."""
+
+    key: str
+    shape: tuple[int, ...]
+    place: Extent
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a checkpoint keeps that is made of another one. ``keys``: by the tensors' names; ``graph``: of objects, b"" where
+    there was none; ``ours``: whether all tensors are the model's (`bundle.OURS`)."""
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    graph: bytes = b""
+    texts: tuple[Text, ...] = ()
+    ours: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the index is to say of some bytes: a number of the type, a shape, a data file, a place in it."""
+
+    number: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    nbytes: int
+    crc: Callable[[], int]
+
+    def encoded(self) -> bytes:
+        """A ``BundleEntryProto``."""
+        sides = b"".join(message(2, number(1, side)) for side in self.shape)
+        place = number(3, self.shard) + number(4, self.offset) + number(5, self.nbytes)
+        return number(1, self.number) + message(2, sides) + place + b"\x35" + self.crc().to_bytes(4, "little")
 
 
 def create(table: Table, options: WriteOptions) -> Writer:
@@ -23,23 +72,72 @@ def create(table: Table, options: WriteOptions) -> Writer:
     `ModelhubError` where a name or a dtype cannot be stored."""
     tensors = [tensor for tensor in table.logical if tensor.value is not None]
     _check(tensors)
+    layout = table.metadata.native.get(NATIVE)
+    keys, graph, texts = _by_names(tensors) if layout is None else _kept(layout, tensors)
+    _check_keys(keys, texts)
     shards = list(_split(tensors, options.max_shard_size)) or [[]]
     if len(shards) > bundle.MAX_SHARDS:
         raise ModelhubError(f"that would be {len(shards)} data files, at most {bundle.MAX_SHARDS} are read", "ask for more")
-    placed: list[tuple[bytes, Tensor, int, Placed]] = []
-    for number, shard in enumerate(shards):
-        yield StartFile(bundle.shard_name(options.name, number, len(shards)))
-        for tensor in shard:
+    entries: list[tuple[bytes, _Entry]] = []
+    end = 0
+    for shard, members in enumerate(shards):
+        yield StartFile(bundle.shard_name(options.name, shard, len(shards)))
+        end = 0
+        for tensor in members:
             place = yield Put(tensor, checksum="crc32c")
             assert place is not None
-            placed.append((tensor.name.encode(), tensor, number, place))
-    placed.sort(key=lambda item: item[0])
+            end = place.offset + place.nbytes
+            entry = _Entry(elements.NUMBERS[tensor.dtype], tensor.shape, shard, place.offset, place.nbytes, _crc(place))
+            entries += [(key.encode(), entry) for key in keys[tensor.name]]
+    for text in texts:
+        place = yield Put(Tensor(text.key, "U8", (text.place.nbytes,), text.place))
+        assert place is not None
+        end = place.offset + place.nbytes
+        entry = _Entry(elements.STRING, text.shape, len(shards) - 1, place.offset, place.nbytes, _known(text.crc))
+        entries.append((text.key.encode(), entry))
+    if graph:
+        stored, crc = _string(graph)
+        yield stored
+        entry = _Entry(elements.STRING, (), len(shards) - 1, end, len(stored), _known(crc))
+        entries.append((bundle.GRAPH.encode(), entry))
+    entries.sort(key=lambda item: item[0])
     yield StartFile(options.name + INDEX)
-    yield Tail(_index(placed, len(shards)))
+    yield Tail(_index(entries, len(shards), ours=layout is None or layout.ours))
+
+
+def _by_names(tensors: Sequence[Tensor]) -> tuple[_Keys, bytes, tuple[Text, ...]]:
+    """Each tensor under its name and under the key of an object, where no other tensor is called so."""
+    names = [tensor.name for tensor in tensors]
+    taken = set(names)
+    keys: _Keys = {name: (name, key) if (key := object_graph.key_of(name)) not in taken else (name,) for name in names}
+    placed = [name for name in names if object_graph.key_of(name) in keys[name]]
+    return keys, object_graph.from_names(placed), ()
+
+
+def _kept(layout: Layout, tensors: Sequence[Tensor]) -> tuple[_Keys, bytes, tuple[Text, ...]]:
+    """The keys and the graph that were there; what is not written any more is no value in it."""
+    keys: _Keys = {tensor.name: (layout.keys.get(tensor.name, tensor.name),) for tensor in tensors}
+    there = {key for some in keys.values() for key in some} | {text.key for text in layout.texts}
+    graph = object_graph.without(layout.graph, set(layout.keys.values()) - there) if layout.graph else b""
+    return keys, graph, layout.texts
+
+
+def _crc(place: Placed) -> Callable[[], int]:
+    return lambda: sorted_table.mask(place.checksum() if place.nbytes else 0)
+
+
+def _known(crc: int) -> Callable[[], int]:
+    return lambda: crc
+
+
+def _string(text: bytes) -> tuple[bytes, int]:
+    """A tensor that is one string, as it is stored, and the masked CRC-32C that the index has of it."""
+    size = len(text).to_bytes(4, "little")
+    first = sorted_table.masked(size).to_bytes(4, "little")
+    return sorted_table.as_varint(len(text)) + first + text, sorted_table.mask(crc32c(text, crc32c(first, crc32c(size))))
 
 
 def _check(tensors: Sequence[Tensor]) -> None:
-    seen: set[str] = set()
     for tensor in tensors:
         name = tensor.name
         if tensor.dtype not in elements.NUMBERS:
@@ -50,11 +148,17 @@ def _check(tensors: Sequence[Tensor]) -> None:
             raise ModelhubError(f"TensorFlow cannot store {len(tensor.shape)} dimensions (tensor {name!r})")
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ModelhubError(f"the name {name!r} is not valid Unicode: TensorFlow cannot store it")
-        if not name or name.startswith("\0") or name == bundle.GRAPH or len(name.encode()) > sorted_table.MAX_KEY:
-            raise ModelhubError(f"TensorFlow cannot store a tensor called {name[:200]!r}: the index keeps other things there")
-        if name in seen:
-            raise ModelhubError(f"TensorFlow cannot store two tensors called {name!r}")
-        seen.add(name)
+
+
+def _check_keys(keys: _Keys, texts: Sequence[Text]) -> None:
+    seen = {text.key for text in texts}
+    for name, own in keys.items():
+        for key in own:
+            if not key or key.startswith("\0") or key == bundle.GRAPH or len(key.encode()) > sorted_table.MAX_KEY:
+                raise ModelhubError(f"TensorFlow cannot store a tensor called {name[:200]!r}: the index keeps other things there")
+            if key in seen:
+                raise ModelhubError(f"TensorFlow cannot store two tensors called {key[:200]!r}")
+            seen.add(key)
 
 
 def _split(tensors: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
@@ -72,34 +176,9 @@ def _split(tensors: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
         yield shard
 
 
-def _index(placed: Sequence[tuple[bytes, Tensor, int, Placed]], shards: int) -> Callable[[], bytes]:
+def _index(entries: Sequence[tuple[bytes, _Entry]], shards: int, *, ours: bool) -> Callable[[], bytes]:
     def data() -> bytes:
-        entries = [(b"", _number(1, shards) + _bytes(3, _number(1, _VERSION)) + _bytes(*bundle.OURS))]
-        entries += [(name, _entry(tensor, shard, place)) for name, tensor, shard, place in placed]
-        return sorted_table.build(entries)
+        header = number(1, shards) + message(3, number(1, _VERSION)) + (message(*bundle.OURS) if ours else b"")
+        return sorted_table.build([(b"", header), *((key, entry.encoded()) for key, entry in entries)])
 
     return data
-
-
-def _entry(tensor: Tensor, shard: int, place: Placed) -> bytes:
-    """A ``BundleEntryProto``."""
-    sides = b"".join(_bytes(2, _number(1, side)) for side in tensor.shape)
-    crc = sorted_table.mask(place.checksum() if place.nbytes else 0)
-    return (
-        _number(1, elements.NUMBERS[tensor.dtype])
-        + _bytes(2, sides)
-        + _number(3, shard)
-        + _number(4, place.offset)
-        + _number(5, place.nbytes)
-        + b"\x35"
-        + crc.to_bytes(4, "little")
-    )
-
-
-def _number(field: int, value: int) -> bytes:
-    """A field of one number; a zero is left out, as protobuf has it."""
-    return bytes([field << 3]) + sorted_table.as_varint(value) if value else b""
-
-
-def _bytes(field: int, content: bytes) -> bytes:
-    return sorted_table.as_varint(field << 3 | 2) + sorted_table.as_varint(len(content)) + content

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,32 @@ class TensorFlow:
         assert not isinstance(answer, str), answer
         return answer
 
-    def save(self, prefix: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+    def save(self, path: Path | str, tensors: Mapping[str, NDArray[Any]], what: str = "save") -> None:
+        """Make a checkpoint; ``what``: "save_first", "save_model" or "save_graph" make other things of them."""
         np.savez(self.file, *tensors.values())
-        self._ask("save", prefix, [*tensors])
+        self._ask(what, str(path), [*tensors])
 
     def load(self, prefix: str) -> dict[str, NDArray[Any]]:
-        names = self._ask("load", prefix, [])
-        with np.load(self.file) as arrays:
-            return {name: arrays[f"arr_{number}"] for number, name in enumerate(names)}
+        return self._answer("load", prefix)
 
     def restore(self, prefix: str, like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """What variables with the names and the shapes of ``like`` hold once a checkpoint was restored into them."""
+        """What variables hold that are attributes of objects as the names of ``like`` have it, with shapes as its arrays have,
+        once ``tf.train.Checkpoint`` restored them, all of them and nothing else."""
         np.savez(self.file, *(np.zeros_like(array) for array in like.values()))
-        self._ask("restore", prefix, [*like])
+        return self._answer("restore", prefix, [*like])
+
+    def restore_layers(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """What some layers of Keras hold then."""
+        return self._answer("restore_layers", prefix)
+
+    def again(self, prefix: str, original: Path) -> dict[str, NDArray[Any]]:
+        """What objects like those of ``original`` hold that were restored from ``prefix``, by their keys."""
+        return self._answer("again", prefix, [str(original)])
+
+    def _answer(self, what: str, prefix: str, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        found = self._ask(what, prefix, [*names])
         with np.load(self.file) as arrays:
-            return {name: arrays[f"arr_{number}"] for number, name in enumerate(like)}
+            return {name: arrays[f"arr_{number}"] for number, name in enumerate(found)}
 
 
 @pytest.fixture(scope="session")

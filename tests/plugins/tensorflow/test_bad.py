@@ -11,6 +11,8 @@ from modelhub.detect import inspect_listing, inspect_path
 from modelhub.files import list_directory
 from modelhub.found import Found
 from modelhub_tensorflow import snappy
+from modelhub_tensorflow.bundle import GRAPH
+from modelhub_tensorflow.sorted_table import masked
 
 from tests.conftest import Modelhub
 from tests.corpus import tensorflow_bad as corpus
@@ -37,6 +39,15 @@ def test_the_good_index_is_good(tmp_path: Path) -> None:
     (tmp_path / "x.index").write_bytes(corpus.index())
     (tmp_path / f"x{DATA}").write_bytes(bytes(corpus.CHECKPOINT_BYTES))
     assert look(tmp_path / "x.index").state == "ready"
+
+
+def test_a_graph_without_objects(tmp_path: Path) -> None:
+    empty = b"\0" + masked(bytes(4)).to_bytes(4, "little")
+    graph = corpus.entry(dtype=7, sides=(), offset=corpus.CHECKPOINT_BYTES, size=len(empty))
+    (tmp_path / "x.index").write_bytes(corpus.index({GRAPH.encode(): graph, b"w": corpus.entry()}))
+    (tmp_path / f"x{DATA}").write_bytes(bytes(corpus.CHECKPOINT_BYTES) + empty)
+    found = look(tmp_path / "x.index")
+    assert (found.state, found.tensors) == ("ready", 1), found.reason
 
 
 def test_an_index_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -86,6 +97,13 @@ def test_damage_in_the_first_version_is_found(made: Path, tmp_path: Path, modelh
     checked = modelhub("verify", tmp_path / "model.ckpt", "--level", "values", status=None)
     assert checked.returncode
     assert "CRC-32C of the block" in checked.stdout
+
+
+def test_a_cut_checkpoint_of_the_first_version(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes((made / "first" / "model.ckpt").read_bytes()[:-100])
+    found = look(tmp_path / "model.ckpt")
+    assert (found.format, found.state) == ("tensorflow-v1", "incomplete")
+    assert "it was cut" in found.reason
 
 
 @pytest.mark.parametrize("name", [*corpus.UNSAFE])

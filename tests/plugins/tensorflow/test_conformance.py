@@ -1,39 +1,63 @@
-"""TensorFlow's checkpoints pass the conformance kit: TensorFlow writes them, and opens what is written here."""
+"""TensorFlow's files pass the conformance kit: TensorFlow writes them, and opens the checkpoints that are written here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from modelhub.testing import FormatConformance
-from safetensors.numpy import save_file
-
-from tests.conftest import Modelhub
+from modelhub_tensorflow.bundle import VALUE
 
 
-class TestTensorFlow(FormatConformance):
-    format = "tensorflow"
-    library_dtypes = ("F32", "F64", "I32", "U8", "I16", "I8", "C64", "I64", "BOOL", "U16", "C128", "F16", "U32", "U64")
-
+class Library(FormatConformance):
     @pytest.fixture(autouse=True)
     def _library(self, tensorflow: Any) -> None:
         self.library = tensorflow
+
+
+class TestTensorFlow(Library):
+    format = "tensorflow"
+    library_dtypes = ("F32", "F64", "I32", "U8", "I16", "I8", "C64", "I64", "BOOL", "U16", "C128", "F16", "U32", "U64")
 
     def write(self, path: Path, tensors: dict[str, Any]) -> None:
         self.library.save(str(path).removesuffix(".index"), tensors)
 
     def read(self, path: Path) -> dict[str, Any]:
-        return self.library.load(str(path).removesuffix(".index"))
+        """By names; each stands under the key of an object as well."""
+        found = self.library.load(str(path).removesuffix(".index"))
+        names = {name: array for name, array in found.items() if not name.endswith(VALUE)}
+        for name, array in names.items():
+            assert found[name + VALUE].tobytes() == array.tobytes()
+        assert len(found) == 2 * len(names)
+        return names
 
 
-def test_tensorflow_restores_what_was_written_by_the_names_of_variables(
-    tensorflow: Any, modelhub: Modelhub, tmp_path: Path
-) -> None:
-    """There is no graph of objects in what is written here: ``tf.train.Checkpoint.read`` then goes by names."""
-    arrays = {"dense/kernel": np.arange(12, dtype="f4").reshape(3, 4), "dense/bias": np.ones(4, "f2")}
-    save_file(arrays, tmp_path / "in.safetensors")
-    modelhub("convert", tmp_path / "in.safetensors", "--to", "tensorflow", "-o", tmp_path / "out.index")
-    found = tensorflow.restore(str(tmp_path / "out"), arrays)
-    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+class TestFirstVersion(Library):
+    format = "tensorflow-v1"
+    library_dtypes = ("F32", "F64", "I32", "U8", "I16", "I8", "C64", "I64", "BOOL", "F16")
+
+    def write(self, path: Path, tensors: dict[str, Any]) -> None:
+        self.library.save(path, tensors, "save_first")
+
+
+class TestSavedModel(Library):
+    format = "savedmodel"
+    directory = True
+    library_dtypes = TestTensorFlow.library_dtypes
+
+    def write(self, path: Path, tensors: dict[str, Any]) -> None:
+        self.library.save(path, tensors, "save_model")
+
+
+class TestGraph(Library):
+    format = "graphdef"
+    library_dtypes = ("F32", "F64", "C64", "C128", "F16")
+    scalars = empty = False
+
+    def possible(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """One number is the graph's arithmetic, and no tensor."""
+        return {name: array for name, array in super().possible(tensors).items() if array.size > 1}
+
+    def write(self, path: Path, tensors: dict[str, Any]) -> None:
+        self.library.save(path, tensors, "save_graph")

@@ -174,27 +174,122 @@ def shards(directory: Path) -> None:
     note(place / "model")
 
 
+# --- what the server does -------------------------------------------------------------------------------------------
+
+
+def save(prefix: str, arrays: dict[str, Any]) -> None:
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=[*arrays], shape_and_slices=[""] * len(arrays), tensors=[*arrays.values()])
+
+
+def save_first(path: str, arrays: dict[str, Any]) -> None:
+    """A checkpoint of the first version."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        fed = [v1.placeholder(array.dtype, array.shape) for array in arrays.values()]
+        slices = [""] * len(fed)
+        done = tf.raw_ops.SaveSlices(filename=path, tensor_names=[*arrays], shapes_and_slices=slices, data=fed)
+        session.run(done, dict(zip(fed, arrays.values(), strict=True)))
+
+
+def save_model(path: str, arrays: dict[str, Any]) -> None:
+    """A SavedModel of variables with names."""
+    module = tf.Module()
+    module.variables_of_it = [tf.Variable(array, name=name) for name, array in arrays.items()]
+    tf.saved_model.save(module, path)
+
+
+def save_graph(path: str, arrays: dict[str, Any]) -> None:
+    """A graph of constants."""
+    with tf.Graph().as_default() as graph:
+        for name, array in arrays.items():
+            assert tf.constant(array, name=name).op.name == name
+    Path(path).write_bytes(graph.as_graph_def().SerializeToString())
+
+
+def nested(names: Any, like: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Objects whose attributes are called what ``names`` say, and their variables, which are all zero."""
+    root, variables = tf.Module(), []
+    for name, array in zip(names, like, strict=True):
+        *path, last = name.split("/" if "/" in name else ".")
+        at: Any = root
+        for part in path:
+            if not hasattr(at, part):
+                setattr(at, part, tf.Module())
+            at = getattr(at, part)
+        variables.append(tf.Variable(tf.zeros_like(array)))
+        setattr(at, last, variables[-1])
+    tops = dict.fromkeys(name.replace("/", ".").partition(".")[0] for name in names)
+    return {top: getattr(root, top) for top in tops}, variables
+
+
+def restore(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    tops, variables = nested(arrays, arrays.values())
+    tf.train.Checkpoint(**tops).restore(prefix).assert_consumed()
+    return {name: variable.numpy() for name, variable in zip(arrays, variables, strict=True)}
+
+
+def restore_layers(prefix: str) -> dict[str, Any]:
+    """Layers of Keras, restored by their names."""
+    import keras
+
+    layers = {
+        "dense": (keras.layers.Dense(3), (None, 4)),
+        "both": (keras.layers.Bidirectional(keras.layers.LSTM(2)), (None, 5, 3)),
+        "mha": (keras.layers.MultiHeadAttention(2, 3), (None, 4, 6)),
+    }
+    for name, (layer, shape) in layers.items():
+        layer.build(*([shape] * (2 if name == "mha" else 1)))
+    tf.train.Checkpoint(**{name: layer for name, (layer, _) in layers.items()}).restore(prefix).expect_partial()
+    named = (
+        (f"{name}/{weight.path.partition('/')[2]}", weight) for name, (layer, _) in layers.items() for weight in layer.weights
+    )
+    return {path: weight.numpy() for path, weight in named if "seed" not in path}
+
+
+def again(prefix: str, made: str) -> dict[str, Any]:
+    """Restore ``prefix`` into objects like those that it was made of, empty, and save them anew."""
+    if Path(made).name == "keras":
+        import keras
+
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+        model.compile("adam", "mse")
+        model.optimizer.build(model.trainable_variables)
+        found, variables = tf.train.Checkpoint(model=model, optimizer=model.optimizer), model.weights
+    else:
+        net = Net(Path(made).parent / "words.txt")
+        step, said_ = tf.Variable(0, dtype=tf.int64), tf.Variable("")
+        found, variables = tf.train.Checkpoint(model=net, step=step, said=said_), net.variables
+    for variable in variables:
+        variable.assign(tf.zeros_like(variable))
+    if Path(made).name == "keras":
+        found.read(prefix).assert_consumed()
+    else:
+        found.restore(prefix).assert_consumed()
+        assert said_.numpy() == b"hello"
+    return said(found.write(f"{prefix}-again"))
+
+
 def serve() -> None:
-    """A line is a JSON list: ["save", "load" or "restore", prefix, file of arrays, names]."""
+    """A line is a JSON list: what to do, with which path, the file that arrays go by, and their names."""
     for line in sys.stdin:
-        what, prefix, file, names = json.loads(line)
+        what, path, file, names = json.loads(line)
         try:
-            if what == "save":
-                with np.load(file) as arrays:
-                    tensors = [arrays[f"arr_{number}"] for number in range(len(names))]
-                blank = [""] * len(names)
-                tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=blank, tensors=tensors)
-                answer: Any = []
-            elif what == "restore":
-                with np.load(file) as arrays:
-                    variables = [tf.Variable(arrays[f"arr_{number}"], name=name) for number, name in enumerate(names)]
-                tf.train.Checkpoint(variables=variables).read(prefix).assert_consumed().initialize_or_restore()
-                np.savez(file, *(variable.numpy() for variable in variables))
-                answer = []
-            else:
-                found = said(prefix)
-                np.savez(file, *found.values())
-                answer = [*found]
+            arrays: dict[str, Any] = {}
+            if what in ("save", "save_first", "save_model", "save_graph", "restore"):
+                with np.load(file) as given:
+                    arrays = {name: given[f"arr_{number}"] for number, name in enumerate(names)}
+            match what:
+                case "load":
+                    found = said(path)
+                case "again":
+                    found = again(path, *names)
+                case "restore":
+                    found = restore(path, arrays)
+                case "restore_layers":
+                    found = restore_layers(path)
+                case _:
+                    found = globals()[what](path, arrays) or {}
+            np.savez(file, *found.values())
+            answer: Any = [*found]
         except Exception as error:  # noqa: BLE001 - the other side says it
             answer = f"{type(error).__name__}: {error}"
         print(json.dumps(answer), flush=True)
