@@ -12,13 +12,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from modelhub_huggingface.config import is_count, text
-from modelhub_huggingface.packed import torchao
+from modelhub_huggingface.packed import hqq, torchao
 
 OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 KEYS = ("quantization_config", "compression_config", "quantization")
 """Where ``config.json`` says it."""
+
+
+_NAMES = {"marlin": "gptq", "gptq_marlin_24": "gptq"}
+"""Methods that are called by another's name: they are its layouts for a kernel."""
 
 
 class Quantization(NamedTuple):
@@ -53,8 +57,9 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         (found[key] for key in ("group_size", "q_group_size") if type(found.get(key)) is int and abs(found[key]) < 1 << 31), None
     )
     if method == "compressed-tensors":
-        kind, bits, group = _compressed(found)
-        label = kind
+        label, bits, group = _compressed(found)
+        if not label and isinstance(found.get("sparsity_config"), dict):
+            return Quantization("", settings, method, found)  # sparse, not quantized
     elif method == "bitsandbytes":
         kind = (text(found.get("bnb_4bit_quant_type")) or "fp4").upper() if found.get("load_in_4bit") is True else "INT8"
         bits, label = (4 if found.get("load_in_4bit") is True else 8), f"BNB-{kind}"
@@ -64,6 +69,9 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         bits, label = 4, "MXFP4"
     elif method == "torchao":
         label, bits, group = torchao.label(found)
+    elif method == "hqq":
+        bits, group = hqq.said(found)
+        label = f"HQQ-INT{bits}" if bits else "HQQ"
     elif method == "mlx" and text(found.get("mode")) in ("mxfp4", "nvfp4", "mxfp8"):
         label, group = f"MLX-{text(found.get('mode')).upper()}", None
     elif method == "modelopt":
@@ -72,7 +80,8 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         label = f"{method.upper()} {found['bits']:g}bpw"  # a mean over tensors, whose bits differ
         settings["bits"] = found["bits"]
     else:
-        label = f"{method.upper()}-INT{bits}" if bits else method.upper()
+        name = _NAMES.get(method, method).upper()
+        label = f"{name}-INT{bits}" if bits else name
     if bits:
         settings["bits"] = bits
     if group is not None:

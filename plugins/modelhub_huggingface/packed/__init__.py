@@ -10,23 +10,12 @@ from typing import Any
 
 from modelhub import Finding, Op, Tensor
 
-from modelhub_huggingface.packed import awq, bitsandbytes, gptq, mlx, mxfp4, quantize, scaled, torchao
+from modelhub_huggingface.packed import awq, bitsandbytes, gptq, hqq, marlin, mlx, mxfp4, quantize, scaled, torchao
 from modelhub_huggingface.packed.scheme import Kept, Scheme, Stored, Whole
 
-SCHEMES: tuple[Scheme, ...] = tuple(method.SCHEME for method in (gptq, awq, mlx, bitsandbytes, scaled, mxfp4, torchao))
-
-
-UNREAD = {
-    "B": "Marlin's layout",
-    "B_24": "Marlin's layout of 2:4 sparse weights",
-    "B_meta": "Marlin's layout of 2:4 sparse weights",
-    "scale_packed": "Marlin's layout of 2:4 sparse weights",
-    "bitmask": "compressed-tensors' sparse layout",
-    "compressed": "compressed-tensors' sparse layout",
-    "sparse_weight": "a sparse layout",
-}
-"""Last words of names that tell layouts of other methods' tensors -> what they are (AutoGPTQ ``qlinear_marlin.py``;
-compressed-tensors ``compressors/``)."""
+SCHEMES: tuple[Scheme, ...] = tuple(
+    method.SCHEME for method in (gptq, awq, hqq, marlin, mlx, bitsandbytes, scaled, mxfp4, torchao)
+)
 
 
 def unpack(
@@ -65,9 +54,7 @@ def unpack(
     for found in wholes:
         yield found.tensor
     if not kept and not wholes and tensors:
-        where = next((tensor.name for tensor in tensors if tensor.name.rpartition(".")[2] in UNREAD), "")
-        layout = f"{where} is of {UNREAD[where.rpartition('.')[2]]}, which is not read" if where else f"no weights of {method}"
-        yield Finding("packed", "warning", f"stays packed: {layout}", tensor=where or tensors[0].name)
+        yield Finding("packed", "warning", f"stays packed: no weights of {method}", tensor=tensors[0].name)
     if kept:
         more = f" (and {len(kept) - 1} more)" if len(kept) > 1 else ""
         yield Finding("packed", "warning", f"stays packed{more}: {kept[0].reason}", tensor=kept[0].name)

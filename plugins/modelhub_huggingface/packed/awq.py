@@ -1,7 +1,8 @@
 """AWQ, as AutoAWQ writes it for its "gemm" kernels: four bits, packed along the output, eight to a word in an order of their own.
 
 ``qweight`` (K, N / 8), ``qzeros`` (G, N / 8), ``scales`` (G, N); nibble i of a word holds column ``ORDER[i]`` of its eight.
-(AutoAWQ ``modules/linear/gemm.py``, ``utils/packing_utils.py``.) The other layouts ("gemv", "gemv_fast", "marlin") are told only.
+(AutoAWQ ``modules/linear/gemm.py``, ``utils/packing_utils.py``.) `modelhub_huggingface.packed.awq_gemv` has the layouts for
+vectors; "marlin" is told only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from modelhub import Op, ops
 
+from modelhub_huggingface.packed import awq_gemv
 from modelhub_huggingface.packed.numbers import affine, float32_of, stored, whole_of
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
@@ -22,12 +24,17 @@ _Spec = tuple[str, tuple[int, ...]]
 def unpack(source: Stored) -> Iterator[Whole | Kept]:
     """Every module with a ``qweight``."""
     layout = str(source.settings.get("version") or "").lower()
+    group = source.settings.get("group_size", source.settings.get("q_group_size"))
     for module in modules(source.tensors, "qweight"):
+        if layout in awq_gemv.LAYOUTS:
+            found = awq_gemv.module(source, module, layout, group)
+            yield Kept(member(module, "qweight"), found) if isinstance(found, str) else found
+            continue
         parts = tuple(member(module, part) for part in ("qweight", "qzeros", "scales"))
         words = ("I32", "U32")
         why = lack(source.tensors, dict(zip(parts, (words, words, FLOATS), strict=True)))
         if layout not in _READ:
-            why = f"the layout {layout!r:.40} is not read; only gemm is"
+            why = f"the layout {layout!r:.40} is not read; gemm, {', '.join(awq_gemv.LAYOUTS)} are"
         if not why:
             try:
                 value = ops.dequant("awq", *(typed(source.tensors[part]) for part in parts))
@@ -80,5 +87,5 @@ def _memory(inputs: Sequence[_Spec], args: Mapping[str, Any], rows: int) -> int:
     return columns * inner // 2 + 16 * rows * inner
 
 
-OPS = (Op(name="dequant.awq", rows=_rows, infer=_infer, memory=_memory),)
+OPS = (Op(name="dequant.awq", rows=_rows, infer=_infer, memory=_memory), *awq_gemv.OPS)
 SCHEME = Scheme(methods=("awq",), unpack=unpack, ops=OPS)

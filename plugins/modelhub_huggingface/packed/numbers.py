@@ -29,6 +29,24 @@ def unpack_words(words: Any, bits: int, count: int) -> Any:
     return (stream.reshape(len(rows), count, bits) * weights).sum(axis=2, dtype=np.uint8)
 
 
+PLANES = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
+"""Bits -> widths of the planes that they are split into, the lowest bits first."""
+
+
+def unpack_planes(words: Any, bits: int, count: int) -> Any:
+    """As `unpack_words`, of numbers whose bits are split into `PLANES`: of 32 neighbours, ``bits`` words, first those of the
+    lowest plane."""
+    import numpy as np
+
+    blocks = np.ascontiguousarray(words).reshape(-1, bits)
+    found = np.zeros((len(blocks), 32), np.uint8)
+    below = 0
+    for width in PLANES[bits]:
+        found |= unpack_words(blocks[:, below : below + width], width, 32) << np.uint8(below)
+        below += width
+    return found.reshape(len(words), -1)[:, :count]
+
+
 def float32_of(rows: Any, dtype: str) -> Any:
     """Stored floats (F32, F16, BF16, F8_E4M3, F8_E8M0) as float32."""
     import numpy as np
@@ -66,6 +84,11 @@ def stored(values: Any, dtype: str) -> Any:
     word = values.view(np.uint32)
     rounded = (word + (0x7FFF + (word >> 16 & 1))) >> 16
     return np.where(np.isnan(values), (word >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def rounded(values: Any, dtype: str) -> Any:
+    """float32 rounded to ``dtype`` (F32, F16, BF16), as float32: what a step of a library that computes in it comes to."""
+    return float32_of(stored(values, dtype), dtype)
 
 
 def affine(numbers: Any, zeros: Any, scales: Any, groups: Any, group: int) -> Any:

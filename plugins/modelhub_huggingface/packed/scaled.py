@@ -16,7 +16,7 @@ from typing import Any
 
 from modelhub import Inline, Tensor, ops
 
-from modelhub_huggingface.packed import rows
+from modelhub_huggingface.packed import marlin, rows, sparse
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, typed, whole
 
 METHODS = ("compressed-tensors", "fp8", "finegrained_fp8", "fbgemm_fp8", "modelopt", "quark")
@@ -26,12 +26,28 @@ BLOCK = 128
 
 
 def unpack(source: Stored) -> Iterator[Whole | Kept]:
-    """Every module with packed, FP8 or INT8 weights."""
+    """Every module with packed, FP8, INT8 or sparse weights."""
+    yield from _sparse(source)
     for name, tensor in source.tensors.items():
         module, _, last = name.rpartition(".")
-        if last == "weight_packed" or (last == "weight" and tensor.dtype in ("F8_E4M3", "I8", "U8")):
+        if last == "weight_packed" and member(module, "scale_packed") in source.tensors:
+            found = marlin.module(source, module, marlin.SPARSE[0])
+            yield Kept(name, found) if isinstance(found, str) else found
+        elif last == "weight_packed" or (last == "weight" and tensor.dtype in ("F8_E4M3", "I8", "U8")):
             found = _module(source, module, tensor)
             yield Kept(name, found) if isinstance(found, str) else found
+
+
+def _sparse(source: Stored) -> Iterator[Whole | Kept]:
+    """Every module whose weight keeps what is not zero."""
+    for module, (dense, parts) in sparse.expanded(source).items():
+        if isinstance(dense, str):
+            yield Kept(parts[0], dense)
+        elif dense.dtype in FLOATS:
+            yield Whole(dense._replace(view="logical"), parts)
+        else:
+            found = _module(source, module, dense)
+            yield Kept(parts[0], found) if isinstance(found, str) else found._replace(parts=(*parts, *found.parts[1:]))
 
 
 def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
@@ -39,10 +55,8 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
     tensors = source.tensors
     scale = next((tensors[member(module, name)] for name in _SCALES if member(module, name) in tensors), None)
     if scale is None:
-        if member(module, "scale_packed") in tensors or member(module, "meta") in tensors:
-            return "Marlin's layout of 2:4 sparse weights is not read"
         return f"there is no {member(module, _SCALES[0])}"
-    why = lack(tensors, {tensor.name: ("I32", "I8", "U8", "F8_E4M3"), scale.name: rows.SCALES})
+    why = lack({**tensors, tensor.name: tensor}, {tensor.name: ("I32", "I8", "U8", "F8_E4M3"), scale.name: rows.SCALES})
     if why:
         return why
     parts = [tensor, scale]
@@ -137,4 +151,4 @@ ACTIVATIONS = tuple(
     f"{side}_{what}" for side in ("input", "output", "q", "k", "v") for what in ("scale", "zero_point", "global_scale")
 )
 """Of what goes into a layer, comes out of it, or is kept of attention (compressed-tensors ``quantization/lifecycle/``)."""
-SCHEME = Scheme(methods=METHODS, unpack=unpack, ops=rows.OPS, beside=ACTIVATIONS)
+SCHEME = Scheme(methods=METHODS, unpack=unpack, ops=(*rows.OPS, *sparse.OPS), beside=ACTIVATIONS)

@@ -272,25 +272,27 @@ def test_a_group_that_is_not_there(tmp_path: Path, modelhub) -> None:
 def test_a_layout_that_is_not_read_is_named(tmp_path: Path, modelhub) -> None:
     prepared(tmp_path / "llama", "gptq-4")
     config = json.loads((tmp_path / "llama/config.json").read_text())
-    config["quantization_config"]["checkpoint_format"] = "marlin"
+    config["quantization_config"]["checkpoint_format"] = "bitblas"
     (tmp_path / "llama/config.json").write_text(json.dumps(config))
     shown = modelhub("show", tmp_path / "llama", "--json").json
-    assert any("'marlin' is not read" in finding["message"] for finding in shown["findings"])
+    assert any("'bitblas' is not read" in finding["message"] for finding in shown["findings"])
 
 
 LAYOUTS = {
-    "gemv": ("awq", {"version": "gemv"}, ("qweight", "qzeros", "scales"), "qweight", "'gemv' is not read"),
-    "gemv_fast": ("awq", {"version": "gemv_fast"}, ("qweight", "qzeros", "scales"), "qweight", "'gemv_fast' is not read"),
+    "awq gemv": ("awq", {"version": "gemv"}, ("qweight", "qzeros", "scales"), "qweight", "scales is I32, expected F16"),
     "awq marlin": ("awq", {"version": "marlin"}, ("qweight", "qzeros", "scales"), "qweight", "'marlin' is not read"),
-    "marlin": ("gptq", {"checkpoint_format": "marlin"}, ("B", "s", "workspace"), "B", "Marlin's layout, which is not read"),
+    "marlin": ("gptq", {"checkpoint_format": "marlin"}, ("B", "s", "workspace"), "B", "s is I32, expected F16"),
+    "bitblas": ("gptq", {"checkpoint_format": "bitblas"}, ("qweight", "scales"), "qweight", "'bitblas' is not read"),
     "marlin-24": (
         "compressed-tensors", {"format": "marlin-24"}, ("weight_packed", "scale_packed", "meta"), "weight_packed",
-        "2:4 sparse weights is not read",
+        "scale_packed is I32, expected F16",
     ),
     "sparse": (
-        "compressed-tensors", {"format": "dense"}, ("compressed", "bitmask", "row_offsets"), "bitmask", "sparse layout",
+        "compressed-tensors", {"format": "dense"}, ("compressed", "bitmask", "row_offsets"), "compressed",
+        "compressed is I32, expected F16",
     ),
-    "hqq": ("hqq", {}, ("W_q", "scale", "zero"), "W_q", "weights that hqq quantized are not put together"),
+    "hqq": ("hqq", {}, ("W_q", "scale", "zero"), "W_q", "scale is I32, expected F16"),
+    "exl2": ("exl2", {}, ("q_weight", "q_scale"), "q_scale", "weights that exl2 quantized are not put together"),
 }  # fmt: skip
 
 

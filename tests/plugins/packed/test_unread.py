@@ -13,7 +13,7 @@ from tests.conftest import Modelhub
 
 MODULE = "model.layers.0.self_attn.q_proj."
 EXL2 = {f"{MODULE}q_weight": torch.ones(8, 64, dtype=torch.int32), f"{MODULE}q_scale_max": torch.ones(2).half()}
-HQQ = {f"{MODULE}W_q": torch.ones(32, 64, dtype=torch.uint8), f"{MODULE}scale": torch.ones(64, 1).half()}
+AQLM = {f"{MODULE}codes": torch.ones(32, 8, 1, dtype=torch.int16), f"{MODULE}codebooks": torch.ones(1, 16, 1, 8).half()}
 
 
 def checkpoint(path: Path, settings: dict[str, object], tensors: dict[str, torch.Tensor]) -> Path:
@@ -27,7 +27,7 @@ def checkpoint(path: Path, settings: dict[str, object], tensors: dict[str, torch
     ("settings", "tensors", "label"),
     [
         ({"quant_method": "exl2", "bits": 4.25}, EXL2, "EXL2 4.25bpw"),
-        ({"quant_method": "hqq", "quant_config": {}}, HQQ, "HQQ"),
+        ({"quant_method": "aqlm", "nbits_per_codebook": 16}, AQLM, "AQLM"),
     ],
 )
 def test_it_is_told_what_stays_packed(
@@ -40,5 +40,5 @@ def test_it_is_told_what_stays_packed(
 
 
 def test_settings_without_packed_weights_are_no_news(modelhub: Modelhub, tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "plain", {"quant_method": "hqq"}, {})
+    path = checkpoint(tmp_path / "plain", {"quant_method": "aqlm"}, {})
     assert modelhub("convert", path, "--to", "safetensors:f32", "--json").json["losses"] == []

@@ -1,0 +1,205 @@
+"""What libraries that are no test dependencies pack, recorded once: ``python record.py DIRECTORY LIBRARY...``.
+
+Each file holds one module as its library wrote it. Its metadata says how the directory's configuration calls the method, what
+people call the precision, and the dtype and SHA-256 of the weight as the library itself dequantizes it (or, where that takes a
+GPU, as the numbers were that it was given to pack). The libraries run on the CPU, without their kernels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+MODULE = "model.layers.0.mlp.up_proj"
+
+
+class Case(NamedTuple):
+    """``parts`` of the module as stored, what ``quantization_config`` says, the ``label``, and the weight that is meant."""
+
+    name: str
+    parts: dict[str, torch.Tensor]
+    said: dict[str, Any]
+    label: str
+    wanted: torch.Tensor
+
+
+def linear(columns: int, rows: int, dtype: torch.dtype = torch.float16) -> torch.nn.Linear:
+    torch.manual_seed(columns + rows)
+    return torch.nn.Linear(columns, rows, bias=True).to(dtype)
+
+
+def affine(
+    weight: torch.Tensor, bits: int, group: int, *, symmetric: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Numbers (N, K), zero points (N, G) and scales (N, G) by rounding to nearest."""
+    top = (1 << bits) - 1
+    parts = weight.float().reshape(len(weight), -1, group)
+    low, high = parts.amin(2).clamp(max=0), parts.amax(2).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    scales = ((high - low) / top).half()
+    zeros = torch.full_like(low, (top + 1) // 2) if symmetric else torch.round(-low / scales.float()).clamp(1, top)
+    numbers = torch.clamp(torch.round(parts / scales.float()[..., None]) + zeros[..., None], 0, top)
+    return numbers, zeros, scales
+
+
+def meant(numbers: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return ((numbers - zeros[..., None]) * scales.float()[..., None]).reshape(len(numbers), -1).half()
+
+
+def gptqmodel() -> Iterator[Case]:
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.quantization import FORMAT
+
+    for bits, group, acts in ((3, 32, False), (5, 32, True), (6, -1, False), (7, 64, True)):
+        given = linear(128, 64)
+        numbers, zeros, scales = affine(given.weight.data, bits, group if group > 0 else 128)
+        index = torch.arange(128) // (group if group > 0 else 128)
+        given.weight.data = meant(numbers, zeros, scales)
+        if acts:  # columns in another order, each with its group
+            order = torch.randperm(128)
+            index, given.weight.data = index[order], given.weight.data[:, order]
+        made = TorchLinear(
+            bits=bits, group_size=group, sym=False, desc_act=acts, in_features=128, out_features=64, bias=True,
+            format=FORMAT.GPTQ_P, register_buffers=True,
+        )  # fmt: skip
+        made.pack_block(given, scales.float(), zeros, index.to(torch.int32))
+        parts = {name: part.clone() for name, part in made.state_dict().items()}
+        made.post_init()
+        said = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": acts, "checkpoint_format": "gptq_p"}
+        label = f"GPTQ-INT{bits}" + (f" g{group}" if group > 0 else "")
+        yield Case(f"gptq_p-{bits}", parts, said, label, made.dequantize_weight().T)
+
+
+def autoawq() -> Iterator[Case]:
+    from awq.modules.linear.gemv import WQLinear_GEMV
+    from awq.modules.linear.gemv_fast import WQLinear_GEMVFast
+
+    for version, group, kind in (
+        ("gemv", 64, WQLinear_GEMV),
+        ("gemv", 128, WQLinear_GEMV),
+        ("gemv_fast", 64, WQLinear_GEMVFast),
+        ("llm-awq", 128, WQLinear_GEMVFast),
+    ):
+        given = linear(256, 24)
+        numbers, zeros, scales = affine(given.weight.data, 4, group)
+        given.weight.data = meant(numbers, zeros, scales)
+        parts = kind.from_linear(given, 4, group, False, scales, zeros.half()).state_dict()
+        wanted = given.weight.data
+        if kind is WQLinear_GEMVFast:  # adds what it stores of scale x zero point
+            shift = (-(scales.float() * zeros)).half().float()
+            wanted = (numbers * scales.float()[..., None] + shift[..., None]).reshape(24, 256).half()
+        if version == "llm-awq":
+            parts["scaled_zeros"] = parts.pop("qzeros")
+        said = {"quant_method": "awq", "bits": 4, "group_size": group, "version": version, "zero_point": True}
+        yield Case(f"awq-{version}-{group}", parts, said, f"AWQ-INT4 g{group}", wanted)
+
+
+def autogptq() -> Iterator[Case]:
+    from auto_gptq.nn_modules.qlinear.qlinear_marlin import QuantLinear
+
+    for group, flag in ((128, {"checkpoint_format": "marlin"}), (256, {"is_marlin_format": True})):
+        given = linear(256, 256)
+        numbers, zeros, scales = affine(given.weight.data, 4, group, symmetric=True)
+        given.weight.data = meant(numbers, zeros, scales)
+        made = QuantLinear(4, group, 256, 256, True)
+        made.pack(given, scales)
+        size = group if group == 128 else -1
+        said = {"quant_method": "gptq", "bits": 4, "group_size": size, **flag}
+        yield Case(f"marlin-{size}", made.state_dict(), said, "GPTQ-INT4" + (" g128" if size > 0 else ""), given.weight.data)
+
+
+def two_of_four(weight: torch.Tensor) -> torch.Tensor:
+    parts = weight.reshape(-1, 4)
+    kept = torch.zeros_like(parts, dtype=torch.bool).scatter_(1, parts.abs().topk(2, 1).indices, True)
+    return (parts * kept).reshape(weight.shape)
+
+
+def compressed_tensors() -> Iterator[Case]:
+    """Of version 0.11: later ones neither write nor read these layouts."""
+    from compressed_tensors.compressors.sparse_compressors.sparse_24_bitmask import Sparse24BitMaskTensor
+    from compressed_tensors.compressors.sparse_compressors.sparse_bitmask import BitmaskTensor
+    from compressed_tensors.compressors.sparse_quantized_compressors.marlin_24 import Marlin24Compressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.lifecycle.forward import dequantize, quantize
+
+    for bits, group in ((4, 128), (8, None)):
+        weight = two_of_four(linear(512, 64).weight.data)
+        args = QuantizationArgs(num_bits=bits, symmetric=True, strategy="group" if group else "channel", group_size=group)
+        top = weight.float().reshape(64, -1, group or 512).abs().amax(2)
+        scale = (top / ((1 << (bits - 1)) - 0.5)).half()
+        zero = torch.zeros_like(scale, dtype=torch.int8)
+        given = {"m.weight": weight, "m.weight_scale": scale, "m.weight_zero_point": zero}
+        made = Marlin24Compressor().compress(given, {"m": QuantizationScheme(targets=["Linear"], weights=args)})
+        groups = {"group_0": {"targets": ["Linear"], "weights": json.loads(args.model_dump_json())}}
+        said = {"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": groups}
+        wanted = (
+            dequantize(quantize(x=weight, scale=scale, zero_point=zero, args=args), scale, zero, args).half() + 0
+        )  # integers have no -0
+        parts = {name.removeprefix("m."): part for name, part in made.items()}
+        yield Case(f"marlin-24-{bits}", parts, said, f"INT{bits}" + (f" g{group}" if group else ""), wanted)
+    for kind in ("sparse-24-bitmask", "sparse-bitmask"):
+        weight = linear(100, 24, torch.bfloat16).weight.data
+        weight = two_of_four(weight) if "24" in kind else weight * (torch.rand(weight.shape) < 0.3)
+        made = (Sparse24BitMaskTensor if "24" in kind else BitmaskTensor).from_dense(weight)
+        parts = {name.rpartition(".")[2]: part for name, part in made.dict("m.weight").items()}
+        said = {"quant_method": "compressed-tensors", "sparsity_config": {"format": kind}}
+        yield Case(kind, parts, said, "BF16", made.decompress())
+    weight = two_of_four(linear(128, 24, torch.bfloat16).weight.data).float()
+    scale = (weight.abs().amax(1, keepdim=True) / 448).bfloat16()
+    numbers = (weight / scale.float()).to(torch.float8_e4m3fn)
+    made = Sparse24BitMaskTensor.from_dense(numbers)
+    parts = {name.rpartition(".")[2]: part for name, part in made.dict("m.weight").items()}
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}}
+    said = {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}, "config_groups": groups}
+    wanted = (made.decompress().float() * scale.float()).bfloat16()
+    yield Case("sparse-24-fp8", {**parts, "weight_scale": scale}, said, "FP8", wanted)
+
+
+def hqq() -> Iterator[Case]:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    for bits, group, axis, dtype, floats in (
+        (8, 64, 1, torch.float16, False), (4, 64, 1, torch.bfloat16, False), (4, 32, 0, torch.float16, False),
+        (3, 64, 1, torch.float16, False), (3, 24, 0, torch.bfloat16, False), (2, 16, 1, torch.bfloat16, False),
+        (1, 64, 0, torch.float32, False), (4, 64, 1, torch.float16, True), (4, None, 1, torch.float16, False),
+    ):  # fmt: skip
+        settings = BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis, view_as_float=floats)
+        made = HQQLinear(linear(96, 32, dtype), json.loads(json.dumps(settings)), compute_dtype=dtype, device="cpu")
+        parts = {name: part for name, part in made.state_dict().items() if part is not None}
+        name = f"hqq-{bits}-{group}-axis{axis}" + ("-floats" if floats else "")
+        label = f"HQQ-INT{bits}" + (f" g{group}" if group else "")
+        yield Case(name, parts, {"quant_method": "hqq", "quant_config": settings}, label, made.dequantize())
+
+
+LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
+    "gptqmodel": gptqmodel, "autoawq": autoawq, "autogptq": autogptq, "compressed_tensors": compressed_tensors, "hqq": hqq,
+}  # fmt: skip
+
+
+def digest(weight: torch.Tensor) -> str:
+    return hashlib.sha256(weight.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def write(directory: Path, case: Case) -> None:
+    said = {
+        "quantization_config": json.dumps(case.said), "label": case.label, "dtype": str(case.wanted.dtype),
+        "shape": json.dumps(list(case.wanted.shape)), "sha256": digest(case.wanted),
+    }  # fmt: skip
+    parts = {f"{MODULE}.{name}": part.detach().contiguous().clone() for name, part in case.parts.items()}
+    save_file(parts, directory / f"{case.name}.safetensors", said)
+
+
+if __name__ == "__main__":
+    for library in sys.argv[2:]:
+        for found in LIBRARIES[library]():
+            write(Path(sys.argv[1]), found)
+            print(found.name, found.label, found.wanted.dtype, sep="\t")
