@@ -44,7 +44,9 @@ def detect(file: File) -> Detection | Rejected | None:
         _, start, end = next(_places(file))
         if end - start < 2 or file.read(start, 1) != b"\x0a":
             return None
-    except (FileProblem, StopIteration):
+    except FileProblem as problem:
+        return Rejected(str(problem), 60) if _begins(file) else None
+    except StopIteration:
         return None
     files = [file.name, *(name for name in (file.name + META,) if name in file.siblings)]
     if STATE in file.siblings and is_latest(file, file.name):

@@ -63,6 +63,9 @@ def blocks(file: File) -> Iterator[tuple[bytes, Place]]:
     for _ in range(4):
         number, at = varint(footer, at, len(footer) - len(MAGIC), file.name)
         numbers.append(number)
+    if any(footer[at : -len(MAGIC)]):
+        raise InvalidFile(f"{file.name}: the last {FOOTER} bytes are corrupt: zeros were expected behind their four numbers")
+    block(file, Place(numbers[0], numbers[1]))  # of other things than keys; TensorFlow writes none, with a checksum
     for count, entry in enumerate(block(file, Place(numbers[2], numbers[3]))):
         offset, after = varint(entry.value, 0, len(entry.value), file.name)
         nbytes, _ = varint(entry.value, after, len(entry.value), file.name)

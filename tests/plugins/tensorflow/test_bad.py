@@ -41,6 +41,16 @@ def test_the_good_index_is_good(tmp_path: Path) -> None:
     assert look(tmp_path / "x.index").state == "ready"
 
 
+def test_any_flipped_bit_of_an_index_is_found(tmp_path: Path) -> None:
+    whole = corpus.index()
+    (tmp_path / f"x{DATA}").write_bytes(bytes(corpus.CHECKPOINT_BYTES))
+    for at in range(len(whole)):
+        (tmp_path / "x.index").write_bytes(corpus.flipped(whole, at))
+        found = look(tmp_path / "x.index")
+        assert found.state == "invalid", f"byte {at} of {len(whole)}"
+        assert found.format == "tensorflow"
+
+
 def test_a_graph_without_objects(tmp_path: Path) -> None:
     empty = b"\0" + masked(bytes(4)).to_bytes(4, "little")
     graph = corpus.entry(dtype=7, sides=(), offset=corpus.CHECKPOINT_BYTES, size=len(empty))
