@@ -21,7 +21,7 @@ KEYS = ("quantization_config", "compression_config", "quantization")
 """Where ``config.json`` says it."""
 
 
-_NAMES = {"marlin": "gptq", "gptq_marlin_24": "gptq"}
+_NAMES = {"marlin": "gptq", "gptq_marlin_24": "gptq", "auto-round": "autoround", "intel/auto-round": "autoround"}
 """Methods that are called by another's name: they are its layouts for a kernel."""
 
 

@@ -10,12 +10,29 @@ from typing import Any
 
 from modelhub import Finding, Op, Tensor
 
-from modelhub_huggingface.packed import awq, bitsandbytes, gptq, hqq, marlin, mlx, mxfp4, quantize, scaled, torchao
-from modelhub_huggingface.packed.scheme import Kept, Scheme, Stored, Whole
+from modelhub_huggingface.packed import (
+    autoround,
+    awq,
+    bitnet,
+    bitsandbytes,
+    gptq,
+    hqq,
+    marlin,
+    mlx,
+    mxfp4,
+    quantize,
+    scaled,
+    torchao,
+)
+from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole
 
 SCHEMES: tuple[Scheme, ...] = tuple(
-    method.SCHEME for method in (gptq, awq, hqq, marlin, mlx, bitsandbytes, scaled, mxfp4, torchao)
+    method.SCHEME for method in (gptq, awq, autoround, hqq, marlin, mlx, bitsandbytes, scaled, mxfp4, torchao, bitnet)
 )
+
+
+PLAIN = (*FLOATS, "F64", "BOOL")
+"""What weights have that nothing packed."""
 
 
 def unpack(
@@ -53,7 +70,7 @@ def unpack(
         yield tensor._replace(view="stored") if apart else tensor
     for found in wholes:
         yield found.tensor
-    if not kept and not wholes and tensors:
+    if not kept and not wholes and any(tensor.dtype not in PLAIN for tensor in tensors):
         yield Finding("packed", "warning", f"stays packed: no weights of {method}", tensor=tensors[0].name)
     if kept:
         more = f" (and {len(kept) - 1} more)" if len(kept) > 1 else ""

@@ -28,9 +28,9 @@ from modelhub_huggingface.packed.numbers import (
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
 BITS = (2, 3, 4, 8)
-PLANAR = "gptq_p"
-_LAYOUTS = {"gptq": 1, "gptq_v2": 0, PLANAR: 0, "": 1}
-"""``checkpoint_format`` -> what is added to a stored zero point."""
+PLANAR, RUNS, RUNS_V1 = "gptq_p", "runs", "runs_v1"
+_LAYOUTS = {"gptq": 1, "gptq_v2": 0, PLANAR: 0, "": 1, RUNS: 0, RUNS_V1: 1}
+"""``checkpoint_format`` -> what is added to a stored zero point. The last two are AutoRound's, of any number of bits."""
 _Spec = tuple[str, tuple[int, ...]]
 
 
@@ -56,7 +56,7 @@ def unpack(source: Stored) -> Iterator[Whole | Kept]:
             parts.append(index)
         shapes = [source.tensors[part].shape for part in parts]
         try:
-            bits = bits_of(shapes, source.settings.get("bits"), planar=layout == PLANAR)
+            bits = bits_of(shapes, source.settings.get("bits"), among=_bits(layout))
             group = group_of(shapes, bits, source.settings.get("group_size"))
             stored_parts = [typed(source.tensors[part]) for part in parts]
             planar = layout == PLANAR and bits in PLANES
@@ -67,16 +67,20 @@ def unpack(source: Stored) -> Iterator[Whole | Kept]:
         yield whole(member(module, "weight"), value, tuple(parts))
 
 
-def bits_of(shapes: Sequence[tuple[int, ...]], said: object, *, planar: bool = False) -> int:
-    """Bits of a number: what the settings say where it fits the shapes, else the only one that does. ``planar``: of a layout that
-    has more of them. ValueError where none or several do."""
+def _bits(layout: str) -> Sequence[int]:
+    return range(2, 9) if layout in (PLANAR, RUNS, RUNS_V1) else BITS
+
+
+def bits_of(shapes: Sequence[tuple[int, ...]], said: object, among: Sequence[int] = BITS) -> int:
+    """Bits of a number: what the settings say where it fits the shapes, else the only one that does. ``among``:
+    those that the layout has. ValueError where none or several do."""
     if any(len(shape) != 2 for shape in shapes[:3]):
         raise ValueError(f"GPTQ takes three matrices, not {[list(shape) for shape in shapes[:3]]}")
     (words, columns), (_, packed), _ = shapes[:3]
     rows = shapes[3][0] if len(shapes) == 4 and len(shapes[3]) == 1 else 0
     fitting = [
         bits
-        for bits in (range(2, 9) if planar else BITS)
+        for bits in among
         if -(-columns * bits // 32) == packed and words * 32 % bits == 0 and rows in (0, words * 32 // bits)
     ]
     if said not in fitting and len(fitting) != 1:
@@ -110,7 +114,7 @@ def _sizes(inputs: Sequence[_Spec], bits: Any, group: Any, planar: bool) -> tupl
     (words, columns), (groups, packed), (scale_groups, scale_columns) = shapes[:3]
     if columns < 1 or groups < 1 or (scale_groups, scale_columns) != (groups, columns):
         raise ValueError(f"scales {list(shapes[2])} do not fit qweight {list(shapes[0])} and qzeros {list(shapes[1])}")
-    known = bits in PLANES and columns % 32 == 0 and words % bits == 0 if planar else bits in BITS
+    known = bits in PLANES and columns % 32 == 0 and words % bits == 0 if planar else bits in range(2, 9)
     if not known or words * 32 % bits or -(-columns * bits // 32) != packed:
         raise ValueError(f"qweight {list(shapes[0])} and qzeros {list(shapes[1])} are not of {bits!r} bits")
     rows = words * 32 // bits

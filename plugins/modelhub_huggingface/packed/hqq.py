@@ -15,7 +15,7 @@ from typing import Any
 
 from modelhub import Op, dtypes, ops
 
-from modelhub_huggingface.packed.numbers import float32_of, rounded, stored, whole_of
+from modelhub_huggingface.packed.numbers import float32_of, planes, rounded, stored, whole_of
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
 SETTINGS = (
@@ -111,28 +111,14 @@ def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
     return scale_kind if scale_kind == zero_kind else "F32", tuple(args["shape"])
 
 
-def _numbers(source: Any, packing: str, start: int, stop: int) -> Any:
-    """Rows ``start``..``stop`` of the numbers as they are packed, in float32."""
-    import numpy as np
-
-    bits, units, _ = PACKINGS[packing]
-    found = np.empty((stop - start, source.shape[1]), np.float32)
-    count = source.shape[0]
-    for plane in range(start // count, -(-stop // count)):
-        low, high = max(start, plane * count), min(stop, (plane + 1) * count)
-        words = source.read(low - plane * count, high - plane * count)
-        shift = words.dtype.type((units - 1 - plane) * bits)
-        found[low - start : high - start] = words >> shift & words.dtype.type((1 << bits) - 1)
-    return found
-
-
 def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
     _, columns, _ = _sizes(args)
     width = args["shape"][1]
     first, last = start * width, stop * width
     low, high = first // columns, -(-last // columns)
     dtype = sources[1].dtype if sources[1].dtype == sources[2].dtype else "F32"
-    values = _numbers(sources[0], args["packing"], low, high)
+    bits, units, _ = PACKINGS[args["packing"]]
+    values = planes(sources[0], bits, units, low, high)
     scale, zero = (float32_of(whole_of(source), source.dtype).reshape(-1) for source in sources[1:])
     if args["axis"] == 1 and args["group"]:
         scale, zero = (part[low:high, None] if len(part) > 1 else part for part in (scale, zero))

@@ -47,6 +47,21 @@ def unpack_planes(words: Any, bits: int, count: int) -> Any:
     return found.reshape(len(words), -1)[:, :count]
 
 
+def planes(source: Any, bits: int, units: int, start: int, stop: int, *, lowest_first: bool = False) -> Any:
+    """Rows ``start``..``stop`` of numbers that are packed down the rows, as float32: ``units`` of them in a unit of ``source``,
+    whose highest bits (or lowest) are the first of so many runs of rows. Only the rows that are asked for are read."""
+    import numpy as np
+
+    found = np.empty((stop - start, source.shape[1]), np.float32)
+    count = source.shape[0]
+    for plane in range(start // count, -(-stop // count)):
+        low, high = max(start, plane * count), min(stop, (plane + 1) * count)
+        words = source.read(low - plane * count, high - plane * count)
+        shift = words.dtype.type((plane if lowest_first else units - 1 - plane) * bits)
+        found[low - start : high - start] = words >> shift & words.dtype.type((1 << bits) - 1)
+    return found
+
+
 def float32_of(rows: Any, dtype: str) -> Any:
     """Stored floats (F32, F16, BF16, F8_E4M3, F8_E8M0) as float32."""
     import numpy as np

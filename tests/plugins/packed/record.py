@@ -180,8 +180,45 @@ def hqq() -> Iterator[Case]:
         yield Case(name, parts, {"quant_method": "hqq", "quant_config": settings}, label, made.dequantize())
 
 
+def autoround() -> Iterator[Case]:
+    from auto_round_extension.torch.qlinear_torch import QuantLinear
+    from auto_round_extension.torch.qlinear_torch_zp import QuantLinear as QuantLinearZP
+
+    for bits, group, packing in (
+        (2, 32, "auto_round"), (3, 64, "auto_round"), (4, 64, "auto_round:auto_gptq"), (4, 32, "auto_round:gptqmodel"),
+        (5, 64, "auto_round"), (6, 32, "auto_round:auto_gptq"), (7, 128, "auto_round"), (8, 128, "auto_round"),
+    ):  # fmt: skip
+        given = linear(128, 64)
+        numbers, zeros, scales = affine(given.weight.data, bits, group)
+        given.weight.data = meant(numbers, zeros, scales)
+        made = (QuantLinearZP if packing.endswith("auto_gptq") else QuantLinear)(bits, group, 128, 64, True)
+        made.device = "cpu"
+        made.pack(given, scales, zeros, None, device="cpu")
+        parts = {name: part for name, part in made.state_dict().items() if name != "g_idx"}
+        made.bias = None
+        wanted = made(torch.eye(128).half()).half().T
+        said = {"quant_method": "auto-round", "bits": bits, "group_size": group, "packing_format": packing, "sym": False}
+        name = f"autoround-{bits}-{packing.rpartition(':')[2]}"
+        yield Case(name, parts, said, f"AUTOROUND-INT{bits} g{group}", wanted)
+
+
+def transformers() -> Iterator[Case]:
+    from transformers.integrations.bitnet import pack_weights, unpack_weights
+
+    for kind in ("bitlinear", "autobitlinear"):
+        given = linear(64, 32, torch.bfloat16)
+        scale = given.weight.data.abs().mean().reshape(1)
+        packed = pack_weights((given.weight.data / scale).round().clamp(-1, 1).to(torch.int8))
+        numbers = unpack_weights(packed, torch.bfloat16)
+        parts = {"weight": packed, "weight_scale": scale if "auto" in kind else 1 / scale}
+        said = {"quant_method": "bitnet", "linear_class": kind, "quantization_mode": "offline"}
+        wanted = numbers * parts["weight_scale"] if "auto" in kind else numbers / parts["weight_scale"]
+        yield Case(kind, parts, said, "BITNET", wanted)
+
+
 LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
     "gptqmodel": gptqmodel, "autoawq": autoawq, "autogptq": autogptq, "compressed_tensors": compressed_tensors, "hqq": hqq,
+    "autoround": autoround, "transformers": transformers,
 }  # fmt: skip
 
 
