@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from modelhub import Columns, Tensor
+from modelhub import Columns, Metadata, Tensor
 
 from modelhub_onnx.external import Externals
 
@@ -47,10 +47,22 @@ class Model:
     subgraphs: int = 0
     training: int = 0
     has_graph: bool = False
+    frozen: Columns | None = None
+    described: Metadata | None = None
+    """What is said of it, once that was worked out; both are the same objects in each model that is laid out like this one."""
 
     @property
     def columns(self) -> Columns:
-        return Columns(self.externals.model.path, self.names, self.dtypes, self.shapes, self.offsets, self.nbytes)
+        path = self.externals.model.path
+        if self.frozen is not None:
+            return self.frozen._replace(file=path)
+        return Columns(path, self.names, self.dtypes, self.shapes, self.offsets, self.nbytes)
+
+    def freeze(self) -> None:
+        """Nothing is added any more: the columns are the same objects from now on."""
+        shapes = tuple(map(tuple, self.shapes))
+        columns = (tuple(self.names), tuple(self.dtypes), shapes, tuple(self.offsets), tuple(self.nbytes))
+        self.frozen = Columns(self.externals.model.path, *columns)
 
     def all_tensors(self) -> list[Tensor]:
         return [*self.columns.tensors(), *self.tensors]

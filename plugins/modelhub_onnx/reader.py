@@ -9,6 +9,7 @@ from modelhub import Checkpoint, Columns, Detection, File, FileProblem, InvalidF
 
 from modelhub_onnx import describe
 from modelhub_onnx.graph import looks_like_one, parse
+from modelhub_onnx.known import model_in
 from modelhub_onnx.model import Model
 
 SUFFIX = ".onnx"
@@ -38,7 +39,7 @@ def detect(file: File) -> Detection | Rejected | None:
             return None
     _seen.clear()
     try:
-        model = parse(file)
+        model = model_in(file)
     except FileProblem as problem:
         return Rejected(str(problem), 30, state="incomplete" if problem.state == "incomplete" else "invalid")
     _seen[_key(file)] = model
@@ -82,4 +83,6 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Columns | Metadata]:
         if model.names:
             yield model.columns
         yield from model.tensors
-    yield describe.metadata(model)
+    if model.described is None:
+        model.described = describe.metadata(model)
+    yield model.described
