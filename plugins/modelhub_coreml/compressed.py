@@ -37,7 +37,8 @@ Inputs = Mapping[str, Input]
 
 
 def whole(operator: str, inputs: Inputs, shape: tuple[int, ...], axis: int) -> Node | Sparse | None:
-    """What an operator makes, ``shape`` being that of its output; None where it is not understood. ``axis``: of the scales."""
+    """What an operator makes, ``shape`` being that of its output; None where it is not understood. ``axis``: of the scales, or
+    along which a table's vectors lie."""
     make = _MAKE.get(operator)
     try:
         return make(inputs, shape, axis) if make else None
@@ -71,7 +72,7 @@ def _affine(inputs: Inputs, shape: tuple[int, ...], axis: int) -> Node | None:
 
 def _table(inputs: Inputs, shape: tuple[int, ...], axis: int) -> Node | None:
     lut, indices, data = _elements(inputs, "lut"), _elements(inputs, "indices"), inputs.get("indices", Input()).data
-    if lut is None or "vector_axis" in inputs:
+    if lut is None:
         return None
     if len(lut.shape) == 1:  # iOS 16: one table, and numbers of as many bits as it takes
         bits = (lut.shape[0] - 1).bit_length()
@@ -80,7 +81,12 @@ def _table(inputs: Inputs, shape: tuple[int, ...], axis: int) -> Node | None:
         size = -(-prod(shape) * bits // 8)
         indices = unpacked(data._replace(nbytes=min(data.nbytes, size)), bits, shape)
         lut = ops.reshape(lut, lut.dtype, (*([1] * len(shape)), lut.shape[0], 1))
-    return ops.node("coreml.lookup", indices, lut) if indices else None
+    return _looked_up(indices, lut, axis) if indices else None
+
+
+def _looked_up(indices: Node, lut: Node, axis: int) -> Node:
+    rank = len(indices.shape)
+    return ops.node("coreml.lookup", indices, lut, axis=axis + rank if axis < 0 else axis)
 
 
 def _sparse(inputs: Inputs, shape: tuple[int, ...], axis: int) -> Node | None:
@@ -99,9 +105,12 @@ def _spread(mask: Node | None, values: Node | None) -> Node | None:
 def _sparse_table(inputs: Inputs, shape: tuple[int, ...], axis: int) -> Sparse | None:
     mask, lut = _elements(inputs, "indices_mask"), _elements(inputs, "lut")
     indices = _spread(mask, _elements(inputs, "indices_nonzero_data"))
-    if mask is None or indices is None or lut is None or "vector_axis" in inputs:
+    if mask is None or indices is None or lut is None or not lut.shape:
         return None
-    return Sparse(mask, ops.node("coreml.lookup", indices, lut))
+    dense = _looked_up(indices, lut, axis)
+    if lut.shape[-1] > 1:  # a one of the mask stands for a whole vector
+        mask = ops.node("coreml.repeat", mask, axis=dense.args["axis"], times=lut.shape[-1])
+    return Sparse(mask, dense)
 
 
 def _sparse_blocks(inputs: Inputs, shape: tuple[int, ...], axis: int) -> Sparse | None:
@@ -244,29 +253,67 @@ def _linear_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, st
 
 
 def _lookup_infer(inputs: Specs, args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """Tables are of shape (groups of each axis..., entries, length of an entry): an entry lies along ``axis`` of the whole."""
     (kind, shape), (table, sides) = inputs
-    if kind != "U8" or not shape or len(sides) != len(shape) + 2 or sides[-1] != 1 or not 0 < sides[-2] <= 256:
+    if kind != "U8" or not shape or len(sides) != len(shape) + 2 or not 0 < sides[-2] <= 256 or sides[-1] < 1:
         raise ValueError(f"coreml.lookup takes U8 and tables, not {list(inputs)}")
     if not _divides(sides[:-2], shape) or dtypes.get(table).block > 1:
         raise ValueError(f"coreml.lookup: tables of {list(sides)} do not fit {list(shape)}")
-    return table, shape
+    return table, _lengthened(shape, args.get("axis", 0), sides[-1])
+
+
+def _lengthened(shape: tuple[int, ...], axis: int, times: int) -> tuple[int, ...]:
+    if not 0 <= axis < len(shape):
+        raise ValueError(f"no axis {axis} of {list(shape)}")
+    return (*shape[:axis], shape[axis] * times, *shape[axis + 1 :])
+
+
+def _shorter(args: Mapping[str, Any], times: int, start: int, stop: int) -> tuple[int, int]:
+    """Which rows of what is lengthened along an axis rows ``start``..``stop`` of the whole take."""
+    return (start // times, -(-stop // times)) if args.get("axis", 0) == 0 else (start, stop)
 
 
 def _lookup_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
     import numpy as np
 
-    shape, sides = sources[0].shape, sources[1].shape
-    places = sources[0].read(start, stop)
+    shape, sides, axis = sources[0].shape, sources[1].shape, args.get("axis", 0)
+    first, last = _shorter(args, sides[-1], start, stop)
+    places = sources[0].read(first, last)
     if places.size and places.max() >= sides[-2]:
         raise InvalidFile(f"a weight is entry {places.max()} of a table of {sides[-2]}")
-    low, high = _share(sides, shape, start, stop)
-    tables = sources[1].read(low, high).reshape(-1, sides[-2])  # by group
+    low, high = _share(sides, shape, first, last)
+    tables = sources[1].read(low, high).reshape(-1, *sides[-2:])  # by group
     numbers = np.arange(len(tables)).reshape(high - low, *sides[1:-2])
-    return tables[_repeated(numbers, sides[:-2], shape, start, stop, low), places]
+    found = tables[_repeated(numbers, sides[:-2], shape, first, last, low), places]
+    whole = np.moveaxis(found, -1, axis + 1).reshape(_lengthened(places.shape, axis, sides[-1]))
+    return np.ascontiguousarray(whole[start - first * sides[-1] :][: stop - start] if axis == 0 else whole)
 
 
 def _lookup_needs(inputs: Specs, args: Mapping[str, Any], start: int, stop: int) -> Sequence[tuple[int, int]]:
-    return [(start, stop), _share(inputs[1][1], inputs[0][1], start, stop)]
+    (_, shape), (_, sides) = inputs
+    rows = _shorter(args, sides[-1], start, stop)
+    return [rows, _share(sides, shape, *rows)]
+
+
+def _repeat_infer(inputs: Specs, args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    ((kind, shape),) = inputs
+    if args["times"] < 1 or dtypes.get(kind).block > 1:
+        raise ValueError(f"coreml.repeat: {args['times']} times {kind}")
+    return kind, _lengthened(shape, args["axis"], args["times"])
+
+
+def _repeat_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
+    """Every element ``times`` times along ``axis``, one behind the other."""
+    import numpy as np
+
+    times = args["times"]
+    first, last = _shorter(args, times, start, stop)
+    whole = np.repeat(sources[0].read(first, last), times, args["axis"])
+    return whole[start - first * times :][: stop - start] if args["axis"] == 0 else whole
+
+
+def _repeat_needs(inputs: Specs, args: Mapping[str, Any], start: int, stop: int) -> Sequence[tuple[int, int]]:
+    return [_shorter(args, args["times"], start, stop)]
 
 
 def _sparse_infer(inputs: Specs, args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
@@ -316,6 +363,7 @@ def _where_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, sto
 OPS = (
     Op(name="coreml.unpack", rows=_unpack_rows, infer=_unpack_infer, needs=_unpack_needs),
     Op(name="coreml.lookup", rows=_lookup_rows, infer=_lookup_infer, needs=_lookup_needs),
+    Op(name="coreml.repeat", rows=_repeat_rows, infer=_repeat_infer, needs=_repeat_needs),
     Op(name="coreml.sparse", rows=_sparse_rows, infer=_sparse_infer),
     Op(
         name="coreml.where",

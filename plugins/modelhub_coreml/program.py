@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
-from modelhub import Checkpoint, Extent, File, IncompleteFile, InvalidFile, Tensor, UnsupportedFile, dtypes, ops, protobuf
+from modelhub import Checkpoint, Extent, File, IncompleteFile, InvalidFile, Node, Tensor, UnsupportedFile, dtypes, ops, protobuf
 
 from modelhub_coreml import compressed
 from modelhub_coreml.names import unique
@@ -70,6 +70,8 @@ class Reader:
         self.checked: dict[str, File] = {}
         self.seen: set[str] = set()
         self.sparse: dict[str, compressed.Sparse] = {}
+        self.wholes: dict[str, tuple[Tensor, str]] = {}
+        """What compressed constants stand for, by the names of their outputs, and how each is compressed."""
 
     def tensors(self, start: int, end: int) -> Iterator[Tensor]:
         """The weights of all functions; a name that was there before has a number behind it."""
@@ -87,6 +89,10 @@ class Reader:
                 self.program.opsets.add(opset)
                 if block:
                     yield from self._block(*block)
+        for whole, label in self.wholes.values():
+            self.program.weights[label] += prod(whole.shape)
+            yield whole._replace(name=unique(whole.name, self.seen))
+        self.wholes.clear()
 
     def _block(self, start: int, end: int) -> Iterator[Tensor]:
         for number, kind, low, high in self.wire.fields(start, end):
@@ -114,7 +120,9 @@ class Reader:
                 blocks.append((low, high))
             elif number == 2:
                 key, argument = self._pair(low, high)
-                values += [(key, place) for place in (self._bound(*argument) if argument else ())]
+                bound = list(self._bound(*argument)) if argument else []
+                values += [(key, place) for place in bound]
+                axis = self._number(bound[0]) if key == "vector_axis" and bound else axis
                 if argument and operator.startswith(compressed.PREFIX):
                     names[key] = self._reference(*argument)
             elif number == 5:
@@ -147,7 +155,7 @@ class Reader:
         axis: int,
     ) -> Iterator[Tensor]:
         """A constant that the program decompresses: its parts as they are stored, and the whole where it is understood."""
-        inputs = {key: compressed.Input(sparse=self.sparse.get(name)) for key, name in names.items() if name}
+        inputs = {key: self._made(name) for key, name in names.items() if name}
         for key, place in values:
             inputs[key] = self._input(place)
         made = compressed.whole(operator, inputs, shape, axis) if outputs else None
@@ -160,8 +168,14 @@ class Reader:
         if isinstance(made, compressed.Sparse):
             self.sparse[outputs[-1]] = made
         elif made and made.shape == shape:
-            self.program.weights[_label(operator, inputs)] += prod(shape)
-            yield Tensor(unique(outputs[0], self.seen), made.dtype, shape, made, view="logical")
+            for name in names.values():  # what is made of another is no weight besides
+                self.wholes.pop(name, None)
+            self.wholes[outputs[0]] = Tensor(outputs[0], made.dtype, shape, made, view="logical"), _label(inputs)
+
+    def _made(self, name: str) -> compressed.Input:
+        """What an earlier operator made."""
+        whole = self.wholes[name][0].value if name in self.wholes else None
+        return compressed.Input(whole if isinstance(whole, Node) else None, sparse=self.sparse.get(name))
 
     def _packed(self, part: Tensor, place: Place) -> Tensor:
         """A part of a whole that is understood, as it is stored; elements that have no dtype are the bytes that they are in."""
@@ -352,13 +366,15 @@ class Reader:
         return file
 
 
-def _label(operator: str, inputs: compressed.Inputs) -> str:
+def _label(inputs: compressed.Inputs) -> str:
     """As people say how a constant is compressed: "INT4", "LUT6" (palettized), "" where it is merely sparse."""
     lut = inputs["lut"].elements if "lut" in inputs else None
+    data = next((inputs[name].elements for name in ("data", "quantized_data") if name in inputs), None)
+    if data is not None and data.op == "coreml.lookup":  # entries of a table, scaled
+        lut = data.inputs[1] if isinstance(data.inputs[1], Node) else None
     if lut is not None:
         entries = lut.shape[0] if len(lut.shape) == 1 else lut.shape[-2]
         return f"LUT{max(1, (entries - 1).bit_length())}"
-    data = next((inputs[name].elements for name in ("data", "quantized_data") if name in inputs), None)
     if data is None:
         return ""
     return f"INT{data.args['bits'] if data.op == 'coreml.unpack' else int(dtypes.get(data.dtype).bits)}"

@@ -15,6 +15,7 @@ import coremltools.optimize.coreml as cto
 import numpy as np
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.frontend.milproto import load as milproto
+from coremltools.converters.mil.mil import types
 from coremltools.models import datatypes
 from coremltools.models.neural_network import NeuralNetworkBuilder, quantization_utils
 from coremltools.models.pipeline import Pipeline
@@ -36,6 +37,56 @@ def program(target: Any, precision: Any) -> Any:
     return ct.convert(
         layers, convert_to="mlprogram", minimum_deployment_target=target, compute_precision=precision, skip_model_load=True
     )
+
+
+def materialized(variable: Any) -> Any:
+    """What coremltools decompresses a constant to; it does not look through several of them by itself."""
+    made = variable.op
+    if made is None or variable.val is not None:
+        return variable.val
+    if made.op_type == "constexpr_lut_to_dense":
+        axis = None if made.vector_axis is None else made.vector_axis.val
+        return type(made).decompress(made.indices.val, materialized(made.lut), axis)
+    if made.op_type == "constexpr_blockwise_shift_scale":
+        return type(made).decompress(materialized(made.data), made.scale.val, None)
+    return made.materialized_val_inference()
+
+
+def vectors(told: dict[str, Any]) -> Any:
+    """Tables of vectors, along each axis, in groups, of a sparse weight; and tables that are compressed themselves, or scaled.
+    ``told`` gets the weights."""
+
+    def table(*shape: int) -> Any:
+        return floats(*shape).astype(np.float16)
+
+    def indices(bits: int, *shape: int) -> Any:
+        kind = types.type_mapping.string_to_nptype(f"uint{bits}")
+        return random.integers(0, 1 << bits, shape).astype(kind)
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(4, 64), dtype=types.fp16)], opset_version=ct.target.iOS18)
+    def layers(x):  # type: ignore[no-untyped-def]
+        first = mb.constexpr_lut_to_dense(indices=indices(3, 48, 64), lut=table(1, 1, 8, 2), vector_axis=0, name="rows")
+        second = mb.constexpr_lut_to_dense(indices=indices(2, 32, 24), lut=table(4, 1, 4, 4), vector_axis=-1, name="columns")
+        ones = indices(1, 8, 32)
+        mask, data = mb.constexpr_lut_to_sparse(
+            indices_mask=ones, indices_nonzero_data=indices(2, int(np.count_nonzero(ones))), lut=table(1, 1, 4, 2), vector_axis=0
+        )
+        third = mb.constexpr_sparse_to_dense(nonzero_data=data, mask=mask, name="scattered")
+        eight = mb.constexpr_blockwise_shift_scale(
+            data=random.integers(-99, 99, (1, 1, 16, 1)).astype(np.int8), scale=np.array([[[[0.01]]]], np.float16), name="eight"
+        )
+        fourth = mb.constexpr_lut_to_dense(indices=indices(4, 8, 16), lut=eight, name="table8")
+        plain = mb.constexpr_lut_to_dense(indices=indices(4, 8, 8), lut=table(1, 1, 16, 1), name="unscaled")
+        fifth = mb.constexpr_blockwise_shift_scale(data=plain, scale=table(8, 1), name="scaled")
+        for weight in (first, second, third, fourth, fifth):
+            x = mb.linear(x=x, weight=weight)
+            told[weight.name] = materialized(weight)
+        return x
+
+    return ct.convert(
+        layers, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS18, compute_precision=ct.precision.FLOAT16,
+        skip_model_load=True, pass_pipeline=ct.PassPipeline.EMPTY,
+    )  # fmt: skip
 
 
 def every(one: Any) -> Any:
@@ -70,12 +121,17 @@ def programs() -> None:
         "older_linear": cto.linear_quantize_weights(older, every(linear(mode="linear", weight_threshold=0))),
         "older_palette": cto.palettize_weights(older, every(palette(mode="uniform", nbits=6, weight_threshold=0))),
         "older_sparse": cto.prune_weights(older, sparse),
+        "vectors": vectors(vectors_told := {}),
     }
     for name, model in made.items():
         path = PLACE / f"{name}.mlpackage"
         model.save(str(path))
         spec = ct.utils.load_spec(str(path))
         read = milproto.load(spec, spec.specificationVersion, str(path / "Data/com.apple.CoreML/weights"))
+        if name == "vectors":
+            biases = {f"linear_{number}_bias_0": np.zeros(side) for number, side in enumerate((96, 32, 16))}
+            np.savez(PLACE / f"{name}.npz", **vectors_told, **{key: zeros.astype(np.float16) for key, zeros in biases.items()})
+            continue
         found = {}
         for operation in read.functions["main"].operations:
             if operation.op_type == "const" and np.asarray(operation.outputs[0].val).nbytes >= 64:

@@ -96,6 +96,19 @@ def test_compressed_constants_are_what_coremltools_decompresses(name: str, made:
             np.testing.assert_array_equal(arrays[tensor], told[tensor], err_msg=tensor)
 
 
+def test_tables_of_vectors_and_constants_of_constants(made: Path, tmp_path: Path, modelhub) -> None:
+    shown = modelhub("show", made / "vectors.mlpackage", "--json").json
+    sizes = {"LUT3": 96 * 64, "LUT2": 32 * 96, "sparse": 16 * 32, "LUT4": 8 * 16 + 8 * 8}
+    assert shown["metadata"]["compressed_parameters"] == sizes
+    assert shown["parameters"] == sum(sizes.values()) + 96 + 32 + 16
+    modelhub("convert", made / "vectors.mlpackage", "--to", "npz", "-o", tmp_path / "all.npz")
+    with np.load(tmp_path / "all.npz") as arrays, np.load(made / "vectors.npz") as told:
+        assert set(arrays) == set(told)
+        for tensor in told:
+            assert (arrays[tensor].dtype, arrays[tensor].shape) == (told[tensor].dtype, told[tensor].shape), tensor
+            np.testing.assert_array_equal(arrays[tensor], told[tensor], err_msg=tensor)
+
+
 @pytest.mark.parametrize(
     ("name", "precision"), [("network", "F32"), ("half", "F16"), ("network8", "INT8"), ("network3", "INT3"), ("table4", "LUT4")]
 )
