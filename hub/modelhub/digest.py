@@ -16,6 +16,7 @@ from types import TracebackType
 
 from modelhub.engine.values import Handles, tensor_chunks
 from modelhub.errors import ModelhubError, SourceChanged
+from modelhub.files import open_regular
 from modelhub.types import Tensor
 
 BUFFER = 1 << 20
@@ -40,7 +41,7 @@ class FileDigest:
 def digest_file(path: str, progress: Progress | None = None) -> FileDigest:
     """Hash one file. ModelhubError where it cannot be read, or changed meanwhile."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
             before = os.fstat(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             state, buffer, done = hashlib.sha256(), bytearray(BUFFER), 0

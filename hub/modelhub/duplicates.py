@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from modelhub import linking
 from modelhub.dupes import DupeGroup, find_dupes
 from modelhub.errors import ConversionError, UsageError
+from modelhub.files import open_regular
 from modelhub.model import printable
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def _twins(group: DupeGroup, busy: _Busy, link: Link, settle: float) -> list[Twi
 def _edges(path: str, size: int) -> bytes:
     from hashlib import sha256
 
-    with open(path, "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return sha256(file.read(EDGE) + os.pread(file.fileno(), EDGE, max(EDGE, size - EDGE))).digest()
 
 

@@ -27,6 +27,16 @@ _BETWEEN = b"},"
 """What stands between the entries of a list in JSON."""
 
 
+def open_regular(path: str) -> int:
+    """A handle for reading the file at ``path``. `InvalidFile` where that is no regular file: a name that became a FIFO since it
+    was listed would have us wait for ever."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidFile(f"{os.path.basename(path)} is not a regular file")
+    return fd
+
+
 class File:
     """One regular file, opened on first use. ``path`` is absolute; ``size`` is from the stat that the core made."""
 
@@ -50,12 +60,7 @@ class File:
 
     def _open(self) -> int:
         if self._fd < 0:
-            # O_NONBLOCK: a name that became a FIFO since it was listed must not hang us.
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            if not stat_module.S_ISREG(os.fstat(fd).st_mode):
-                os.close(fd)
-                raise InvalidFile(f"{self.name} is not a regular file")
-            self._fd = fd
+            self._fd = open_regular(self.path)
         return self._fd
 
     @property

@@ -28,6 +28,8 @@ from modelhub.types import Metadata, Node, Tensor, WriteOptions
 
 PROGRAM_OPTIONS = ("calibration", "atol", "rtol")
 """What only a program can make use of."""
+MAX_NAME = 255
+"""Bytes in a file's name, on Linux's file systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +320,8 @@ def _place(model: Model, target: Format, recipe: Recipe | None, output: str | No
         name = default_name(model.name, source, target, recipe, directory=directory, beside=output is None)
     if output is None:
         return os.path.join(os.path.dirname(os.path.abspath(source)), name)
+    if not output:
+        raise UsageError("-o names no place: it is empty", "-o PATH, or without it beside the source")
     if target.extension and (output.endswith("/") or os.path.isdir(output)):
         return os.path.join(os.path.abspath(output), name)
     return os.path.abspath(output)
@@ -371,8 +375,12 @@ def _check_place(path: str, models: Sequence[Model], target: Format, options: Co
         raise OutputExists(f"{path} is there already", "--force replaces it, -o PATH names another place")
     if os.path.isdir(path) and target.extension:
         raise ConversionError(f"{path} is a directory", "-o PATH names another place")
+    if (length := len(os.fsencode(os.path.basename(path)))) > MAX_NAME:
+        raise ConversionError(f"the output's name is {length} bytes long, a name has {MAX_NAME} at most", "-o PATH names another")
     parent = os.path.dirname(path)
     while not os.path.isdir(parent):
+        if os.path.lexists(parent):
+            raise ConversionError(f"{parent} is no directory", "-o PATH names another place")
         parent = os.path.dirname(parent)
     if not os.access(parent, os.W_OK | os.X_OK):
         refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES), parent)

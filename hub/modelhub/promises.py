@@ -13,7 +13,7 @@ import re
 from typing import NamedTuple
 
 from modelhub.errors import FileProblem
-from modelhub.files import File
+from modelhub.files import File, open_regular
 
 _BLOB = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -67,7 +67,7 @@ def _downloaded(path: str) -> Promise | None:
 
 def git_digest(path: str) -> str:
     """What git calls a file of these bytes: SHA-1 over ``blob``, their number, a zero, and them."""
-    with open(path, "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         digest = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
         while piece := file.read(PIECE):
             digest.update(piece)

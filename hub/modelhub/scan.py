@@ -135,7 +135,8 @@ def _scopes(catalog: Catalog, paths: Sequence[str]) -> list[tuple[Root, list[byt
         elif partial is not None:
             root = partial
         else:
-            raise ModelNotFound(f"{given} does not exist", "give a file or a directory")
+            what = "is neither a file nor a directory" if os.path.exists(path) else "does not exist"
+            raise ModelNotFound(f"{given} {what}", "give a file or a directory")
         roots = catalog.roots()
         chosen[root.path].append(b"")
     known = {root.path: root for root in roots}

@@ -30,7 +30,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 
 def detect(file: File) -> Detection | Rejected | None:
     """A file whose header looks like one; a shard or an index stands for its whole group."""
-    if not file.name.endswith((SUFFIX, INDEX_SUFFIX)):
+    if not file.name.lower().endswith((SUFFIX, INDEX_SUFFIX)):
         return None
     try:
         group = group_of(file)
@@ -46,7 +46,7 @@ def detect(file: File) -> Detection | Rejected | None:
 
 def read(checkpoint: Checkpoint) -> Iterable[Tensor | Columns | Metadata | Finding]:
     """Tensors shard by shard in the order of their bytes, then the ties that the metadata notes."""
-    if len(checkpoint.files) > 1 or not checkpoint.files[0].endswith(SUFFIX):
+    if len(checkpoint.files) > 1 or not checkpoint.files[0].lower().endswith(SUFFIX):
         return _read_shards(checkpoint)
     columns, stored = parse(checkpoint.primary)
     if not stored:

@@ -22,12 +22,15 @@ def command(file: BinaryIO, as_json: bool) -> int:
     named, and the status is 1."""
     import orjson
 
+    name = file.name if isinstance(file.name, str) else "what came in"
     try:
-        data = orjson.loads(file.read(LARGEST))
+        data = orjson.loads(file.read(LARGEST).decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is no text in UTF-8", "give it what 'modelhub export' wrote") from error
     except orjson.JSONDecodeError as error:
-        raise UsageError(f"{file.name} is not JSON: {error}", "give it what 'modelhub export' wrote") from error
+        raise UsageError(f"{name} is not JSON: {error}", "give it what 'modelhub export' wrote") from error
     if not isinstance(data, dict):
-        raise UsageError(f"{file.name} is no export of modelhub", "give it what 'modelhub export' wrote")
+        raise UsageError(f"{name} is no export of modelhub", "give it what 'modelhub export' wrote")
     with Session() as session:
         known, unknown = session.catalog.import_registry(data)
     answer.status = 1 if unknown else 0

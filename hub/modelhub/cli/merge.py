@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,6 +80,8 @@ def _parts(adapters: tuple[str, ...], scales: tuple[float, ...], delta: str | No
     if len(given) != 1:
         raise UsageError("merge takes one of --adapter, --delta and --minus", "modelhub merge BASE --adapter MODEL")
     kind, names = given[0]
+    if wrong := [scale for scale in scales if not isfinite(scale)]:
+        raise UsageError(f"--scale {wrong[0]} is no strength", "a number like 0.7 is")
     if scales and (kind != ADAPTER or len(scales) not in (1, len(names))):
         raise UsageError("--scale is for adapters: one for all of them, or one for each")
     each = scales if len(scales) == len(names) else (scales or (1.0,)) * len(names)

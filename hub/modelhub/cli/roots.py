@@ -35,6 +35,8 @@ def command(action: str, paths: tuple[str, ...], as_json: bool, quiet: bool) -> 
     their aliases, tags and notes. No file is touched."""
     if (action == "ls") == bool(paths):
         raise UsageError(f"roots {action} takes {'no PATH' if action == 'ls' else 'a PATH'}", "see 'modelhub roots --help'")
+    if "" in paths:
+        raise UsageError("a PATH is empty", "see 'modelhub roots --help'")
     with Session() as session:
         catalog = session.catalog
         for path in paths:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelhub import dtypes, ops
 from modelhub.errors import IncompleteFile, InvalidFile, ModelhubError, SourceChanged
+from modelhub.files import open_regular
 from modelhub.types import Extent, Inline, Node, Tensor, Value
 
 if TYPE_CHECKING:
@@ -76,13 +77,13 @@ class Handles:
 def _opened(path: str) -> int:
     """A handle for reading. Where so many are open that a shell's usual limit is reached, this process may have more of them."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_regular(path)
     except OSError as error:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if error.errno != errno.EMFILE or soft == hard:
             raise
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_regular(path)
 
 
 def _identity(fd: int) -> tuple[int, int, int]:
@@ -147,10 +148,14 @@ class NodeSource(Source):
         self._position = 0
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
+        import numpy as np
+
         if not self.op.seekable or start < self._position:
             self.inputs = [source.spooled() for source in self.inputs]
         self._position = start
-        rows: NDArray[Any] = self.op.rows(self.inputs, self.node.args, start, stop)
+        # What NaN and infinity in a file do to sums is to be found in the output: nobody else is to hear of it.
+        with np.errstate(all="ignore"):
+            rows: NDArray[Any] = self.op.rows(self.inputs, self.node.args, start, stop)
         return rows
 
     def spooled(self) -> Source:
