@@ -19,7 +19,7 @@ from modelhub import (
     Tensor,
 )
 
-from modelhub_tensorflow import bundle, graph, reader
+from modelhub_tensorflow import bundle, elements, graph, reader
 
 MODEL, AS_TEXT = "saved_model.pb", "saved_model.pbtxt"
 VARIABLES = "variables"
@@ -99,11 +99,13 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     """Variables by their names, or where there are none the constants of the graph; then what the model says of itself."""
     model = graph.of_saved_model(checkpoint.open(MODEL))
     values = graph.describe(model)
+    tensors: list[Tensor] = []
     if INDEX in checkpoint:
         found = bundle.read(checkpoint.open(INDEX))
         tensors, more = reader.table(found, checkpoint, os.path.join(checkpoint.directory, VARIABLES))
         values |= more
         yield from tensors
+    if any(tensor.dtype in elements.NUMBERS for tensor in tensors):  # an index may hold the graph of objects alone
         if model.constants:
             values["constants"] = len(model.constants)
     else:

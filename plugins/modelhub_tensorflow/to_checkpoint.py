@@ -21,12 +21,14 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
     source = sources[0]
     index = _index_of(source)
     if index is None:
-        return replace(source, tensors=source.logical, metadata=_metadata(source, None))
+        return _by_names(source)
     with File(index) as file:
         found = bundle.read(file)
     directory = os.path.dirname(index)
     graph = reader.graph_of(found, directory, source.files)
     _, names, _ = reader.names_of(found, graph)
+    if not {*names.values()}.intersection(source.by_name):
+        return _by_names(source)
     texts = tuple(_texts(found, directory, source.files))
     carried = {names[text.key] for text in texts}
     tensors = tuple(tensor for tensor in source.tensors if not _is_carried(tensor, carried))
@@ -37,6 +39,11 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
 def derive_from_first(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
     """A checkpoint of the first version: it has names alone, and is restored by them."""
     return replace(sources[0], metadata=_metadata(sources[0], Layout()))
+
+
+def _by_names(source: Table) -> Table:
+    """Constants of a graph, which stand in no index."""
+    return replace(source, tensors=source.logical, metadata=_metadata(source, None))
 
 
 def _index_of(source: Table) -> str | None:

@@ -95,6 +95,15 @@ def test_the_variables_of_a_saved_model(made: Path, tensorflow: Any, modelhub: M
     assert all(np.array_equal(found[key], known[key]) for key in known)
 
 
+def test_a_saved_model_without_variables_is_its_constants(
+    made: Path, tensorflow: Any, modelhub: Modelhub, tmp_path: Path
+) -> None:
+    """Its index holds the graph of objects alone."""
+    modelhub("convert", made / "constant", "--to", "tensorflow", "-o", tmp_path / "out.index")
+    (array,) = (array for name, array in tensorflow.load(str(tmp_path / "out")).items() if not name.endswith("VARIABLE_VALUE"))
+    assert np.array_equal(array, np.arange(600, dtype="f4").reshape(60, 10))
+
+
 @pytest.mark.parametrize("source", ["names/model.ckpt-7.index", "first/model.ckpt"])
 def test_what_has_names_alone_keeps_them(source: str, made: Path, tensorflow: Any, modelhub: Modelhub, tmp_path: Path) -> None:
     """TensorFlow restores by names where there is no graph of objects."""

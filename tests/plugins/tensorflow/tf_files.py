@@ -68,6 +68,14 @@ class Bad(tf.Module):
         return {"y": tf.io.read_file(path)}
 
 
+class Constant(tf.Module):
+    """Computes with a constant alone."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 60], tf.float32)])
+    def run(self, x: Any) -> Any:
+        return x @ tf.constant(np.arange(600, dtype="f4").reshape(60, 10), name="table")
+
+
 class Text(tf.Module):
     """A model that takes words."""
 
@@ -93,6 +101,8 @@ def objects(directory: Path) -> None:
     os.replace(directory / "saved" / "variables" / "variables.npz", directory / "saved.npz")
     text = Text()
     tf.saved_model.save(text, directory / "text" / "3", signatures=text.run)
+    constant = Constant()
+    tf.saved_model.save(constant, directory / "constant", signatures=constant.run)
     bad = Bad()
     tf.saved_model.save(bad, directory / "bad", signatures=bad.run)
 
