@@ -90,7 +90,8 @@ class File:
         numbers only, as those of a table of tensors do."""
         head = self.head
         if self._entries is None:
-            self._entries = _BETWEEN.join({*head.translate(None, _DIGITS).split(_BETWEEN)})
+            # With a comma before each and a brace behind, also where they are all the same one.
+            self._entries = _BETWEEN.join((b"", *{*head.translate(None, _DIGITS).split(_BETWEEN)}, b""))
         entries = self._entries
         for word in _without_digits(words):
             if word in entries:

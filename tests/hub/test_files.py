@@ -21,6 +21,8 @@ WORDS = st.lists(
 @example(b"x}1,y", [b"},y"])
 @example(b"ab},c", [b"b},c"])
 @example(b"a12b", [b"2"])
+@example(b"},", [b"}"])
+@example(b"a},a", [b",a"])
 def test_what_a_head_mentions_is_what_stands_in_it(tmp_path_factory, head: bytes, words: list[bytes]) -> None:
     path = tmp_path_factory.getbasetemp() / "mentions.bin"
     path.write_bytes(head)
