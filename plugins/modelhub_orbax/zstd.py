@@ -7,6 +7,7 @@ is one byte at the least: no run unpacks to more than `MOST` times its length, a
 from __future__ import annotations
 
 import io
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,17 +46,21 @@ def unpack(data: bytes, limit: int, where: str) -> bytes:
 
 
 class _Source(io.RawIOBase):
-    """The compressed run as a stream."""
+    """The compressed run as a stream. It does not keep its source: that keeps the stream, and the library's readers, which are
+    in between, are no part of Python's search for cycles."""
 
     def __init__(self, source: Any) -> None:
-        self.source, self.total, self.taken = source, source.shape[0], 0
+        self.source, self.total, self.taken = weakref.ref(source), source.shape[0], 0
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         step = min(size if size >= 0 else self.total, self.total - self.taken)
-        data: bytes = self.source.read(self.taken, self.taken + step).tobytes() if step > 0 else b""
+        source = self.source()
+        if step <= 0 or source is None:
+            return b""
+        data: bytes = source.read(self.taken, self.taken + step).tobytes()
         self.taken += step
         return data
 
@@ -72,16 +77,21 @@ class _Stream:
     def take(self, nbytes: int) -> bytes:
         parts, got = [], 0
         while got < nbytes:
-            try:
-                part = self.reader.read(min(_STEP, nbytes - got))
-            except self.library.ZstdError as error:
-                raise InvalidFile(f"a run of Zstandard is broken near byte {self.position + got}: {error}") from error
+            part = self.next(min(_STEP, nbytes - got), got)
             if not part:
                 raise InvalidFile(f"a run of Zstandard ends after {self.position + got} bytes, {self.position + nbytes} expected")
             parts.append(part)
             got += len(part)
         self.position += got
         return b"".join(parts)
+
+    def next(self, nbytes: int, ahead: int = 0) -> bytes:
+        """Up to ``nbytes`` bytes, none at the end. ``ahead``: of `position`, where it is to be told."""
+        try:
+            part: bytes = self.reader.read(nbytes)
+        except self.library.ZstdError as error:
+            raise InvalidFile(f"a run of Zstandard is broken near byte {self.position + ahead}: {error}") from error
+        return part
 
 
 def _infer(inputs: Sequence[tuple[str, tuple[int, ...]]], args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
@@ -103,7 +113,7 @@ def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int
     while stream.position < start:
         stream.take(min(_STEP, start - stream.position))
     data = stream.take(stop - start)
-    if stop == args["nbytes"] and stream.reader.read(1):
+    if stop == args["nbytes"] and stream.next(1):
         raise InvalidFile(f"a run of Zstandard holds more than the {stop} bytes expected")
     return np.frombuffer(data, np.uint8)
 

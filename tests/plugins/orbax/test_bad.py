@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modelhub import crc32c
+from modelhub import crc32c, plugins
+from modelhub.detect import inspect_path
+from modelhub.engine import read_tensor
 
 MANIFEST, BTREE = 0x0CDB3A2A, 0x0CDB20DE
 Entry = tuple[bytes, Any]
@@ -175,12 +178,28 @@ def test_runs_that_unpack_to_more_than_they_say(tmp_path: Path, modelhub) -> Non
     refused(modelhub, database(tmp_path / "node", sealed(BTREE, bomb, 1)), "unpack to more than")
     short = zstandard.ZstdCompressor().compress(body)
     refused(modelhub, database(tmp_path / "short", sealed(BTREE, short, 1)))
-    chunk = zstandard.ZstdCompressor().compress(bytes(1 << 20))
+    whole, more = (zstandard.ZstdCompressor().compress(bytes(nbytes)) for nbytes in (16, 1 << 20))
+    for name, chunk, words in (
+        ("more", more, "more than the 16 bytes expected"),
+        ("junk", whole + b"junk", "is broken near byte 16"),
+    ):
+        verified = modelhub("verify", compressed(tmp_path / name, chunk), "--level", "values", "--json", status=1).json[0]
+        assert any(words in finding["message"] for finding in verified["findings"])
+
+
+def compressed(place: Path, chunk: bytes) -> Path:
+    """An array of 16 bytes, the Zstandard of which is ``chunk``."""
     said = array(compressor={"id": "zstd"})
-    place = database(tmp_path / "chunk", leaf([(b"w/.zarray", said), (b"w/0", (0, len(chunk)))]), before=chunk)
-    verified = modelhub("verify", place, "--level", "values", "--json", status=1).json[0]
-    assert not verified["ok"]
-    assert any("more than the 16 bytes expected" in finding["message"] for finding in verified["findings"])
+    return database(place, leaf([(b"w/.zarray", said), (b"w/0", (0, len(chunk)))]), before=chunk)
+
+
+def test_what_is_read_is_not_kept(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    place = compressed(tmp_path / "x", zstandard.ZstdCompressor().compress(bytes(16)))
+    for tensor in inspect_path(str(place), plugins.get().formats).load_table().tensors:
+        assert read_tensor(tensor).tobytes() == bytes(16)
+    gc.collect()
+    assert not [item for item in gc.get_objects() if type(item).__module__ == "modelhub_orbax.zstd"]
 
 
 def test_what_zarr_may_also_say(tmp_path: Path, modelhub) -> None:
