@@ -166,9 +166,7 @@ def _look(model: Model, pool: ParsePool, report: VerifyReport, levels: Sequence[
         report.findings.append(Finding("structure", "error", f"{found.state}: {found.reason}"))
     for tensor in found.load_table().tensors if found.table else ():
         if tensor.unsupported and "structure" in levels:
-            report.findings.append(
-                Finding("structure", "info", f"not convertible: {tensor.unsupported}", tensor=tensor.name)
-            )
+            report.findings.append(Finding("structure", "info", f"not convertible: {tensor.unsupported}", tensor=tensor.name))
     return found
 
 
@@ -237,6 +235,8 @@ def run_check(found: Found, name: str) -> list[Finding]:
         return list(check.run(checkpoint, found.load_table()))
     except ModelhubError as error:
         return [Finding(name, "error", str(error))]
+    except OSError as error:  # it was there a moment ago
+        return [Finding(name, "error", f"cannot be read: {error.strerror or error}", file=error.filename or found.path)]
     except Exception as error:  # whatever plugin code raises is the check's failure, and is told as that
         raise PluginError(f"{name} failed: {type(error).__name__}: {error}") from error
     finally:

@@ -169,3 +169,15 @@ def test_what_a_check_found_is_kept_until_the_next_one(tmp_path: Path, modelhub:
     modelhub("scan", tmp_path)
     modelhub("verify", "x", "--level", "values")
     assert modelhub("show", "x", "--json").json["findings"] == []
+
+
+def test_a_file_that_goes_before_it_is_checked_is_no_fault_of_the_check(drive: Path) -> None:
+    from modelhub import plugins
+    from modelhub.detect import inspect_path
+    from modelhub.verify import run_check
+
+    found = inspect_path(str(drive / "two.bin"), plugins.get().formats)
+    (drive / "two.bin").unlink()
+    (finding,) = run_check(found, "zip-crc")
+    assert (finding.severity, finding.message) == ("error", "cannot be read: No such file or directory")
+    assert finding.file == str(drive / "two.bin")
