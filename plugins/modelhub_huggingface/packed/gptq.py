@@ -41,7 +41,7 @@ def unpack(source: Stored) -> Iterator[Whole | Kept]:
     yield from marlin.unpack(source)
     for module in modules(source.tensors, "qweight"):
         name = member(module, "qweight")
-        if layout not in _LAYOUTS:
+        if not isinstance(layout, str) or layout not in _LAYOUTS:
             yield Kept(name, f"the layout {layout!r:.40} is not read; there are gptq, gptq_v2 and gptq_p")
             continue
         names = {part: member(module, part) for part in ("qweight", "qzeros", "scales")}

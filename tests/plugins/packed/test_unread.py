@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from modelhub import plugins
+from modelhub.detect import inspect_path
 from safetensors.torch import save_file
 
 from tests.conftest import Modelhub
@@ -42,3 +44,20 @@ def test_it_is_told_what_stays_packed(
 def test_settings_without_packed_weights_are_no_news(modelhub: Modelhub, tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "plain", {"quant_method": "aqlm"}, {})
     assert modelhub("convert", path, "--to", "safetensors:f32", "--json").json["losses"] == []
+
+
+WORDS = {f"{MODULE}qweight": (8, 64), f"{MODULE}qzeros": (2, 8)}
+GPTQ = {
+    **{name: torch.ones(shape, dtype=torch.int32) for name, shape in WORDS.items()},
+    f"{MODULE}scales": torch.ones(2, 64).half(),
+}
+
+
+@pytest.mark.parametrize("wrong", [None, True, -1, 0, 10**30, float("nan"), "x", "", [], [0], {}, {"": []}, [[["x"]]]], ids=repr)
+def test_settings_of_the_wrong_kind_are_no_failure_of_the_plugin(tmp_path: Path, wrong: object) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq", "desc_act": False, "sym": True}
+    path = checkpoint(tmp_path / "packed", {}, GPTQ)
+    for changed in (*({**settings, key: wrong} for key in (*settings, "dynamic", "meta", "dtype")), wrong):
+        (path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": changed}))
+        found = inspect_path(str(path), plugins.get().formats)
+        assert not [finding for finding in found.findings if finding.check == "plugin"], changed
