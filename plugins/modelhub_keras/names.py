@@ -22,7 +22,9 @@ STATE = ("optimizer_weights/", "optimizer/", "metrics/")
 CHECK = "keras-names"
 _SUFFIX = re.compile(r":\d+$")
 _NUMBER = re.compile(r"_\d+$")
-_CONTAINERS = ("layers", "_layers")
+_CONTAINERS = ("layers", "_layers", "cells")
+_WRAPPED = "layer"
+"""What wrappers (``TimeDistributed``) call the layer in them, of any class: its own name has to tell."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BIASED = (("kernel",), ("kernel", "bias"))
 _NORM = (("gamma",), ("gamma", "beta"))
@@ -38,7 +40,9 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "group_normalization": (("gamma", "beta"),),
     "rms_normalization": (("scale",),),
     "p_re_lu": (("alpha",),),
-    "cell": (("kernel", "recurrent_kernel"), ("kernel", "recurrent_kernel", "bias")),
+    **dict.fromkeys(
+        ("cell", "lstm_cell", "gru_cell", "simple_rnn_cell"),
+        (("kernel", "recurrent_kernel"), ("kernel", "recurrent_kernel", "bias"))),
 }  # fmt: skip
 """By the name that Keras derives from a class: its variables in the order in which it makes them."""
 _FLOAT8 = (
@@ -149,7 +153,9 @@ def numbered(paths: Sequence[str], owner: Mapping[str, str], kinds: Mapping[str,
             continue
         mine = sorted(members[group], key=_number) if all(_group_of_variable(one) for one in members[group]) else members[group]
         letters = "".join("i" if kinds[one] == "I8" else "f" if kinds[one] in _FLOATS else "?" for one in mine)
-        variable = _variable(group.removesuffix("vars").rstrip("/"), _number(path), letters)
+        node = group.removesuffix("vars").rstrip("/")
+        kind = owner[group] if node.rpartition("/")[2] == _WRAPPED else node
+        variable = _variable(kind, _number(path), letters)
         found[path] = "/".join(filter(None, (owner[group], variable)))
     return found
 

@@ -51,6 +51,8 @@ def tagger(code: bool = False) -> Any:
     if code:
         x = layers.TimeDistributed(layers.Lambda(lambda t: t * 2, name="twice"), name="each")(x)
     x = layers.TimeDistributed(tower, name="towers")(x)
+    x = layers.TimeDistributed(layers.Dense(4), name="points")(x)
+    x = layers.RNN([layers.LSTMCell(3), layers.GRUCell(4)], return_sequences=True, name="stack")(x)
     x = layers.MultiHeadAttention(2, 4, name="attn")(x, x)
     x = layers.LayerNormalization(name="ln")(x)
     x = layers.GRU(4, name="gru")(x)
