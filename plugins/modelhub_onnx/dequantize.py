@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from modelhub import Node, Op, Tensor, bits, ops
+from modelhub import Inline, Node, Op, Tensor, bits, ops
 
 BITS = {"U4": 4, "I4": 4, "U8": 8, "I8": 8, "U2": 2, "I2": 2}
 SCALES = ("F32", "F16")
@@ -19,9 +19,9 @@ SCALES = ("F32", "F16")
 Specs = Sequence[tuple[str, tuple[int, ...]]]
 
 
-def whole(weight: Tensor, scale: Tensor, zero: Tensor | None, axis: int, block: int) -> Node | None:
+def whole(weight: Tensor, scale: Tensor, zero: Tensor | None, axis: int, block: int, middle: int = 0) -> Node | None:
     """(weight - zero point) x scale; None where the parts do not fit each other. ``axis``: of the scale, where it has one side;
-    ``block``: elements of it that share a scale, 0 for none."""
+    ``block``: elements of it that share a scale, 0 for none; ``middle``: the zero point of all, where no tensor is."""
     if weight.dtype not in BITS or scale.dtype not in SCALES or weight.value is None or scale.value is None or not weight.shape:
         return None
     if zero is not None and (zero.dtype not in BITS or zero.value is None or prod(zero.shape) != prod(scale.shape)):
@@ -33,6 +33,8 @@ def whole(weight: Tensor, scale: Tensor, zero: Tensor | None, axis: int, block: 
     parts = [ops.reshape(parts[0], scale.dtype, sides)]
     if zero is not None and zero.value is not None:
         parts.append(_numbers(zero, sides))
+    elif middle:
+        parts.append(ops.reshape(Inline(bytes([middle])), "U8", (1,) * len(weight.shape)))
     try:
         return ops.dequant("onnx_linear", _numbers(weight, weight.shape), *parts, axis=axis, block=max(block, 1))
     except ValueError:

@@ -117,7 +117,7 @@ def _weights(uses: list[Use], by_name: Mapping[str, Tensor]) -> Iterator[tuple[U
         tensor = by_name.get(name)
         if (
             tensor is not None
-            and len(tensor.shape) > 1
+            and (len(tensor.shape) > 1 or use.operator in _BLOCKS)
             and (not _is_float(tensor) or use.operator in ("QuantizeLinear", "FakeQuant"))
         ):
             yield use, tensor
@@ -169,8 +169,14 @@ def _activations(uses: list[Use], by_name: Mapping[str, Tensor], weights: Mappin
     for use in uses:
         if use.operator == "QuantizeLinear" and use.inputs and use.inputs[0] not in weights:
             zero = by_name.get(use.inputs[2]) if len(use.inputs) > 2 else None
-            return dtypes.get(zero.dtype).label if zero else "UINT8"
+            return _integers(zero.dtype) if zero else "UINT8"
     return ""
+
+
+def _integers(dtype: str) -> str:
+    """An integer type as people write it: U16 is UINT16."""
+    known = dtypes.get(dtype)
+    return f"{'UINT' if known.kind == 'uint' else 'INT'}{known.bits:g}" if known.kind in ("int", "uint") else known.label
 
 
 def _is_float(tensor: Tensor) -> bool:

@@ -1,10 +1,10 @@
 """What quantized weights stand for: the tensors that a model means, by its own scales and zero points.
 
-Four layouts are understood: weights that a ``DequantizeLinear`` decodes (what its newer versions allow is in
-`modelhub_onnx.dequantize`), those that onnxruntime's quantizer names ``NAME_quantized`` beside ``NAME_scale`` and
-``NAME_zero_point`` (``quantization/quant_utils.py``), the blocks of ``MatMulNBits`` (onnxruntime
-``docs/ContribOperators.md``), and floats that are quantized on the way (`modelhub_onnx.trained`). Each becomes one F32 tensor
-under the name that it had before; its parts stay in the table of what is stored. Anything else is left as it is.
+Five layouts are understood: weights and biases that a ``DequantizeLinear`` decodes (what its newer versions allow is in
+`modelhub_onnx.dequantize`), those that operators on integers take with their scales (``QLinearConv``), those that onnxruntime's
+quantizer names ``NAME_quantized`` beside ``NAME_scale`` and ``NAME_zero_point`` (``quantization/quant_utils.py``), blocks
+(`modelhub_onnx.blocks`), and floats that are quantized on the way (`modelhub_onnx.trained`). Each becomes one F32 tensor under
+the name that it had before; its parts stay in the table of what is stored. Anything else is left as it is.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
 
-from modelhub import Checkpoint, Extent, Inline, Node, Op, Tensor, dtypes, ops, protobuf
+from modelhub import Checkpoint, Extent, Inline, Node, Tensor, dtypes, ops, protobuf
 
-from modelhub_onnx import dequantize, trained
+from modelhub_onnx import blocks, dequantize, trained
 from modelhub_onnx.model import Model, Use
 
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32")
 _DQ_NAME = re.compile(r"_DQ_Q\d+$")
-_BLOCK_NAME = re.compile(r"_Q\d+(G\d+)?$")
+_FACTORS = {
+    "QLinearConv": (3, 8), "QLinearMatMul": (3, 0), "QGemm": (3, 6), "MatMulIntegerToFloat": (1, 0), "QAttention": (1, 0),
+    "DynamicQuantizeMatMul": (1, 0),
+}  # fmt: skip
+"""Operators that multiply with integers -> which input is the weight, and which a bias in the product's scale (0: none is)."""
+_PLACES = {"MatMulIntegerToFloat": (3, 5), "QAttention": (4, 7), "DynamicQuantizeMatMul": (2, 3)}
+"""Where the weight's scale and zero point are not the two inputs behind it."""
 
 
 def tensors(model: Model, checkpoint: Checkpoint) -> list[Tensor]:
@@ -47,8 +52,10 @@ def _wholes(model: Model, by_name: Mapping[str, Tensor], checkpoint: Checkpoint)
             yield from plain or _linear(by_name, use)
         elif use.operator == "QuantizeLinear" and len(use.inputs) > 1 and not use.numbers.get("block_size"):
             yield from _trained(by_name, use)
-        elif use.operator == "MatMulNBits":
-            yield from _blocks(by_name, use)
+        elif use.operator in blocks.OPERATORS:
+            yield from blocks.wholes(by_name, use)
+        elif use.operator in _FACTORS:
+            yield from _factor(by_name, use, checkpoint)
     for name, tensor in by_name.items():
         base = name.removesuffix("_quantized")
         if base != name and f"{base}_scale" in by_name:
@@ -61,7 +68,7 @@ def _affine(
     """(integers - zero points) x scales, for the whole tensor or along one axis."""
     weight, scale = by_name.get(names[0]), by_name.get(names[1])
     zero = by_name.get(names[2]) if len(names) > 2 and names[2] else None
-    if weight is None or scale is None or weight.value is None or scale.value is None or len(weight.shape) < 2:
+    if weight is None or scale is None or weight.value is None or scale.value is None or not weight.shape:
         return
     if weight.dtype not in _INTEGERS or scale.dtype != "F32":
         return
@@ -88,12 +95,34 @@ def _affine(
     yield Tensor(weight.name.removesuffix("_quantized"), "F32", weight.shape, made, view="logical"), used
 
 
+def _factor(by_name: Mapping[str, Tensor], use: Use, checkpoint: Checkpoint) -> Iterator[tuple[Tensor, list[str]]]:
+    """The weight of a product or a convolution of integers, and its bias, whose scale is the weight's times the input's."""
+    at, bias_at = _FACTORS[use.operator]
+    places = _PLACES.get(use.operator, (at + 1, at + 2))
+    name, scale_name, zero_name = (use.inputs[place] if len(use.inputs) > place else "" for place in (at, *places))
+    weight, scale = by_name.get(name), by_name.get(scale_name)
+    if weight is None or scale is None:
+        return
+    first = use.operator == "QLinearConv" or (use.operator == "QGemm" and use.numbers.get("transB", 0))
+    yield from _affine(by_name, (name, scale_name, zero_name), 0 if first else len(weight.shape) - 1, checkpoint)
+    bias = by_name.get(use.inputs[bias_at]) if 0 < bias_at < len(use.inputs) else None
+    of_input = by_name.get(use.inputs[1])
+    factor = _number(of_input, checkpoint) if of_input and of_input.dtype == "F32" else None
+    if bias is None or bias.dtype != "I32" or bias.value is None or factor is None or len(bias.shape) != 1:
+        return
+    unscaled = {bias.name: bias, scale_name: scale}
+    for whole, _ in _affine(unscaled, (bias.name, scale_name), 0, checkpoint):
+        value = whole.value
+        if isinstance(value, Node):
+            yield whole._replace(value=ops.affine(value, scale=float(factor))), [bias.name]
+
+
 def _linear(by_name: Mapping[str, Tensor], use: Use) -> Iterator[tuple[Tensor, list[str]]]:
     """What else a ``DequantizeLinear`` may be: of four bits, in blocks, with scales in half precision."""
     weight, scale = by_name.get(use.inputs[0]), by_name.get(use.inputs[1])
     named = use.inputs[2] if len(use.inputs) > 2 else ""
     zero = by_name.get(named) if named else None
-    if weight is None or scale is None or (named and zero is None) or len(weight.shape) < 2:
+    if weight is None or scale is None or (named and zero is None) or not weight.shape:
         return
     axis = use.numbers.get("axis", 1)
     axis += len(weight.shape) if axis < 0 else 0
@@ -135,85 +164,4 @@ def _number(tensor: Tensor, checkpoint: Checkpoint) -> float | int | None:
     return item
 
 
-def _blocks(by_name: Mapping[str, Tensor], use: Use) -> Iterator[tuple[Tensor, list[str]]]:
-    """The weight of a ``MatMulNBits``: (K, N), as the product's right side was before."""
-    if not 3 <= len(use.inputs) <= 4:  # a fifth input regroups the columns
-        return
-    weight, scale, *zeros = [by_name.get(name) for name in use.inputs[1:]]
-    rows, columns, block = use.numbers.get("N", 0), use.numbers.get("K", 0), use.numbers.get("block_size", 0)
-    bits = use.numbers.get("bits", 4)
-    if weight is None or scale is None or weight.value is None or scale.value is None:
-        return
-    if bits not in (4, 8) or min(rows, columns, block) < 1:
-        return
-    zero = zeros[0] if zeros else None
-    if zero is None and use.inputs[3:] not in ((), ("",)):  # computed, or where it cannot be seen
-        return
-    count = -(-columns // block)
-    fits = weight.dtype == "U8" and prod(weight.shape) == rows * count * block * bits // 8 and scale.dtype in ("F32", "F16")
-    if not fits or prod(scale.shape) != rows * count:
-        return
-    parts: list[Any] = [
-        ops.typed(weight.value, "U8", (rows, count * block * bits // 8)),
-        ops.typed(scale.value, scale.dtype, (rows, count)),
-    ]
-    if zero is not None:
-        packed = -(-count * bits // 8)
-        if zero.dtype != "U8" or zero.value is None or prod(zero.shape) != rows * packed:
-            return
-        parts.append(ops.typed(zero.value, "U8", (rows, packed)))
-    made = ops.transpose(ops.dequant("onnx_blocks", *parts, columns=columns, block=block, bits=bits))
-    used = [weight.name, scale.name, *([zero.name] if zero else [])]
-    yield Tensor(_BLOCK_NAME.sub("", weight.name), "F32", (columns, rows), made, view="logical"), used
-
-
-# --- the op -------------------------------------------------------------------------------------------------------
-
-
-def _infer(inputs: Sequence[tuple[str, tuple[int, ...]]], args: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
-    (kind, shape), (scale, scales) = inputs[0], inputs[1]
-    columns, block, bits = args["columns"], args["block"], args["bits"]
-    count = -(-columns // block)
-    if kind != "U8" or scale not in ("F32", "F16") or bits not in (4, 8) or len(inputs) > 3:
-        raise ValueError(f"dequant.onnx_blocks takes U8, F32 or F16 scales and U8 zero points, not {[one[0] for one in inputs]}")
-    if shape != (shape[0], count * block * bits // 8) or scales != (shape[0], count):
-        raise ValueError(f"dequant.onnx_blocks: {columns} columns in blocks of {block} do not fit {shape} and {scales}")
-    if len(inputs) == 3 and inputs[2][1] != (shape[0], -(-count * bits // 8)):
-        raise ValueError(f"dequant.onnx_blocks: zero points of {inputs[2][1]}")
-    return "F32", (shape[0], columns)
-
-
-def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
-    """(quantized - zero point) x scale in float32, as onnxruntime's own kernels dequantize."""
-    import numpy as np
-
-    columns, block, bits = args["columns"], args["block"], args["bits"]
-    count, rows = -(-columns // block), stop - start
-    values = _unpacked(sources[0].read(start, stop), bits).reshape(rows, count, block).astype(np.float32)
-    scales = sources[1].read(start, stop).astype(np.float32).reshape(rows, count, 1)
-    if len(sources) > 2:
-        zeros = _unpacked(sources[2].read(start, stop), bits)[:, :count].astype(np.float32).reshape(rows, count, 1)
-    else:
-        zeros = np.float32(1 << (bits - 1))
-    return np.ascontiguousarray(((values - zeros) * scales).reshape(rows, count * block)[:, :columns])
-
-
-def _unpacked(data: Any, bits: int) -> Any:
-    """Rows of bytes as rows of numbers; of two in a byte the low half comes first."""
-    import numpy as np
-
-    if bits == 8:
-        return data
-    return np.stack([data & 15, data >> 4], axis=-1).reshape(data.shape[0], -1)
-
-
-OPS = (
-    *dequantize.OPS,
-    *trained.OPS,
-    Op(
-        name="dequant.onnx_blocks",
-        rows=_rows,
-        infer=_infer,
-        needs=lambda inputs, args, start, stop: [(start, stop)] * len(inputs),
-    ),
-)
+OPS = (*dequantize.OPS, *trained.OPS, *blocks.OPS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 
-from modelhub import Extent, File, IncompleteFile, Inline, InvalidFile, Tensor, dtypes, ops, protobuf
+from modelhub import Extent, File, IncompleteFile, Inline, InvalidFile, Node, Tensor, dtypes, ops, protobuf
 
 from modelhub_onnx.elements import DOUBLES, ELEMENTS, FLOATS, RAW, STRING, STRINGS, UNSIGNED, label
 from modelhub_onnx.external import Externals
@@ -19,6 +19,8 @@ MAX_UNPACKED = 1 << 16
 """Typed numbers that stand one by one, each with its key, are collected up to here: no library has written such for years."""
 _TYPED = range(FLOATS, UNSIGNED + 1)
 _UNITS = {1: "U8", 2: "U16", 4: "I32", 8: "I64"}
+_WIDENED = {"I4": "I8", "U4": "U8", "I2": "I8", "U2": "U8"}
+"""Packed integers whose last byte is not filled have no dtype here; they are bytes of this one."""
 
 
 @dataclass(slots=True)
@@ -117,7 +119,7 @@ def tensor(raw: Raw, name: str, file: File, externals: Externals, *, listed: boo
     if number not in (RAW, element.typed):
         raise InvalidFile(f"{who} of {element.label} has its data in field {number}, expected {element.typed} or {RAW}")
     odd = _odd(element.dtype, raw.dims)
-    if odd:
+    if odd and (element.dtype not in _WIDENED or raw.loose_numbers or len(raw.places) > 1):
         return Tensor(name, element.dtype, raw.dims, None, unsupported=odd)
     if raw.loose_numbers:
         return _loose(raw, name, element.dtype, number, who)
@@ -125,6 +127,8 @@ def tensor(raw: Raw, name: str, file: File, externals: Externals, *, listed: boo
         return Tensor(name, element.dtype, raw.dims, None, unsupported="tensor whose numbers stand in several runs")
     _, start, end = raw.places[0]
     extent = Extent(file.path, start, end - start)
+    if odd:
+        return _widened(raw, name, element.dtype, extent, number == RAW, who)
     expected = dtypes.get(element.dtype).nbytes(raw.dims)
     if number in (RAW, FLOATS, DOUBLES):
         if end - start != expected:
@@ -139,6 +143,25 @@ def _odd(dtype: str, dims: tuple[int, ...]) -> str:
     """Why a packed tensor has no value here, or ""."""
     block = dtypes.get(dtype).block
     return f"{dtype} tensor of {prod(dims)} elements, which do not fill its last byte" if prod(dims) % block else ""
+
+
+def _packed_bytes(dtype: str, dims: tuple[int, ...]) -> int:
+    """Bytes of packed elements, the last of which need not be full."""
+    return int(-(-prod(dims) * dtypes.get(dtype).bits // 8))
+
+
+def _unpack(data: Node, dtype: str, dims: tuple[int, ...]) -> Node:
+    width = int(dtypes.get(dtype).bits)
+    return ops.node("onnx.unpack", data, bits=width, signed=dtype.startswith("I"), shape=list(dims))
+
+
+def _widened(raw: Raw, name: str, dtype: str, extent: Extent, plain: bool, who: str) -> Tensor:
+    """Integers of less than a byte that do not fill their last one, one by one; ``plain``: as bytes, not a varint for each."""
+    expected = _packed_bytes(dtype, raw.dims)
+    if extent.nbytes != expected if plain else not expected <= extent.nbytes <= 10 * expected:
+        raise InvalidFile(f"{who}: {dtype} {list(raw.dims)} takes {expected} bytes, its data has {extent.nbytes}")
+    data = ops.typed(extent, "U8", (expected,)) if plain else ops.varints(extent, "U8", (expected,))
+    return Tensor(name, _WIDENED[dtype], raw.dims, _unpack(data, dtype, raw.dims))
 
 
 def _varints(raw: Raw, name: str, dtype: str, extent: Extent, expected: int, who: str) -> Tensor:
@@ -185,7 +208,9 @@ def _external(raw: Raw, name: str, who: str, externals: Externals) -> Tensor:
         what = f"{label(raw.data_type)} tensor, kept in another file"
         return Tensor(name, label(raw.data_type).upper(), raw.dims, None, unsupported=what)
     odd = _odd(element.dtype, raw.dims)
-    expected = -1 if odd else dtypes.get(element.dtype).nbytes(raw.dims)
+    widened = bool(odd) and element.dtype in _WIDENED
+    known = widened or not odd
+    expected = _packed_bytes(element.dtype, raw.dims) if known else -1
     if expected >= 0 and length not in (None, expected):
         raise InvalidFile(f"{who}: {element.label} {list(raw.dims)} takes {expected} bytes, its external data has {length}")
     if not path:
@@ -197,6 +222,8 @@ def _external(raw: Raw, name: str, who: str, externals: Externals) -> Tensor:
         raise InvalidFile(f"{who}: {place}")
     if start + need > size:  # perhaps it is still being written
         raise IncompleteFile(f"{who}: {place}")
+    if widened:
+        return _widened(raw, name, element.dtype, Extent(path, start, expected), True, who)
     if odd:
         return Tensor(name, element.dtype, raw.dims, None, unsupported=odd)
     return Tensor(name, element.dtype, raw.dims, Extent(path, start, expected))

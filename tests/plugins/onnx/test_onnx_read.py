@@ -104,7 +104,7 @@ def test_what_has_no_value_here_is_listed_with_the_reason(tmp_path: Path) -> Non
     model = model_of(
         initializers=[
             helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"b"]),
-            numpy_helper.from_array(np.array([1, 2, 3]).astype(ml_dtypes.int4), "odd"),
+            numpy_helper.from_array(np.array([1, 2, 3]).astype(ml_dtypes.float4_e2m1fn), "odd"),
         ]
     )
     sparse = model.graph.sparse_initializer.add()
@@ -114,7 +114,7 @@ def test_what_has_no_value_here_is_listed_with_the_reason(tmp_path: Path) -> Non
     found = tensors(save(model, tmp_path / "m.onnx"))
     assert {name: tensor.unsupported for name, tensor in found.items()} == {
         "words": "string tensor",
-        "odd": "I4 tensor of 3 elements, which do not fill its last byte",
+        "odd": "F4 tensor of 3 elements, which do not fill its last byte",
         "thin": "sparse COO tensor",
     }
     assert (found["thin"].dtype, found["thin"].shape) == ("F32", (100, 30))
