@@ -112,10 +112,14 @@ def affine(numbers: Any, zeros: Any, scales: Any, groups: Any, group: int) -> An
     import numpy as np
 
     rows, columns = numbers.shape
-    values = numbers.astype(np.float32)
-    if groups is not None:
-        values = values if zeros is None else values - zeros[:, groups]
-        return values * scales[:, groups]
+    values = numbers.astype(np.float32, order="C")
+    scales = np.ascontiguousarray(scales)  # of a transposed matrix they would be multiplied against the grain
+    zeros = None if zeros is None else np.ascontiguousarray(zeros)
+    if groups is not None:  # `take` keeps rows together, where an index would give columns
+        if zeros is not None:
+            values -= np.take(zeros, groups, axis=1)
+        values *= np.take(scales, groups, axis=1)
+        return values
     count = scales.shape[1]
     if count * group != columns:  # the last group is short
         index = np.arange(columns) // group
