@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 import pytest
 from modelhub import Format, plugins
-from modelhub.declared import Program
+from modelhub.declared import Conversion, Program
 
 from tests.conftest import PROJECT
 
 PAGE = PROJECT / "docs" / "formats.md"
 COLUMNS = ("format", "identify", "show", "read", "write", "convert to", "quantize", "verify", "run")
-DEFAULT_LEVELS = ("structure", "safety", "runnable")
+LEVELS = ("structure", "safety", "digest", "values")
 
 
 def rows() -> dict[str, dict[str, str]]:
-    """Format -> column -> cell, of the page's first table."""
+    """Format -> column -> cell, of the page's first table. No format stands there twice."""
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     header = cells.index(list(COLUMNS))
@@ -24,6 +24,7 @@ def rows() -> dict[str, dict[str, str]]:
     for line in cells[header + 2 :]:
         if len(line) != len(COLUMNS):
             break
+        assert line[0].strip("`") not in found, f"{line[0]} has two rows"
         found[line[0].strip("`")] = dict(zip(COLUMNS, line, strict=True))
     return found
 
@@ -31,11 +32,14 @@ def rows() -> dict[str, dict[str, str]]:
 def declared(format: Format) -> dict[str, str]:
     """The row of a format, from the records alone."""
     loaded = plugins.get()
-    edges = [edge for edge in loaded.conversions if edge.source == format.name]
-    targets = sorted({edge.target for edge in edges if not (isinstance(edge, Program) and edge.recipe)})
-    if format.read:
+    targets = sorted({_target(edge) for edge in loaded.conversions if edge.source == format.name and _target(edge)})
+    if format.read and format.tensors:
         targets.append("any that is written")
-    recipes = sorted({recipe.name for recipe in loaded.recipes if format.name in recipe.formats})
+    made = {edge.recipe for edge in edges_between(format.name, format.name)}
+    # A recipe of a format that modelhub lays out is the core's to apply; of another, some program's.
+    recipes = sorted(
+        {item.name for item in loaded.recipes if format.name in item.formats and (format.create or item.name in made)}
+    )
     shown = [f"`{name}`" for name in recipes] if len(recipes) <= 8 else [f"{len(recipes)} recipes"]
     if format.create:
         shown.append("plain dtypes")
@@ -44,13 +48,35 @@ def declared(format: Format) -> dict[str, str]:
         "format": f"`{format.name}`",
         "identify": _yes(format.detect or format.detect_directory),
         "show": _yes(format.read),
-        "read": _yes(format.read),
+        "read": _yes(format.read and format.tensors),
         "write": _yes(format.create),
         "convert to": ", ".join(targets) or "-",
         "quantize": ", ".join(shown) or "-",
-        "verify": ", ".join(level for level in DEFAULT_LEVELS[:2] if level in levels) or "-",
+        "verify": ", ".join(level for level in LEVELS if level in levels) or "-",
         "run": _yes("runnable" in levels),
     }
+
+
+def edges_between(source: str, target: str) -> list[Program]:
+    """Programs that take a recipe."""
+    return [
+        edge
+        for edge in plugins.get().conversions
+        if isinstance(edge, Program) and edge.recipe and (edge.source, edge.target) == (source, target)
+    ]
+
+
+def _target(edge: Conversion | Program) -> str:
+    """Where an edge leads, with the recipes that it takes on the way; "" for one that stays in its format, which the column
+    of recipes has."""
+    recipes = ", ".join(f"`{name}`" for name in sorted(other.recipe for other in edges_between(edge.source, edge.target)))
+    if isinstance(edge, Program) and edge.recipe:
+        plain = any(
+            (other.source, other.target) == (edge.source, edge.target) and not getattr(other, "recipe", "")
+            for other in plugins.get().conversions
+        )
+        return "" if plain or edge.source == edge.target else f"{edge.target} ({recipes})"
+    return f"{edge.target} (also {recipes})" if recipes else edge.target
 
 
 def _yes(value: object) -> str:

@@ -34,6 +34,7 @@ class Format:
     notes it in ``Metadata.stored``. ``extension`` ends the name of an output ("" where the output is a directory).
     ``marks``: names of files that tell a directory whose checkpoint reaches into directories below it, up to ``reach`` levels
     down: what it claims there is not looked at by itself.
+    ``tensors``: whether its files hold any (trees and tokenizers do not: they are shown, and never converted).
     ``unavailable`` maps a capability (read, create) to what is missing, e.g. "pip install 'modelhub-registry[onnx]'".
     ``edit(metadata, changes)`` gives the metadata with keys set (name -> text) or removed (name -> None), as ``convert --set``
     asks for; ValueError says which key cannot be. Without it, ``stored`` is edited where the format keeps any.
@@ -54,6 +55,7 @@ class Format:
     edit: Callable[[Metadata, Mapping[str, str | None]], Metadata] | None = None
     marks: tuple[str, ...] = ()
     reach: int = 1
+    tensors: bool = True
     api: int = 1
 
 

@@ -19,7 +19,7 @@ _MODELS = {1: "cbow", 2: "skipgram", 3: "supervised"}
 _LOSSES = {1: "hierarchical softmax", 2: "negative sampling", 3: "softmax", 4: "one versus all"}
 _START = 8 + 4 * len(_ARGS) + 8
 MAX_WORDS = 20_000_000
-WINDOW = 1 << 20
+WINDOW = 1 << 15
 MAX_WORD = 1 << 16
 
 

@@ -14,7 +14,7 @@ CHECK = "pickle-imports"
 
 @hookimpl
 def modelhub_formats() -> Iterator[Format]:
-    yield Format(name="pickle", title="Pickled objects", suffixes=SUFFIXES, detect=detect, read=read)
+    yield Format(name="pickle", title="Pickled objects", suffixes=SUFFIXES, detect=detect, read=read, tensors=False)
 
 
 @hookimpl

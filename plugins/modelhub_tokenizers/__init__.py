@@ -23,6 +23,7 @@ def modelhub_formats() -> Iterator[Format]:
         detect=layout.detect,
         detect_directory=layout.detect_directory,
         read=reader.read,
+        tensors=False,
     )
 
 

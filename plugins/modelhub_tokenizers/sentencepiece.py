@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import struct
-from itertools import islice
 
 from modelhub import File, FileProblem, InvalidFile
 from modelhub.protobuf import BYTES, FIXED32, VARINT, Wire
@@ -25,16 +24,23 @@ def is_model(file: File) -> bool:
     """Whether the first fields are pieces, as no other message has them. (A trained model has four at least.)"""
     if not 16 < file.size <= MAX_BYTES or file.head[:1] != b"\n":
         return False
-    wire = Wire(file)
+    head, at = file.head, 0
     try:
-        first = list(islice(wire.fields(), _ENOUGH))
-        for number, kind, start, end in first:
-            inner = list(wire.fields(start, end))
-            if (number, kind) != (1, BYTES) or [(field[0], field[1]) for field in inner[:2]] != [(1, BYTES), (2, FIXED32)]:
+        for _ in range(_ENOUGH):  # one by one: the file may end in the next
+            nbytes, start = _length(head, at + 1)
+            inner = list(Wire(head[start : start + nbytes]).fields())
+            if head[at : at + 1] != b"\n" or [(field[0], field[1]) for field in inner[:2]] != [(1, BYTES), (2, FIXED32)]:
                 return False
+            at = start + nbytes
     except FileProblem:
         return False
-    return len(first) == _ENOUGH
+    return at <= len(head)
+
+
+def _length(data: bytes, at: int) -> tuple[int, int]:
+    """A piece's length, of one byte or two, and where it begins."""
+    low, high = (*data[at : at + 2], 0, 0)[:2]
+    return (low, at + 1) if low < 0x80 else (low & 0x7F | high << 7, at + 2)
 
 
 def parse(file: File, thorough: bool) -> Tokenizer:

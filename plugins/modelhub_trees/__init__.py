@@ -18,6 +18,7 @@ def modelhub_formats() -> Iterator[Format]:
         magics=xgboost.MAGICS,
         detect=xgboost.detect,
         read=xgboost.read,
+        tensors=False,
     )
     yield Format(
         name="lightgbm",
@@ -25,4 +26,5 @@ def modelhub_formats() -> Iterator[Format]:
         suffixes=(".txt", ".lgb", ".model"),
         detect=lightgbm.detect,
         read=lightgbm.read,
+        tensors=False,
     )

@@ -131,8 +131,17 @@ class Kit:
         )
 
     def possible(self, tensors: Arrays) -> Arrays:
-        """Those that the format can hold (see `scalars` and `empty`)."""
+        """Those that the format can hold (see `scalars` and `empty`). Override it for one that holds some kinds only (a single
+        matrix, for one): the kit then writes, and expects, what is left."""
+        if not self.subject.tensors:
+            return {}
         return {name: array for name, array in tensors.items() if (array.ndim or self.scalars) and (array.size or self.empty)}
+
+    def some(self, tensors: Arrays) -> Arrays:
+        """Those that the format can hold; without any there is nothing to test."""
+        found = self.possible(tensors)
+        require(found, "holds none of these")
+        return found
 
     def written(self, directory: Path, tensors: Arrays, name: str = "sample") -> Path:
         path = self.place(directory, name)
