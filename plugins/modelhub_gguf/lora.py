@@ -33,6 +33,7 @@ _FACTOR = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.default)?(?:\.weight)?", re.DOTALL
 )
 _BASE_LAYER = re.compile(r".*\.base_layer\.(weight|bias)", re.DOTALL)
+_EXPERTS = re.compile(r"\.experts(\.base_layer)*$")
 _BY_ROWS = ("heads interleaved", "rows reordered", "first rows left out")
 """Transforms that move whole rows of a matrix, and so those of its second factor."""
 _ADVICE = "merge it into its base, and convert that: modelhub merge BASE --adapter ADAPTER --to gguf"
@@ -53,7 +54,7 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
     config = Config(raw, documents, row.defaults)
     if row.config:
         row.config(config)
-    tensors, alpha = _tensors(row, config, table, raw)
+    tensors, alpha = _tensors(row, config, table)
     base = os.path.basename(text(values.get("base_model")).rstrip("/")) or os.path.basename(documents.directory)
     native: dict[str, Field] = {
         "general.architecture": fields.string(row.name),
@@ -81,7 +82,7 @@ def _documents(given: str, said: str) -> Documents:
     )
 
 
-def _tensors(row: Architecture, config: Config, table: Table, raw: Mapping[str, Any]) -> tuple[list[Tensor], float]:
+def _tensors(row: Architecture, config: Config, table: Table) -> tuple[list[Tensor], float]:
     """The factors under GGUF's names, and the alpha that holds for all of them."""
     found: dict[str, dict[str, Tensor]] = {}
     embeddings: set[str] = set()
@@ -96,7 +97,7 @@ def _tensors(row: Architecture, config: Config, table: Table, raw: Mapping[str, 
             embeddings.add(match["module"])
     if not found:
         raise UnsupportedFile("the adapter holds no factors of a LoRA")
-    tied = raw.get("tie_word_embeddings") is True
+    tied = config.flag("tie_word_embeddings", default=True)  # transformers leaves out what is so by default
     tensors: list[Tensor] = []
     alpha: float | None = None
     for module, sides in found.items():
@@ -104,6 +105,12 @@ def _tensors(row: Architecture, config: Config, table: Table, raw: Mapping[str, 
             raise UnsupportedFile(f"{module} has not two factors that are matrices: {_ADVICE}")
         if tied and module.rsplit(".", 1)[-1] == "lm_head":
             raise UnsupportedFile(f"{module} is tied to the embeddings, and has no tensor of its own in GGUF: {_ADVICE}")
+        if tied and module in embeddings:  # it takes the factors for those of a matrix as well, and ends itself over their shapes
+            raise UnsupportedFile(
+                f"{module} is the model's output too, and llama.cpp cannot apply its factors to that: {_ADVICE}"
+            )
+        if _EXPERTS.search(module):
+            raise UnsupportedFile(f"{module} is of all experts at once, and its factors are not taken apart: {_ADVICE}")
         rank = sides["A"].shape[0]
         own = _scale(table.metadata.values, module, rank) * rank
         alpha = own if alpha is None else alpha
@@ -124,12 +131,12 @@ def _is_only_saved(tensor: Tensor, table: Table) -> bool:
 def _scale(values: Mapping[str, Any], module: str, rank: int) -> float:
     """peft's factor of a module's product (``tuners/lora/layer.py``)."""
     alpha = values.get("alpha", 1)
-    for key, value in mapping(values.get("alpha_pattern")).items():
-        if not re.fullmatch(r"[\w.-]+", key):
-            raise UnsupportedFile(f"alpha_pattern has the pattern {key:.60}, which is no module's name: {_ADVICE}")
-        if f".{module}".endswith(f".{key}"):
-            alpha = value
-            break
+    alphas = mapping(values.get("alphas"))  # what patterns that are more than names come to
+    if alphas:
+        alpha = alphas.get(f"base_model.model.{module}", alphas.get(module, alpha))
+    else:
+        ends = (value for key, value in mapping(values.get("alpha_pattern")).items() if f".{module}".endswith(f".{key}"))
+        alpha = next(ends, alpha)
     return float(alpha) / (math.sqrt(rank) if values.get("method") == "rslora" else rank)
 
 

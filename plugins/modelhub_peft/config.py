@@ -6,16 +6,16 @@ Keys are those of peft (``tuners/lora/config.py``, ``tuners/ia3/config.py``, ``c
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from modelhub_peft import patterns
 
 CONFIG = "adapter_config.json"
 MAX_CONFIG = 16 << 20
 MAX_TEXT = 300
 MAX_ITEMS = 1000
-MAX_PATTERN = 1000
 MERGED = {
     "LORA": "LoRA (rsLoRA, DoRA)",
     "ADALORA": "AdaLoRA",
@@ -58,20 +58,23 @@ class AdapterConfig:
 
     def scale_of(self, module: str, rank: int) -> float:
         """What the product of a module's matrices of ``rank`` is multiplied with: alpha / rank, or alpha / sqrt(rank)."""
-        alpha = next((value for key, value in self.alphas.items() if _matches(key, module)), self.alpha)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
+
+    def alpha_of(self, module: str) -> float:
+        return next((value for key, value in self.alphas.items() if patterns.ends(key, module)), self.alpha)
 
     def rank_of(self, module: str) -> int:
         """The rank that a module was given, where its matrices do not tell."""
-        return next((value for key, value in self.ranks.items() if _matches(key, module)), self.rank)
+        return next((value for key, value in self.ranks.items() if patterns.ends(key, module)), self.rank)
 
     def feeds_forward(self, module: str) -> bool:
         """Whether IA3 scales what goes into a module, not what comes out of it (peft ``tuners/ia3/model.py``)."""
         said = self.raw.get("feedforward_modules")
         if isinstance(said, str):
-            if not _is_tame(said):
-                raise ValueError(f"feedforward_modules is {said:.60}, which is too odd a pattern to match safely")
-            return re.fullmatch(said, module) is not None
+            try:
+                return patterns.matches(said, module)
+            except ValueError as error:
+                raise ValueError(f"feedforward_modules is {said:.60}, which is no pattern that is known here: {error}") from error
         return any(module.endswith(name) for name in _texts(said))
 
     def tokens_of(self, module: str) -> tuple[int, ...]:
@@ -81,21 +84,6 @@ class AdapterConfig:
         )
 
 
-def _matches(key: str, module: str) -> bool:
-    """peft's rule (``utils/other.py``, ``get_pattern_key``): the pattern is the module's name or its end, after a dot."""
-    return re.fullmatch(rf"(.*\.)?({key})", module) is not None
-
-
-def _is_tame(key: str) -> bool:
-    """Whether a pattern is one that cannot run away: what repeats in it is a few times any character, or any digit."""
-    rest = key.replace(".*", "").replace(r"\d+", "").replace("[0-9]+", "")
-    try:
-        re.compile(key)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return len(key) - len(rest) <= 12 and not any(sign in rest for sign in "*+{?")
-
-
 def parse(raw: Mapping[str, Any]) -> AdapterConfig:
     """ValueError where the configuration names no kind of adapter, or a number in it is none."""
     kind = raw.get("peft_type")
@@ -103,10 +91,15 @@ def parse(raw: Mapping[str, Any]) -> AdapterConfig:
         raise ValueError("it names no peft_type")
     rank, alpha = raw.get("r", 8), raw.get("lora_alpha", raw.get("alpha", 8))
     rank = 8 if rank is None else rank  # AdaLoRA has it under another name
+    known = kind.upper() in MERGED  # other methods have their own words
     if type(rank) is not int or not 0 <= rank < 1 << 20:
-        raise ValueError(f"r is {rank!r:.40}, which is no rank")
+        if known:
+            raise ValueError(f"r is {rank!r:.40}, which is no rank")
+        rank = 0
     if not _is_number(alpha):
-        raise ValueError(f"lora_alpha is {alpha!r:.40}, which is no number")
+        if known:
+            raise ValueError(f"lora_alpha is {alpha!r:.40}, which is no number")
+        alpha = 0
     start = raw.get("init_r", 12)
     return AdapterConfig(
         raw=raw,
@@ -126,7 +119,7 @@ def parse(raw: Mapping[str, Any]) -> AdapterConfig:
 
 def _pattern(said: Any) -> Iterator[tuple[str, Any]]:
     for key, value in said.items() if isinstance(said, dict) else ():
-        if len(key) <= MAX_PATTERN and _is_number(value):
+        if len(key) <= patterns.MAX_PATTERN and _is_number(value):
             yield key, value
 
 
@@ -149,15 +142,18 @@ def unmergeable(config: AdapterConfig) -> str:
     if isinstance(start, str) and start.lower().startswith(RESIDUAL):
         return f"its training began with {start:.40}, which changes the base too: save it anew with peft, converted to plain LoRA"
     used = [name for name in UNMERGED if config.raw.get(name)]
-    odd = next((key for key in (*config.alphas, *config.ranks) if not _is_tame(key)), None)
-    if odd is not None:
-        where = "alpha_pattern" if odd in config.alphas else "rank_pattern"
-        return f"{where} has {odd:.60}, which is too odd a pattern to match safely"
+    for where, keys in (("alpha_pattern", config.alphas), ("rank_pattern", config.ranks)):
+        for key in keys:
+            try:
+                patterns.check(key)
+            except ValueError as error:
+                return f"{where} has {key:.60}, which is no pattern that is known here: {error}"
     return f"it uses {used[0]}, which cannot be merged here: merge_and_unload of peft may" if used else ""
 
 
-def describe(config: AdapterConfig) -> dict[str, Any]:
-    """What ``show`` prints: method, rank, alpha, targets, base."""
+def describe(config: AdapterConfig, tensors: Sequence[str] = ()) -> dict[str, Any]:
+    """What ``show`` prints: method, rank, alpha, targets, base. ``tensors``: the names of the adapter's; where patterns that are
+    more than names give modules their alphas, what they come to is told for each of those that have one."""
     raw = config.raw
     values: dict[str, Any] = {"adapter": "peft", "method": method(config)}
     if config.kind == "VERA":
@@ -167,6 +163,10 @@ def describe(config: AdapterConfig) -> dict[str, Any]:
             "rank": config.start_rank if config.kind == "ADALORA" else config.rank,
             "alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
         }
+    if not all(map(patterns.is_literal, config.alphas)) and not unmergeable(config):
+        modules = dict.fromkeys(name.partition(".lora_")[0] for name in tensors if ".lora_A" in name)
+        alphas = {module: config.alpha_of(module.removeprefix("base_model.model.")) for module in modules}
+        values["alphas"] = {module: alpha for module, alpha in alphas.items() if alpha != config.alpha}
     if config.base_model:
         values["base_model"] = config.base_model
     for key in ("target_modules", "modules_to_save", "target_parameters", "feedforward_modules", "exclude_modules"):

@@ -68,6 +68,7 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     except ValueError as error:
         raise InvalidFile(f"{CONFIG}: {error}") from error
     stored: dict[str, str] = {}
+    names: list[str] = []
     container = ""
     for name, container in WEIGHTS.items():
         if name in checkpoint:
@@ -75,6 +76,8 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
                 if isinstance(record, Metadata):
                     stored.update(record.stored)
                 else:
+                    if isinstance(record, Tensor):
+                        names.append(record.name)
                     yield record
             break
-    yield Metadata(values=describe(config), stored=stored, container=container)
+    yield Metadata(values=describe(config, names), stored=stored, container=container)

@@ -159,7 +159,6 @@ class _Merging:
     def _change(self, change: Change, adapter: Adapter, scale: float) -> None:
         config, module = adapter.config, change.module
         parts = {part: _node(tensor) for part, tensor in change.parts.items()}
-        flip = config.fan_in_fan_out
         magnitude = parts.pop("lora_magnitude_vector", None)
         if config.dora and magnitude is None and ("lora_A" in parts or "lora_embedding_A" in parts):
             raise ValueError("it is DoRA, and its magnitudes are missing")
@@ -172,6 +171,7 @@ class _Merging:
         elif "lora_A" in parts:
             bias = parts.pop("lora_B.bias", None)
             rank = parts["lora_A"].shape[0] if parts["lora_A"].shape else 0
+            flip = self._flip(module, config, _sides(parts.get("lora_B"), parts["lora_A"]))
             self._added(module, products.lora(module, parts, config, scale, flip), flip, magnitude)
             if bias:
                 name = self.names.of(module, "bias")
@@ -184,9 +184,16 @@ class _Merging:
             shape = self.names.tensors[self.names.of(module, "weight")].shape
             if len(shape) != 2:
                 raise ValueError(f"VeRA on a tensor {list(shape)}, which is no matrix")
+            rows = prod(parts["vera_lambda_b"].shape) if "vera_lambda_b" in parts else 0
+            flip = self._flip(module, config, (rows, prod(shape) // rows) if rows else ())
             self._added(module, products.vera(parts, adapter.shared, (shape[0], shape[1]), scale, flip), flip, None)
         if parts:
             raise ValueError(f"{next(iter(parts))} has no counterpart")
+
+    def _flip(self, module: str, config: AdapterConfig, shape: tuple[int, ...]) -> bool:
+        """Whether the base keeps the matrix of ``shape`` (out, in) the other way round."""
+        told = self.names.is_transposed(module, shape)
+        return config.fan_in_fan_out if told is None else told
 
     def _now(self, name: str) -> Node:
         return self.values.get(name) or self._original(name)
@@ -230,7 +237,10 @@ class _Merging:
         convolution = len(now.shape) > 2  # both ways have one shape there
         feed_forward = config.feeds_forward(module) if convolution else len(by.shape) > 1 and by.shape[0] == 1
         vector = ops.affine(ops.reshape(by, by.dtype, (prod(by.shape),)))
-        self._set(name, scaled(now, vector, int(feed_forward != (config.fan_in_fan_out and not convolution))))
+        count = max(prod(by.shape), 1)
+        sides = (count, prod(now.shape) // count)
+        flip = not convolution and self._flip(module, config, sides[::-1] if feed_forward else sides)
+        self._set(name, scaled(now, vector, int(feed_forward != flip)))
         bias = self.names.find(module, "bias")
         if bias and not feed_forward:
             self._set(bias, scaled(ops.affine(self._now(bias)), vector, 0))
@@ -238,6 +248,11 @@ class _Merging:
     def _set(self, name: str, value: Node) -> None:
         for each in self.names.tied(name):
             self.values[each] = value
+
+
+def _sides(left: Node | None, right: Node) -> tuple[int, ...]:
+    """The sides of a product of two matrices; none where it is of other tensors."""
+    return (left.shape[0], right.shape[1]) if left is not None and len(left.shape) == len(right.shape) == 2 else ()
 
 
 def _tensor(parts: Mapping[str, Tensor], part: str) -> Tensor:

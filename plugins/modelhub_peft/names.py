@@ -35,6 +35,7 @@ class Names:
         for name in self.tensors:
             self._ends.setdefault(".".join(name.split(".")[-2:]), []).append(name)
         self._bare: dict[str, list[str]] = {}
+        self._ways: dict[str, bool] | None = None
 
     def of(self, module: str, leaf: str, shape: tuple[int, ...] | None = None) -> str:
         """The name of a module's weight or bias. An output that the base does not hold is its embedding, if that is of ``shape``.
@@ -65,6 +66,28 @@ class Names:
                     self._bare.setdefault(_bare(each), []).append(each)
             ends = self._bare.get(_bare(name), [])
         return ends[0] if len(ends) == 1 else None
+
+    def is_transposed(self, module: str, shape: tuple[int, ...]) -> bool | None:
+        """Whether the base has a module's matrix, which is of ``shape`` (out, in) to the adapter, the other way round, as
+        transformers' Conv1D keeps it; None where nothing tells. What the configuration says holds for one of its modules: peft
+        goes by the module's kind. A square matrix is as other modules are that are called the same and are not square."""
+        found = self.find(module, "weight")
+        mine = self.tensors[found].shape if found is not None else ()
+        if len(mine) != 2 or len(shape) != 2:
+            return None
+        if mine[0] != mine[1]:
+            return {shape: False, shape[::-1]: True}.get(mine)
+        return self._transposed_ones().get(module.rsplit(".", 1)[-1])
+
+    def _transposed_ones(self) -> dict[str, bool]:
+        """By the last word of modules' names: whether their matrices have a column for each number of their bias, not a row."""
+        if self._ways is None:
+            self._ways = {}
+            for name, tensor in self.tensors.items():
+                bias = self.tensors.get(name.removesuffix("weight") + "bias") if name.endswith(".weight") else None
+                if bias is not None and len(tensor.shape) == 2 and tensor.shape[0] != tensor.shape[1]:
+                    self._ways.setdefault(name.split(".")[-2], bias.shape == tensor.shape[1:])
+        return self._ways
 
     def tied(self, name: str) -> list[str]:
         """All names of the bytes that ``name`` has."""

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any], peft.LoraConfig]] = {
             use_rslora=True,
             target_modules=["q_proj", "k_proj", "o_proj", "up_proj", "embed_tokens", "lm_head"],
             rank_pattern={"up_proj": 2},
-            alpha_pattern={"up_proj": 3},
+            alpha_pattern={r".*\.up_proj": 3, r"^model\.layers\.0\.\w+\.q_proj": 1},
         ),
     ),
     "gpt2": ("GPT2LMHeadModel", GPT2, peft.LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)),
@@ -127,3 +127,12 @@ def test_what_llama_cpp_cannot_apply_is_refused(tmp_path: Path, modelhub: Modelh
     residual = trained(model, config, tmp_path / "residual")
     refused = modelhub("convert", residual, "--to", "gguf", "--base", tmp_path / "base", "-o", tmp_path / "a.gguf", status=3)
     assert "pissa, which changes the base too" in refused.stderr
+
+
+def test_factors_of_an_output_that_is_an_embedding_are_refused(tmp_path: Path, modelhub: Modelhub) -> None:
+    """llama.cpp takes them for a matrix's, and ends itself."""
+    quiet()
+    model = tiny(tmp_path / "base", "LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True})
+    adapter = trained(model, peft.LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]), tmp_path / "adapter")
+    refused = modelhub("convert", adapter, "--to", "gguf", "--base", tmp_path / "base", "-o", tmp_path / "a.gguf", status=3)
+    assert "model.embed_tokens is the model's output too" in refused.stderr

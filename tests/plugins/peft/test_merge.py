@@ -36,6 +36,7 @@ GPT2: dict[str, peft.PeftConfig] = {
     "lora": peft.LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "wte"], fan_in_fan_out=True),
     "dora": peft.LoraConfig(r=4, use_dora=True, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
     "bias": peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, lora_bias=True, bias="none"),
+    "output": peft.LoraConfig(r=4, target_modules=["c_attn", "c_proj", "lm_head"]),  # of another kind than the others
     "biases": peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, bias="all"),
     "ia3": peft.IA3Config(target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True),
 }
@@ -179,7 +180,7 @@ def test_quantized_in_the_same_pass(bases: Path, tmp_path: Path, modelhub: Model
     [
         ({"peft_type": "XLORA"}, "it is of the kind XLORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4, which changes the base too"),
-        ({"alpha_pattern": {"(a+)+": 1}}, "too odd a pattern"),
+        ({"alpha_pattern": {"(?=a)q_proj": 1}}, "no pattern that is known here: a group that is more than one"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
     ],
 )

@@ -54,6 +54,13 @@ def test_an_adapter_without_weights_is_incomplete_and_a_broken_one_invalid(tmp_p
     assert "peft_type" in broken["reason"]
 
 
+def test_other_methods_have_their_own_words(tmp_path: Path, modelhub: Modelhub) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "DEFT", "r": "many", "alpha": None}))
+    save_file({"base_model.model.q_proj.deft_P": np.zeros((4, 4), np.float32)}, tmp_path / "adapter_model.safetensors")
+    shown = modelhub("show", tmp_path, "--json").json
+    assert (shown["state"], shown["metadata"]["method"]) == ("ready", "deft")
+
+
 KOHYA = {
     "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": np.zeros((8, 32), np.float16),
     "lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": np.zeros((32, 8), np.float16),
