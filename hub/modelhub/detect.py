@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 from modelhub.above import owned_from_above
 from modelhub.declared import Format
@@ -54,7 +55,6 @@ def _no_mark(stage: str, format_name: str, path: str) -> None:
     pass
 
 
-T = TypeVar("T", str, bytes)
 Stats: TypeAlias = "Mapping[str, os.stat_result] | None"
 
 
@@ -81,26 +81,28 @@ class _Router:
         self.reaching = [item for item in self.directory if item.marks]
         self.anything = [item for item in asked if not item.suffixes and not item.magics]
         self.named = [item for item in asked if item.suffixes or item.magics]
-        self.suffixes = _by_length((suffix, place) for place, item in enumerate(self.named) for suffix in item.suffixes)
-        self.magics = _by_length((magic, place) for place, item in enumerate(self.named) for magic in item.magics)
+        # By two letters, so that a name and a head are held against the few that may fit.
+        self.suffixes: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        self.magics: dict[bytes, list[tuple[bytes, int]]] = defaultdict(list)
+        for place, item in enumerate(self.named):
+            for suffix in item.suffixes:
+                self.suffixes[suffix[-2:]].append((suffix, place))
+            for magic in item.magics:
+                self.magics[magic[:2]].append((magic, place))
 
     def candidates(self, file: File) -> list[Format]:
         name, places = file.name.lower(), set[int]()
-        for length, suffixes in self.suffixes:
-            places.update(suffixes.get(name[-length:], ()))
+        for end in (name[-2:], name[-1:]):
+            for suffix, place in self.suffixes.get(end, ()):
+                if name.endswith(suffix):
+                    places.add(place)
         if self.magics:
             head = file.head
-            for length, magics in self.magics:
-                places.update(magics.get(head[:length], ()))
+            for start in (head[:2], head[:1]):
+                for magic, place in self.magics.get(start, ()):
+                    if head.startswith(magic):
+                        places.add(place)
         return self.anything + [self.named[place] for place in sorted(places)]
-
-
-def _by_length(places: Iterable[tuple[T, int]]) -> list[tuple[int, dict[T, list[int]]]]:
-    """Texts -> numbers, those of each length by themselves: so that a file is held against a few dicts, whatever is installed."""
-    found: dict[int, dict[T, list[int]]] = {}
-    for text, place in places:
-        found.setdefault(len(text), {}).setdefault(text, []).append(place)
-    return list(found.items())
 
 
 _routers: dict[tuple[int, ...], _Router] = {}

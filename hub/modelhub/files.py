@@ -88,15 +88,11 @@ class File:
     def mentions(self, words: tuple[bytes, ...]) -> bool:
         """Whether one of ``words`` stands in `head`. Quick where none does and the head is JSON whose entries differ in their
         numbers only, as those of a table of tensors do."""
-        head = self.head
         if self._entries is None:
             # With a comma before each and a brace behind, also where they are all the same one.
-            self._entries = _BETWEEN.join((b"", *{*head.translate(None, _DIGITS).split(_BETWEEN)}, b""))
-        entries = self._entries
-        for word in _without_digits(words):
-            if word in entries:
-                return any(word in head for word in words)
-        return False
+            entries = dict.fromkeys(self.head.translate(None, _DIGITS).split(_BETWEEN))
+            self._entries = _BETWEEN.join((b"", *entries, b""))
+        return _may_mention(self._entries, words) and any(word in self.head for word in words)
 
     def _pread(self, offset: int, nbytes: int) -> bytes:
         fd = self._open()
@@ -147,8 +143,15 @@ class File:
 
 
 @lru_cache(64)
+def _may_mention(entries: bytes, words: tuple[bytes, ...]) -> bool:
+    """Whether one of ``words`` may stand in a head that has ``entries``, without their digits. One training run leaves many files
+    of which these are the same."""
+    return any(map(entries.__contains__, _without_digits(words)))
+
+
+@lru_cache(64)
 def _without_digits(words: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """What stands in a head without digits where one of ``words`` stands in it: in one of its entries, or across two."""
+    """What stands in an entry of a head without digits where one of ``words`` stands in the head, in one entry or across two."""
     return tuple({word.translate(None, _DIGITS).partition(_BETWEEN)[0] for word in words})
 
 
