@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from modelhub import Checkpoint, Finding, Table
 
-from modelhub_onnx import describe, running
+from modelhub_onnx import describe, made_up, running
 from modelhub_onnx.reader import load
 
 LIBRARY, OPERATORS, RUNS = "onnx-checker", "onnx-operators", "onnx-runtime"
@@ -50,16 +50,14 @@ def runs(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
     try:
         loaded = running.session(file.path)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common type of their own
-        said = " ".join(str(error).split())[:500]
-        theirs = [domain for domain in describe.custom_domains(load(checkpoint)) if not domain.startswith("com.microsoft")]
-        if theirs and any(domain in said for domain in theirs):
-            whose = f"operators of {theirs[0][:200]!r} are in a library of native code, and none is loaded here"
-            yield Finding(RUNS, "warning", f"not run: its {whose} (onnxruntime: {said})", file=file.name)
+        lacking = running.not_here(file.path, error)
+        if lacking:
+            yield Finding(RUNS, "warning", f"not run: {lacking}", file=file.name)
         else:
-            yield Finding(RUNS, "error", f"onnxruntime does not load it: {said}", file=file.name)
+            yield Finding(RUNS, "error", f"onnxruntime does not load it: {running.words(error)}", file=file.name)
         return
     try:
-        feeds = running.suitable(loaded, 1)
+        feeds = made_up.suitable(loaded, 1)
     except ValueError as error:
         yield Finding(RUNS, "warning", f"onnxruntime loads it; made-up inputs do not suit it: {error}", file=file.name)
         return

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from modelhub import OutputsDiffer, UsageError, measure
+from modelhub import ModelhubError, OutputsDiffer, UsageError, measure
 
-from modelhub_onnx import running
+from modelhub_onnx import given, made_up, running
 
 if TYPE_CHECKING:
     from modelhub_onnx.running import Feed, Session
@@ -38,26 +38,31 @@ class Reference:
 
 
 def reference(path: str, options: Mapping[str, str]) -> Reference:
-    """Run the source. UsageError where the user's inputs do not fit, or none are given and none can be made up that run."""
+    """Run the source. UsageError where the user's inputs do not fit, or none are given and none can be made up that run;
+    ModelhubError where onnxruntime does not load it."""
     try:
         loaded = running.session(path)
     except Exception as error:
-        raise UsageError(f"onnxruntime does not load the source: {' '.join(str(error).split())[:500]}") from error
+        what = running.not_here(path, error)
+        raise ModelhubError(
+            what or f"onnxruntime does not load the source: {running.words(error)}",
+            "what was made of it could not be compared with it",
+        ) from error
     feeds, whose = inputs(loaded, options)
     try:
         values = running.run(loaded, feeds)
     except Exception as error:
-        raise UsageError(f"the source does not run on {whose}: {' '.join(str(error).split())[:500]}") from error
+        raise UsageError(f"the source does not run on {whose}: {running.words(error)}") from error
     return Reference(feeds, [one.name for one in loaded.get_outputs()], values, whose)
 
 
 def inputs(loaded: Session, options: Mapping[str, str]) -> tuple[Sequence[Feed], str]:
     """The inputs to run on, and where they are from."""
     if options.get("calibration"):
-        feeds = list(islice(running.given(options["calibration"], loaded), MOST))
+        feeds = list(islice(given.read(options["calibration"], loaded), MOST))
         return feeds, f"{len(feeds)} set{'s' if len(feeds) > 1 else ''} of inputs from --calibration"
     try:
-        feeds = running.suitable(loaded, MADE_UP)
+        feeds = made_up.suitable(loaded, MADE_UP)
         return feeds, f"{MADE_UP} sets of made-up inputs, {running.described(feeds[0])}"
     except ValueError as error:
         raise UsageError(
@@ -72,7 +77,7 @@ def against(source: Reference, path: str, options: Mapping[str, str]) -> list[di
         loaded = running.session(path)
         values = running.run(loaded, source.feeds)
     except Exception as error:
-        raise OutputsDiffer(f"what was made does not run: {' '.join(str(error).split())[:500]}") from error
+        raise OutputsDiffer(f"what was made does not run: {running.words(error)}") from error
     return differences(source.names, source.values, [one.name for one in loaded.get_outputs()], values, options)
 
 
@@ -88,12 +93,27 @@ def differences(
         raise OutputsDiffer(f"what was made has the outputs {', '.join(names_after)}, its source {', '.join(names)}")
     rows = []
     for number, name in enumerate(names):
-        pairs = [(one[number], other[number]) for one, other in zip(before, after, strict=True)]
-        if all(hasattr(item, "dtype") and item.dtype.kind in "biuf" for pair in pairs for item in pair):
+        pairs = [(_numbers(one[number]), _numbers(other[number])) for one, other in zip(before, after, strict=True)]
+        if all(item is not None for pair in pairs for item in pair):
             rows.append(_row(name, pairs, options))
     if not rows:
         raise OutputsDiffer("the model has no outputs of numbers that could be compared")
     return rows
+
+
+def _numbers(value: Any) -> Any:
+    """An output as one array: of a list its elements one behind the other, of a map (what classifiers of scikit-learn give) its
+    values; None where it is no numbers."""
+    import numpy as np
+
+    if isinstance(value, dict):
+        value = np.asarray(list(value.values()))
+    if isinstance(value, list):
+        parts = [_numbers(item) for item in value]
+        if not parts or any(part is None for part in parts):
+            return None
+        return parts[0] if len(parts) == 1 else np.concatenate([part.reshape(-1) for part in parts])
+    return value if getattr(value, "dtype", np.dtype("O")).kind in "biuf" else None
 
 
 def _row(name: str, pairs: Sequence[tuple[Any, Any]], options: Mapping[str, str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelhub import Checkpoint, ModelhubError, Program, ProgramResult, Table, UsageError
 
-from modelhub_onnx import compare, running, smaller
+from modelhub_onnx import compare, given, prepared, smaller
 
 if TYPE_CHECKING:
     import onnx
@@ -187,7 +187,7 @@ def _inputs(
     model: Any, caching: bool, example: Mapping[str, Any], options: Mapping[str, str]
 ) -> tuple[Sequence[Mapping[str, Any]], str]:
     if options.get("calibration"):
-        feeds = list(islice(running.given(options["calibration"], _Declared(example)), compare.MOST))
+        feeds = list(islice(given.read(options["calibration"], _Declared(example)), compare.MOST))
         return feeds, f"{len(feeds)} set{'s' if len(feeds) != 1 else ''} of inputs from --calibration"
     made = [_feed(model, caching, *shape, seed) for seed, shape in enumerate(SHAPES)]
     return made, f"{len(made)} sets of made-up inputs of other sizes than it was traced with"
@@ -260,7 +260,7 @@ def _rename(model: onnx.ModelProto, inputs: Sequence[str]) -> None:
         match = re.fullmatch(r"(?:cache|past_key_values)\.layers\.(\d+)\.(key|value)s", value.name)
         if match:
             names[value.name] = f"present.{match[1]}.{match[2]}"
-    for graph in _graphs(model.graph):
+    for graph in prepared.graphs(model.graph):
         for node in graph.node:
             for list_ in (node.input, node.output):
                 for index, name in enumerate(list_):
@@ -270,11 +270,3 @@ def _rename(model: onnx.ModelProto, inputs: Sequence[str]) -> None:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:
                     dim.dim_param = re.sub(r"\bs\d+\b", lambda found: sides.get(found[0], found[0]), dim.dim_param)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelhub import Checkpoint, File, ModelhubError, Program, ProgramResult, Table, UsageError
 
-from modelhub_onnx import compare, running
+from modelhub_onnx import compare, given, prepared, running
 from modelhub_onnx.graph import TRACKED, parse
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ def quiet() -> Iterator[None]:
 
 
 def _load(path: str) -> onnx.ModelProto:
-    """The model with its weights, its own functions written out where they are called: the tools look at nodes. Shapes are
-    inferred before external data is read: inference copies the message."""
+    """The model with its weights, its own functions written out where they are called, weights in nodes of their own among the
+    initializers: that is where the tools look. Shapes are inferred before external data is read: inference copies the message."""
     import onnx
     import onnx.inliner
     from onnx.external_data_helper import load_external_data_for_model
@@ -159,6 +159,7 @@ def _load(path: str) -> onnx.ModelProto:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     inferred = onnx.shape_inference.infer_shapes(model)
+    prepared.lift_constants(inferred)
     load_external_data_for_model(inferred, os.path.dirname(path))
     return inferred
 
@@ -188,7 +189,6 @@ def _fp16(model: onnx.ModelProto, output: str, expected: compare.Reference, opti
     from onnx import TensorProto, numpy_helper
     from onnxruntime.transformers import float16  # type: ignore[import-untyped]
 
-    _lift(model)
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
     if not floats and not any(node.op_type == "Constant" for node in model.graph.node):
         raise ModelhubError("it has no weights in single precision that could be halved")
@@ -215,24 +215,6 @@ def _fp16(model: onnx.ModelProto, output: str, expected: compare.Reference, opti
         constants = f"{len(single)} constants are" if len(single) > 1 else "1 constant is"
         notes.append(f"{constants} too large for half precision and clipped, the first {first}")
     return notes
-
-
-def _lift(model: onnx.ModelProto) -> None:
-    """Weights that stand in nodes of their own (as Paddle's exporter has them) become initializers, which can keep their type."""
-    from onnx import TensorProto
-
-    def is_weight(node: onnx.NodeProto) -> bool:
-        value = node.attribute[0].t if node.op_type == "Constant" and len(node.attribute) == 1 else None
-        return value is not None and value.data_type == TensorProto.FLOAT and prod(value.dims) > 1
-
-    nodes = [node for node in model.graph.node if is_weight(node)]
-    for node in nodes:
-        tensor = model.graph.initializer.add()
-        tensor.CopyFrom(node.attribute[0].t)
-        tensor.name = node.output[0]
-        model.graph.node.remove(node)
-    if nodes:
-        model.ir_version = max(model.ir_version, 4)  # before it, an initializer was an input as well
 
 
 def _too_large(weights: Any) -> bool:
@@ -274,16 +256,17 @@ def _int8_static(model: onnx.ModelProto, output: str, expected: compare.Referenc
 
     large = _is_large(model)
     model, per_channel, notes = _for_channels(model)
-    given, path = (os.path.join(tempfile.mkdtemp(), f"{name}.onnx") for name in ("given", "prepared"))
-    save(model, given)  # a path: of a model in memory the tool makes a file that onnxruntime does not always load
+    plain, path = (os.path.join(tempfile.mkdtemp(), f"{name}.onnx") for name in ("plain", "prepared"))
+    save(model, plain)  # a path: of a model in memory the tool makes a file that onnxruntime does not always load
     prepare = partial(
-        quant_pre_process, given, path, skip_symbolic_shape=True, save_as_external_data=large, all_tensors_to_one_file=True
+        quant_pre_process, plain, path, skip_symbolic_shape=True, save_as_external_data=large, all_tensors_to_one_file=True
     )
     try:
         prepare(skip_optimization=large)
     except Exception:  # noqa: BLE001 - a step that only helps; onnxruntime's exceptions have no common type of their own
         prepare(skip_optimization=True)
-    feeds = running.given(options["calibration"], running.session(path))
+    prepared.own_biases(path)
+    feeds = given.read(options["calibration"], running.session(path))
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         count = 0
