@@ -43,8 +43,7 @@ def tensor(name: str, value: Any, file: File) -> Tensor | None:
         case _:
             return None
     where = f"{file.name}: {name!r:.200}"
-    if type(shape) is not tuple or len(shape) > MAX_SIDES or not all(type(side) is int and 0 <= side < 1 << 60 for side in shape):
-        raise InvalidFile(f"{where} has the shape {shape!r:.80}")
+    shape = sides(shape, where)
     descr, order = _kind(kind, where)
     dtype = NUMPY.get(descr, "")
     if not dtype:
@@ -56,6 +55,13 @@ def tensor(name: str, value: Any, file: File) -> Tensor | None:
     if fortran and len(shape) > 1:
         run = ops.strided(run, dtype, shape, [prod(shape[:axis]) for axis in range(len(shape))])
     return Tensor(name, dtype, shape, run)
+
+
+def sides(shape: Any, where: str) -> tuple[int, ...]:
+    """``shape``, where it is one. What else it may be is not shown: it may be without an end."""
+    if type(shape) is not tuple or len(shape) > MAX_SIDES or not all(type(side) is int and 0 <= side < 1 << 60 for side in shape):
+        raise InvalidFile(f"{where} has a shape that is none, up to {MAX_SIDES} whole numbers from 0 up were expected")
+    return shape
 
 
 def _kind(kind: Any, where: str) -> tuple[str, str]:
@@ -84,7 +90,7 @@ def _bytes(data: Any, nbytes: int, file: File, where: str) -> Any:
             except UnicodeError:
                 raise InvalidFile(f"{where}: its bytes are no bytes") from None
     if isinstance(data, str):  # Python 2's strings are bytes
-        data = data.encode("utf-8", "surrogateescape")
+        data = data.encode("utf-8", "surrogatepass")
     have = data.nbytes if isinstance(data, pickles.Run) else len(data) if isinstance(data, bytes) else -1
     if have != nbytes:
         raise InvalidFile(f"{where} takes {nbytes} bytes, {have if have >= 0 else 'something else'} is there")

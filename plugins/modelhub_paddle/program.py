@@ -92,14 +92,14 @@ def _pir(file: File) -> Program:
     said = read_json(file, limit=MAX_JSON).get("program")
     for op in _ops(said, 0):
         kind = op.get("#")
-        named = {item.get("N"): item.get("AT") for item in op.get("A") or [] if isinstance(item, dict)}
+        attributes = _list(op, "A")
         if kind == "p":
-            name = op["A"][-1] if isinstance(op.get("A"), list) and op["A"] else None
+            name = attributes[-1] if attributes else None
             if not isinstance(name, str):
                 raise InvalidFile(f"{file.name}: a parameter without a name")
             program.parameters.append(name)
         elif isinstance(kind, str) and kind.endswith((".data", ".fetch")):
-            name = named.get("name")
+            name = next((item.get("AT") for item in attributes if isinstance(item, dict) and item.get("N") == "name"), None)
             text = name.get("D") if isinstance(name, dict) else None
             (program.inputs if kind.endswith(".data") else program.outputs).append(str(text)[:200])
         elif isinstance(kind, str):
@@ -107,13 +107,19 @@ def _pir(file: File) -> Program:
     return program
 
 
+def _list(node: Any, key: str) -> list[Any]:
+    """The list under ``key``; nothing where there is none."""
+    found = node.get(key) if isinstance(node, dict) else None
+    return found if isinstance(found, list) else []
+
+
 def _ops(node: Any, depth: int) -> Iterator[dict[str, Any]]:
     """Every op of every region and block, those inside of ops as well."""
-    if depth > _MAX_DEPTH or not isinstance(node, dict):
+    if depth > _MAX_DEPTH:
         return
-    for region in node.get("regions") or []:
-        for block in (region.get("blocks") or []) if isinstance(region, dict) else []:
-            for op in (block.get("ops") or []) if isinstance(block, dict) else []:
+    for region in _list(node, "regions"):
+        for block in _list(region, "blocks"):
+            for op in _list(block, "ops"):
                 if isinstance(op, dict):
                     yield op
                     yield from _ops(op, depth + 1)

@@ -15,7 +15,8 @@ from modelhub_paddle.detect import PARAMS, PICKLES, PROGRAM
 NAMES, CUT = "StructuredToParameterName@@", "UnpackBigParamInfor@@"
 """Keys of Paddle's own in a checkpoint (``framework/io_utils.py``)."""
 MAX_DEPTH = 32
-MAX_VALUES = 4_000_000
+VALUES, MAX_VALUES = 10_000, 4_000_000
+"""Values that are looked at in any pickle, beyond one for each of its bytes; and in one of any length."""
 _SHOWN = 64
 
 
@@ -55,7 +56,7 @@ def _pickled(file: File) -> Iterator[Tensor | Metadata | Finding]:
         cut = root.pop(CUT)
         for name, how in cut.items():
             yield _joined(str(name), how, root, file)
-    for name, value in _leaves(root):
+    for name, value in _leaves(root, file.name, VALUES + found.end):
         record = arrays.tensor(name, value, file)
         if record is not None:
             yield record
@@ -77,18 +78,20 @@ def _joined(name: str, how: Any, root: dict[Any, Any], file: File) -> Tensor:
     total = sum(prod(node.shape) for node in nodes)
     if len(nodes) != len(slices) or any(len(node.shape) != 1 or node.dtype != nodes[0].dtype for node in nodes):
         raise InvalidFile(f"{where}: its {len(slices)} slices are not all arrays of one kind")
-    if not all(type(side) is int and side >= 0 for side in shape) or prod(shape) != total:
-        raise InvalidFile(f"{where} has the shape {shape!r:.80}, its slices have {total} elements")
+    if prod(arrays.sides(shape, where)) != total:
+        raise InvalidFile(f"{where} has the shape {list(shape)!r:.80}, its slices have {total} elements")
     whole = ops.concat(nodes)
     return Tensor(name, whole.dtype, shape, ops.reshape(whole, whole.dtype, shape))
 
 
-def _leaves(root: Any) -> Iterator[tuple[str, Any]]:
-    """Everything that is no container, in order. A tensor outside of a state dict is ``tuple((name, array))``."""
+def _leaves(root: Any, who: str, most: int) -> Iterator[tuple[str, Any]]:
+    """Everything that is no container, in order. A tensor outside of a state dict is ``tuple((name, array))``. `InvalidFile`
+    from ``most`` steps on: a container that stands in itself, or in another twice, and so on, has no end."""
     stack: list[tuple[str, Any, int]] = [("", root, 0)]
-    for _ in range(MAX_VALUES):
-        if not stack:
-            return
+    steps = 0
+    while stack:
+        if (steps := steps + 1) > min(most, MAX_VALUES):
+            raise InvalidFile(f"{who}: what it holds is there again and again, in {steps:,} places and more")
         name, value, depth = stack.pop()
         if isinstance(value, pickles.Call) and value.function in (("builtins", "tuple"), ("__builtin__", "tuple")):
             match value.args:

@@ -3,6 +3,7 @@ is one that was not trained), and files that nobody honest wrote."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -11,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from modelhub import plugins
+from modelhub.detect import inspect_listing, inspect_path
+from modelhub.files import list_directory
 from modelhub.testing import FormatConformance
 
 FILES = Path(__file__).with_name("files")
@@ -138,6 +142,40 @@ def test_pickles_that_are_broken(data: bytes, tmp_path: Path, modelhub) -> None:
     assert shown["format"] == "paddle"
     assert not (shown["reason"] or "").startswith("the plugin of")
     assert not shown.get("tensors")
+
+
+WITHOUT_END = {
+    "doubled": (b"\x80\x02N" + b"2\x86" * 70 + b".", "again and again"),
+    "in itself": (b"\x80\x02]q\0h\0ah\0a.", "again and again"),
+    "shape": (
+        pickle.dumps({"w": np.ones((50, 2), "f4")}, 2).replace(b"K2K\x02\x86", b"N" + b"2\x86" * 70),
+        "a shape that is none",
+    ),
+    "text": (pickle.dumps({"w": np.ones(1, "f4")}, 4).replace(b"C\x04\0\0\x80?", b"\x8c\x03\xed\xa0\x80"), "takes 4 bytes, 3 is"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_END)
+def test_values_without_an_end(name: str, tmp_path: Path) -> None:
+    data, words = WITHOUT_END[name]
+    (tmp_path / "x.pdparams").write_bytes(data)
+    found = inspect_path(str(tmp_path / "x.pdparams"), plugins.get().formats)
+    assert (found.state, [finding for finding in found.findings if finding.check == "plugin"]) == ("invalid", [])
+    assert words in found.reason
+
+
+@pytest.mark.parametrize("part", ["regions", "blocks", "ops", "A", "N", "#"])
+@pytest.mark.parametrize("wrong", [None, 7, 1.5, True, "x", {}, [[]], [7]], ids=repr)
+def test_programs_of_other_things(part: str, wrong: Any, tmp_path: Path) -> None:
+    def changed(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: wrong if key == part else changed(value) for key, value in node.items()}
+        return [changed(value) for value in node] if isinstance(node, list) else node
+
+    shutil.copy(FILES / "infer.pdiparams", tmp_path)
+    (tmp_path / "infer.json").write_text(json.dumps(changed(json.loads((FILES / "infer.json").read_text()))))
+    for found in inspect_listing(list_directory(str(tmp_path)), plugins.get().formats).found:
+        assert not [finding for finding in found.findings if finding.check == "plugin"]
 
 
 def test_arrays_that_lie(tmp_path: Path, modelhub) -> None:
