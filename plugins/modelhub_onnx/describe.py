@@ -10,6 +10,7 @@ from typing import Any
 from modelhub import Metadata, Tensor, dtypes
 
 from modelhub_onnx.model import Model, Use
+from modelhub_onnx.values import typed
 
 MAX_SHOWN = 300
 OPERATORS_SHOWN = 24
@@ -39,8 +40,8 @@ def metadata(model: Model) -> Metadata:
         "domains": {domain: version for domain, version in model.opsets.items() if domain},
         "graph": model.texts.get("graph", "")[:MAX_SHOWN],
         "description": (model.texts.get("documentation") or model.texts.get("graph_documentation") or "")[:MAX_SHOWN],
-        "inputs": {value["name"]: _typed(value) for value in model.inputs[:MAX_SHOWN]},
-        "outputs": {value["name"]: _typed(value) for value in model.outputs[:MAX_SHOWN]},
+        "inputs": {value["name"]: typed(value["dtype"], value["shape"]) for value in model.inputs[:MAX_SHOWN]},
+        "outputs": {value["name"]: typed(value["dtype"], value["shape"]) for value in model.outputs[:MAX_SHOWN]},
         "nodes": sum(model.operators.values()),
         "operators": _operators(model),
         "custom_domains": sorted(custom_domains(model)),
@@ -53,13 +54,6 @@ def metadata(model: Model) -> Metadata:
     }
     kept = {key: value for key, value in values.items() if value or (key == "opset" and value is not None)}
     return Metadata(values=kept, stored=dict(model.properties), precision=precision)
-
-
-def _typed(value: Mapping[str, Any]) -> str:
-    """As people write it: ``float32[batch, 576]``."""
-    shape = value["shape"]
-    sides = ", ".join("?" if side is None else str(side) for side in shape or ())
-    return f"{value['dtype']}[{sides}]" if shape is not None else str(value["dtype"])
 
 
 def _operators(model: Model) -> dict[str, int]:

@@ -50,8 +50,6 @@ class Externals:
         directory = os.path.dirname(self.model.path)
         name = posixpath.normpath(location)
         path = os.path.join(directory, name)
-        if path == self.model.path:
-            raise InvalidFile(f"{who}: external data in {shown}, which is the model itself")
         try:
             info = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -59,6 +57,8 @@ class Externals:
                 self._check_link(path, directory, f"{who}: external data in {shown}")
             self.missing[name] = None
             return ""
+        if os.path.samestat(info, os.stat(self.model.path)):
+            raise InvalidFile(f"{who}: external data in {shown}, which is the model itself")
         if not stat_module.S_ISREG(info.st_mode):
             raise InvalidFile(f"{who}: external data in {shown}, which is not a regular file")
         self._check_link(path, directory, f"{who}: external data in {shown}")

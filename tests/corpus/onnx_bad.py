@@ -49,6 +49,11 @@ def through_a_directory(directory: Path) -> None:
     elsewhere("sub/w.bin")(directory)
 
 
+def itself_by_a_link(directory: Path) -> None:
+    elsewhere("w.bin")(directory)
+    (directory / "w.bin").symlink_to("model.onnx")
+
+
 def training(directory: Path) -> None:
     model = perceptron()
     graph = helper.make_graph([], "update", [], [], [external(W, "../secret.bin")])
@@ -140,6 +145,7 @@ BAD: dict[str, tuple[Maker, str, str]] = {
     "external NUL": (elsewhere("w\0.bin"), "invalid", "no name of a file"),
     "external directory": (lambda directory: elsewhere("sub", data="sub/x")(directory), "invalid", "not a regular file"),
     "external itself": (elsewhere("model.onnx"), "invalid", "the model itself"),
+    "external itself by a link": (itself_by_a_link, "invalid", "the model itself"),
     "external symlink": (linked(lambda outside, link: link.symlink_to(outside)), "invalid", "a link to"),
     "external symlink to nothing": (linked(lambda outside, link: link.symlink_to("/no/such")), "invalid", "a link to /no/such"),
     "external symlinked directory": (through_a_directory, "invalid", "a link to"),

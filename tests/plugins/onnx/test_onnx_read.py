@@ -225,20 +225,6 @@ def _read_so_far() -> int:
         return int(next(line for line in counters if line.startswith("rchar")).split()[1])
 
 
-def test_what_show_says(tmp_path: Path, modelhub: Modelhub) -> None:
-    model = perceptron(producer_version="1.2")
-    onnx.helper.set_model_props(model, {"license": "mit", "author": "somebody"})
-    shown = modelhub("show", save(model, tmp_path / "m.onnx"), "--json").json
-    assert (shown["format"], shown["precision"], shown["parameters"]) == ("onnx", "F32", 2 * (32 * 32 + 32))
-    said = shown["metadata"]
-    assert said["producer"] == "tests 1.2"
-    assert (said["opset"], said["ir_version"], said["graph"]) == (21, 10, "graph")
-    assert said["inputs"] == {"x": "float32[batch, 32]"}
-    assert said["outputs"] == {"y": "float32[batch, 32]"}
-    assert said["operators"] == {"MatMul": 2, "Add": 2, "Relu": 2, "Identity": 1}
-    assert "quantization" not in said
-
-
 def test_real_models(sample_drive: Path) -> None:
     """What onnx says of every model of the drive, we say."""
     paths = sorted(sample_drive.rglob("*.onnx"))
@@ -369,39 +355,3 @@ def _long(data: bytes, kind: type, attribute: onnx.AttributeProto) -> Any:
     if kind is onnx.TensorProto:
         return (dims, found.get(2, 0), found.get(8, b""), found.get(9, b""))
     return found.get(4, b""), found.get(7, b"")
-
-
-def _quantized(producer: str, *, floats: bool) -> onnx.ModelProto:
-    """A product whose weight is quantized on the way (as training toolkits export it), or stands there as integers."""
-    weight = np.ones((8, 4), np.float32) if floats else np.ones((8, 4), np.int8)
-    tensors = [
-        numpy_helper.from_array(weight, "w"),
-        numpy_helper.from_array(np.full(4, 0.5, np.float32), "scale"),
-        numpy_helper.from_array(np.zeros(4, np.int8), "zero"),
-        numpy_helper.from_array(np.float32(0.1), "x_scale"),
-        numpy_helper.from_array(np.uint8(7), "x_zero"),
-    ]
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["xq"]),
-        helper.make_node("DequantizeLinear", ["xq", "x_scale", "x_zero"], ["xd"]),
-        helper.make_node("DequantizeLinear", ["wq" if floats else "w", "scale", "zero"], ["wd"], axis=1),
-        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
-    ]
-    if floats:
-        nodes.insert(2, helper.make_node("QuantizeLinear", ["w", "scale", "zero"], ["wq"], axis=1))
-    model = model_of(nodes, tensors, {"x": [2, 8]}, {"y": [2, 4]})
-    model.producer_name = producer
-    return model
-
-
-@pytest.mark.parametrize(
-    ("producer", "floats", "made"),
-    [("pytorch", True, "quantization-aware"), ("onnx.quantize", True, "post-training"), ("onnx.quantize", False, "post-training"),
-     ("tf2onnx", False, "unknown")],
-)  # fmt: skip
-def test_how_a_model_is_quantized_is_told(tmp_path: Path, producer: str, floats: bool, made: str) -> None:
-    found = look(save(_quantized(producer, floats=floats), tmp_path / "m.onnx"))
-    assert found.precision == "INT8"
-    assert found.metadata["quantization"] == {
-        "scheme": "QDQ", "made": made, "weights": "INT8", "quantized_parameters": 32, "per_channel": True, "activations": "UINT8",
-    }  # fmt: skip
