@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from modelhub import Check, Format, Op, hookimpl
 
-from modelhub_keras import checks, container, lzf, quantized
+from modelhub_keras import checks, config, container, lzf, quantized, saved_models
 from modelhub_keras.reader import HDF5_SUFFIXES, SUFFIXES, detect, detect_plain, read
 
 DTYPES = (
@@ -47,6 +47,7 @@ def modelhub_formats() -> Iterator[Format]:
 @hookimpl
 def modelhub_checks() -> Iterator[Check]:
     yield Check(name=checks.CUSTOM, level="safety", formats=("keras",), run=checks.custom)
+    yield Check(name=config.CHECK, level="safety", formats=("savedmodel",), run=saved_models.code)
     yield Check(name=checks.CRC, level="values", formats=("keras",), run=checks.crc)
 
 

@@ -137,8 +137,17 @@ def configuration(file: File) -> config.Config | None:
 
 
 def _model_config(file: Container) -> config.Config | None:
-    text = attributes.text(file, file.root, "model_config")
-    return config.examine(config.load(text, f"{file.name}: its model_config"), file.name) if isinstance(text, str) else None
+    """The model's; what its losses and metrics would run is found in the configuration of its training."""
+    found = _examined(file, "model_config")
+    training = _examined(file, "training_config")
+    if found is not None and training is not None:
+        found.findings += training.findings
+    return found
+
+
+def _examined(file: Container, attribute: str) -> config.Config | None:
+    text = attributes.text(file, file.root, attribute)
+    return config.examine(config.load(text, f"{file.name}: its {attribute}"), file.name) if isinstance(text, str) else None
 
 
 def _config_json(file: File, members: Mapping[str, ZipMember]) -> config.Config | None:
