@@ -175,5 +175,8 @@ def __getattr__(name: str) -> Any:
     if name in ("bits", "dtypes", "flatbuffers", "home", "ops", "pickles", "protobuf"):
         return import_module(f"modelhub.{name}")
     if name in _PUBLIC:
-        return getattr(import_module(f"modelhub.{_PUBLIC[name]}"), name)
+        value = globals()[name] = getattr(
+            import_module(f"modelhub.{_PUBLIC[name]}"), name
+        )  # asked for two thousand times otherwise
+        return value
     raise AttributeError(f"module 'modelhub' has no attribute {name!r}")

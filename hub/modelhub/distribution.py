@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 
@@ -23,9 +25,7 @@ SCRIPT = ("console_scripts", "modelhub")
 def entries(*wanted: tuple[str, str]) -> list[list[Entry]]:
     """For each (group, name) of ``wanted`` the installed entry points, in one look at what is installed; no name is any name.
     Each distribution's metadata is parsed once: that takes over a millisecond, and one may bring many entry points."""
-    from importlib.metadata import entry_points
-
-    every = entry_points()
+    every = _entry_points(tuple(map(_changed, sys.path)))
     said: dict[int, tuple[str, str]] = {}
     found: list[list[Entry]] = []
     for group, name in wanted:
@@ -36,6 +36,21 @@ def entries(*wanted: tuple[str, str]) -> list[list[Entry]]:
                 said[id(point.dist)] = (metadata["Name"] or "", metadata["Version"] or "") if metadata else ("", "")
             found[-1].append(Entry(point.name, point.value, *said[id(point.dist)], point.load))
     return found
+
+
+@lru_cache(1)
+def _entry_points(_: tuple[tuple[str, int], ...]) -> Any:
+    """What is installed, looked at anew where one of the directories has changed since."""
+    from importlib.metadata import entry_points
+
+    return entry_points()
+
+
+def _changed(path: str) -> tuple[str, int]:
+    try:
+        return path, os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return path, 0
 
 
 @cache

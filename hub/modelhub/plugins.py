@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pluggy
@@ -162,6 +162,14 @@ def _call(impl: pluggy.HookImpl, **arguments: Any) -> Any:
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
+class _Manager(pluggy.PluginManager):
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        # A module's names are mostly imported ones: what bears no mark is not looked at more closely.
+        if isinstance(plugin, ModuleType) and getattr(vars(plugin).get(name), f"{GROUP}_impl", None) is None:
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     name: str
@@ -227,7 +235,7 @@ def disabled_names() -> frozenset[str]:
 def load(*, disable: Collection[str] | None = None) -> Plugins:
     """Load every installed plugin afresh; never raises for a plugin's sake. ``disable`` stands in for ``MODELHUB_DISABLE``."""
     blocked = disabled_names() if disable is None else frozenset(disable)
-    manager = pluggy.PluginManager(GROUP)
+    manager = _Manager(GROUP)
     manager.add_hookspecs(hookspecs)
     plugins = Plugins()
     seen: dict[str, str] = {}
