@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterable, Iterator
 
 _ROOTS = {
-    "unet": ("unet.", "lora_unet_"),
-    "transformer": ("transformer.", "diffusion_model.", "lora_transformer_", "lora_unet_"),
+    "unet": ("unet.", "lora_unet_", ""),
+    "transformer": ("transformer.", "diffusion_model.", "lora_transformer_", "lora_unet_", ""),
     "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_"),
     "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
     "text_encoder_3": ("text_encoder_3.", "lora_te3_"),
-    "": ("unet.", "transformer.", "diffusion_model.", "lora_unet_", "lora_transformer_"),
+    "": ("unet.", "transformer.", "diffusion_model.", "lora_unet_", "lora_transformer_", ""),
 }
 """Component -> how a LoRA's keys for it begin."""
 _SINGLE = {
@@ -58,6 +58,7 @@ def _blocks() -> Iterator[tuple[str, str]]:
             yield f"output_blocks.{3 * level + 2}.{place}.conv", f"up_blocks.{level}.upsamplers.0.conv"
 
 
+_PROCESSOR = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora(?=\.|$)")
 _PAIRS = tuple(_blocks())
 _TO_DIFFUSERS = dict(_PAIRS)
 _TO_SINGLE = {other: one for one, other in reversed(_PAIRS)}
@@ -80,6 +81,11 @@ def spellings(path: str) -> list[str]:
                 rest = next((f".{other}" for one, other in inner if rest == f".{one}"), rest)
             return [path, names[match[1]] + rest]
     return [path]
+
+
+def plain(module: str) -> str:
+    """A LoRA's key without what older versions of diffusers (``unet.A.attn1.processor.to_q_lora``) and peft put into it."""
+    return _PROCESSOR.sub(lambda match: f".{match[1]}{'.0' * (match[1] == 'to_out')}", module).replace("base_model.model.", "", 1)
 
 
 def modules(names: Iterable[str]) -> dict[str, str]:

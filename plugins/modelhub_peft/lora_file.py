@@ -18,14 +18,17 @@ from modelhub import Checkpoint, Detection, File, FileProblem, Finding, Metadata
 
 SAFETENSORS = ".safetensors"
 SUFFIXES = (SAFETENSORS, ".pt", ".ckpt", ".bin")
-_DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.default.weight", ".hada_w1_b")
-_UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
+_DOWN = (
+    ".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.default.weight", "_lora.down.weight",
+    ".lora_linear_layer.down.weight", ".hada_w1_b",
+)  # fmt: skip
+_UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight")
 _METHODS = {
     "loha": (".hada_w1_a", ".hada_w1_b"),
     "lokr": (".lokr_w1", ".lokr_w1_a", ".lokr_w2", ".lokr_w2_a"),
     "oft": (".oft_blocks", ".oft_diag"),
     "full": (".diff",),
-    "lora": (*_DOWN[:4], *_UP),
+    "lora": (*_DOWN[:-1], *_UP),
 }
 """Method -> how some of its tensors' names end."""
 _DORA = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")

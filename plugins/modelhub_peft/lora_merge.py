@@ -23,6 +23,9 @@ from modelhub_peft.scaling import kronecker, scaled, times
 
 _ENDINGS = {
     ".lora_down.weight": "down", ".lora_A.weight": "down", ".lora.down.weight": "down",
+    ".lora_linear_layer.down.weight": "down", ".lora_A.default.weight": "down",
+    ".lora_linear_layer.up.weight": "up", ".lora_B.default.weight": "up",
+    "_lora.down.weight": "down", "_lora.up.weight": "up",
     ".lora_up.weight": "up", ".lora_B.weight": "up", ".lora.up.weight": "up",
     ".alpha": "alpha", ".diff": "diff",
     **{f".{part}": part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
@@ -67,7 +70,8 @@ def _modules(adapter: Table) -> dict[str, Parts]:
         ending = next((ending for ending in _ENDINGS if tensor.name.endswith(ending)), "")
         if not ending:
             raise ValueError(f"{tensor.name} is no part of a LoRA, LoHa or LoKr, which is all that is merged")
-        found.setdefault(tensor.name.removesuffix(ending), {})[_ENDINGS[ending]] = _node(tensor)
+        kept = "_lora" * ending.startswith("_")
+        found.setdefault(blocks.plain(tensor.name.removesuffix(ending) + kept), {})[_ENDINGS[ending]] = _node(tensor)
     return found
 
 

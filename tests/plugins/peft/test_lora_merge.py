@@ -83,6 +83,30 @@ def test_a_pipeline_with_a_lora_is_what_fuse_lora_makes_of_it(label: str, made: 
         np.testing.assert_allclose(found[f"unet/{name}"], tensor, atol=1e-6, err_msg=name)
 
 
+def test_keys_of_other_trainers_lead_to_the_same_weights(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    """Without a component, with peft's prefix, and as diffusers called attention's before it took peft."""
+    layers = load_file(next((made / "noted").glob("*.safetensors")))
+    tensors = {}
+    for number, (name, value) in enumerate(layers.items()):
+        module, _, side = name.removeprefix("unet.").partition(".lora_")
+        if module.endswith((".to_q", ".to_k")):
+            attention, _, part = module.rpartition(".")
+            tensors[f"unet.{attention}.processor.{part}_lora.{'down' if side[0] == 'A' else 'up'}.weight"] = value
+        else:
+            tensors[f"{'base_model.model.' * (number // 2 % 2)}{module}.lora_{side}"] = value
+    tensors |= {f"{name.partition('_lora.')[0]}_lora.alpha": np.array(6, np.float32) for name in tensors if "processor" in name}
+    plain = {name: value for name, value in tensors.items() if "processor" not in name}
+    save_file(
+        {**tensors, **{f"{name.partition('.lora_')[0]}.alpha": np.array(6, np.float32) for name in plain}},
+        tmp_path / "a.safetensors",
+    )
+    out = tmp_path / "out.safetensors"
+    modelhub("merge", made / "base", "--adapter", tmp_path / "a.safetensors", "--scale", 0.5, "--to", "safetensors", "-o", out)
+    found, wanted = load_file(out), load_file(next(made.glob("fused-noted/*.safetensors")))
+    for name, tensor in wanted.items():
+        np.testing.assert_allclose(found[f"unet/{name}"], tensor, atol=1e-6, err_msg=name)
+
+
 def test_names_of_the_other_layout_lead_to_the_same_weights(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
     out = tmp_path / "out.safetensors"
     modelhub("merge", made / "single.safetensors", "--adapter", made / "kohya.safetensors", "--scale", 0.5, "-o", out, "--to",
