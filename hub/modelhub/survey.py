@@ -245,6 +245,19 @@ def _finish(draft: Draft, checkpoint: Checkpoint, metadata: Metadata, summary: S
     )
 
 
+_PAGES = (b"<!doctype html", b"<html")
+
+
+def _instead(file: File) -> dict[str, str] | None:
+    """State and reason of what is no model of any format, however it is called: it is what came in its place."""
+    if file.head.startswith(b"version https://git-lfs"):
+        reason = f"{file.name} is a Git LFS pointer, the weights are not here; fetch them with: git lfs pull"
+        return {"state": "incomplete", "reason": reason}
+    if file.head[:200].lstrip().lower().startswith(_PAGES):
+        return {"reason": f"{file.name} is a web page: its download was answered with one, perhaps to sign in; fetch it again"}
+    return None
+
+
 def _found(draft: Draft, checkpoint: Checkpoint, **fields: Any) -> Found:
     digest = hashlib.sha256()
     modified = draft.modified_ns or 0
@@ -258,6 +271,8 @@ def _found(draft: Draft, checkpoint: Checkpoint, **fields: Any) -> Found:
                 digest.update(b"%d:" % file.size)
                 digest.update(file.head)
                 digest.update(file.tail)
+                if path == draft.files[0] and fields.get("state") == "invalid":
+                    fields.update(_instead(file) or {})
         except FileProblem as error:
             problem = str(error)
     if problem and not fields.get("reason"):

@@ -32,9 +32,6 @@ def detect(file: File) -> Detection | Rejected | None:
 def _only_named(file: File) -> Rejected | None:
     if not file.name.lower().endswith(SUFFIX):
         return None
-    if file.head.startswith(b"version https://git-lfs"):
-        reason = f"{file.name} is a Git LFS pointer, the weights are not here; fetch them with: git lfs pull"
-        return Rejected(reason, confidence=60, state="incomplete")
     if MAGIC.startswith(file.head[:4]):
         return Rejected(f"{file.name} is {file.size} bytes long, a GGUF header takes 24 at least", state="incomplete")
     if not any(file.head[:4]):

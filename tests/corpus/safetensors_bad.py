@@ -95,7 +95,7 @@ BAD: dict[str, tuple[bytes, str, str]] = {
     "metadata holds a number": (build({"__metadata__": {"epoch": 3}}), "invalid", "'epoch'"),
     "unknown dtype": (build({"a": entry("F3_E1M1")}, bytes(4)), "unsupported", "F3_E1M1"),
     "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "incomplete", "git lfs pull"),
-    "a page of HTML": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "invalid", "declares a header"),
+    "a page of HTML": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "invalid", "is a web page"),
 }
 
 GOOD: dict[str, tuple[bytes, list[str]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -371,3 +372,25 @@ def test_new_content_has_a_new_header_digest(tmp_path: Path) -> None:
         write(tmp_path, "a.bin", data=data)
         digests.add(look(tmp_path, format_)["a.bin"].header_digest)
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "state", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "incomplete", "a Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<title>Sign in</title>" + bytes(3000), "invalid", "a web page: its download"),
+        (b"<xml>", "invalid", "the magic is wrong"),
+    ],
+)
+def test_what_came_in_place_of_a_model_is_said(data: bytes, state: str, says: str, tmp_path: Path) -> None:
+    """Whether a format turns it down at once or when it reads it."""
+
+    def read(checkpoint) -> Iterator[Tensor]:
+        raise InvalidFile("the magic is wrong")
+
+    write(tmp_path, "a.one", "b.two", data=data)
+    late = fmt("late", suffixes=(".one",), detect=by_suffix(".one"), read=read)
+    early = fmt("early", suffixes=(".two",), detect=lambda file: Rejected("the magic is wrong"))
+    found = look(tmp_path, late, early)
+    assert {name: item.state for name, item in found.items()} == {"a.one": state, "b.two": state}
+    assert all(re.search(says, item.reason) for item in found.values())
