@@ -53,6 +53,8 @@ def reference(path: str, options: Mapping[str, str]) -> Reference:
         values = running.run(loaded, feeds)
     except Exception as error:
         raise UsageError(f"the source does not run on {whose}: {running.words(error)}") from error
+    if not any(_tells(output) for outputs in values for output in outputs):
+        raise UsageError(f"the source gives no numbers on {whose}: nothing could be compared")
     return Reference(feeds, [one.name for one in loaded.get_outputs()], values, whose)
 
 
@@ -114,6 +116,14 @@ def _numbers(value: Any) -> Any:
             return None
         return parts[0] if len(parts) == 1 else np.concatenate([part.reshape(-1) for part in parts])
     return value if getattr(value, "dtype", np.dtype("O")).kind in "biuf" else None
+
+
+def _tells(output: Any) -> bool:
+    """Whether there is a number in it that is neither NaN nor infinite."""
+    import numpy as np
+
+    found = _numbers(output)
+    return found is not None and bool(np.isfinite(found).any())
 
 
 def _row(name: str, pairs: Sequence[tuple[Any, Any]], options: Mapping[str, str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import io
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -97,8 +96,7 @@ def _quiet() -> Iterator[None]:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with smaller.quiet(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with smaller.quiet(), contextlib.redirect_stdout(io.StringIO()):
         yield
 
 

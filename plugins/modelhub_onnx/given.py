@@ -81,4 +81,6 @@ def _fitting(who: str, array: Any, wanted: Any) -> Any:
             f"{who} has the shape {list(array.shape)}, the model takes [{shape}]",
             "each file is one set of inputs" if more else "",
         )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UsageError(f"{who} has NaN or infinite values")
     return array.astype(kind.dtype)

@@ -69,7 +69,10 @@ class _TooLarge(ValueError):
 
 def _tell(outputs: Sequence[Any]) -> bool:
     """Is there an output by which two models could be told apart: a number that is not zero?"""
-    return any(getattr(one, "size", 0) and (one.dtype.kind not in "biuf" or one.any()) for one in outputs)
+    import numpy as np
+
+    arrays = [one for one in outputs if getattr(one, "size", 0)]
+    return any(one.dtype.kind not in "biuf" or (np.isfinite(one) & (one != 0)).any() for one in arrays)
 
 
 def invented(loaded: Session, side: int, most: int, seed: int) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -137,13 +138,15 @@ def own_temporary_files(directory: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The tools log each node that they pass by, and onnxruntime shapes that it did not expect."""
+    """The tools log each node that they pass by, onnxruntime shapes that it did not expect, and numpy what they divide by."""
     import onnxruntime  # type: ignore[import-untyped]
 
     onnxruntime.set_default_logger_severity(4)
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(logging.NOTSET)
 

@@ -90,6 +90,8 @@ def test_an_output_that_is_too_far_off_ends_with_status_1(source: Path, modelhub
         ("int8", ("--calibration", "words.npz"), 2, "the model takes tensor(float)"),
         ("int8", ("--calibration", "flat.npz"), 2, "x has the shape [64], the model takes [batch, 64]"),
         ("int8", ("--calibration", "many.npz"), 2, "each file is one set of inputs"),
+        ("int8-static", ("--calibration", "nan.npz"), 2, "nan.npz: x has NaN or infinite values"),
+        ("int8-static", ("--calibration", "none.npz"), 2, "the source gives no numbers on 1 set of inputs"),
         ("int8", ("--calibration", "no.npz"), 2, "is no file of NumPy's"),
         ("int8", ("--calibration", "pickled.npz"), 2, "cannot be read"),
         ("fp16", ("--set", "a=b"), 2, "no options of recipes"),
@@ -104,6 +106,8 @@ def test_what_cannot_be_done_is_said(
     np.savez(place / "words.npz", x=np.array(["a"]))
     np.savez(place / "flat.npz", x=np.zeros(64, np.float32))
     np.savez(place / "many.npz", x=np.zeros((5, 1, 64), np.float32))
+    np.savez(place / "nan.npz", x=np.full((1, 64), np.nan, np.float32))
+    np.savez(place / "none.npz", x=np.zeros((0, 64), np.float32))
     (place / "no.npz").write_text("hello")
     np.savez(place / "pickled.npz", x=np.array([{}], object))
     before = sorted(os.listdir(place))
