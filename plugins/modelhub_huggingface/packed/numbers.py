@@ -63,13 +63,15 @@ def planes(source: Any, bits: int, units: int, start: int, stop: int, *, lowest_
 
 
 def float32_of(rows: Any, dtype: str) -> Any:
-    """Stored floats (F32, F16, BF16, F8_E4M3, F8_E8M0) as float32."""
+    """Stored floats (F32, F16, BF16, F8_E4M3, F8_E5M2, F8_E8M0) as float32."""
     import numpy as np
 
     if dtype == "BF16":
         return (rows.astype(np.uint32) << 16).view(np.float32)
     if dtype == "F8_E4M3":
         return e4m3()[rows.view(np.uint8)]
+    if dtype == "F8_E5M2":  # the upper half of a F16
+        return (rows.view(np.uint8).astype(np.uint16) << 8).view(np.float16).astype(np.float32)
     if dtype == "F8_E8M0":
         return np.exp2(rows.view(np.uint8).astype(np.float32) - 127).astype(np.float32)
     return rows.astype(np.float32)

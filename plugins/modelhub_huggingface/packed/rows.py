@@ -1,8 +1,8 @@
 """Weights that are stored row by row beside their scales: one op for integers, packed integers, FP8, FP6 and FP4.
 
 ``dequant.rows`` takes the numbers (N, ...), their scales, and where there are any zero points and the group of each column. What
-the numbers are follows from their dtype: I32 words of ``bits`` bits (stored plus half their range), I8, F8_E4M3, or bytes of two
-FP4 numbers (E2M1, the low half first), or with 6 ``bits`` of FP6 numbers, four in three bytes (E2M3, lowest bits first). Scales
+the numbers are follows from their dtype: I32 words of ``bits`` bits (stored plus half their range), I8, FP8, or bytes of two FP4
+numbers (E2M1, the low half first), or with 6 ``bits`` of FP6 numbers, four in three bytes (E2M3, lowest bits first). Scales
 are one for all, one a row, one a group of columns, or one a block of rows and columns.
 """
 
@@ -52,7 +52,7 @@ def _stored_columns(kind: str, columns: int, bits: int) -> int:
 def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
     (kind, shape), (scale_kind, scales) = inputs[0], inputs[1]
     columns, bits, block = args["columns"], args["bits"], args["row_block"]
-    if kind not in ("I32", "U32", "I8", "F8_E4M3", "U8") or scale_kind not in SCALES or args["dtype"] not in FLOATS:
+    if kind not in ("I32", "U32", "I8", "F8_E4M3", "F8_E5M2", "U8") or scale_kind not in SCALES or args["dtype"] not in FLOATS:
         raise ValueError(f"{kind} numbers with {scale_kind} scales are not read")
     if bits not in {"I32": range(1, 9), "U32": range(1, 9), "U8": (0, 6)}.get(kind, (0,)):
         raise ValueError(f"{kind} numbers of {bits} bits are not read")

@@ -1,10 +1,10 @@
 """Weights beside their scales: compressed-tensors, FP8 of several makers, and NVFP4.
 
 What a module holds says what it is: ``weight_packed`` (INT4 or INT8 in words, or FP4), or a ``weight`` of FP8 or INT8, with
-``weight_scale`` (or DeepSeek's ``weight_scale_inv``, which multiplies as well), ``weight_zero_point``, ``weight_g_idx``,
-``weight_global_scale`` (divides) or ``weight_scale_2`` (multiplies). Scales of activations are no part of a weight.
-(compressed-tensors ``compressors/``, ``quantization/lifecycle/forward.py``; DeepSeek-V3 ``inference/fp8_cast_bf16.py``;
-modelopt ``torch/export``.)
+``weight_scale`` (or ``weight_scale_inv``, ``scale``, ``qscale_weight``: all multiply), ``weight_zero_point``, ``weight_g_idx``,
+``weight_global_scale`` (divides) or ``weight_scale_2`` (multiplies). INT8 beside powers of two is FP4, two in a byte. Scales of
+activations are no part of a weight. (compressed-tensors ``compressors/``, ``quantization/lifecycle/forward.py``; DeepSeek-V3
+``inference/fp8_cast_bf16.py``; transformers ``integrations/finegrained_fp8.py``; modelopt ``torch/export``.)
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from modelhub import Inline, Tensor, ops
 
-from modelhub_huggingface.packed import marlin, rows, sparse
+from modelhub_huggingface.packed import fused, marlin, rows, sparse
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, typed, whole
 
-METHODS = ("compressed-tensors", "fp8", "finegrained_fp8", "fbgemm_fp8", "modelopt", "quark")
-_SCALES = ("weight_scale", "weight_scale_inv")
+METHODS = ("compressed-tensors", "fp8", "finegrained_fp8", "fbgemm_fp8", "mxfp8", "modelopt", "quark")
+_SCALES = ("weight_scale", "weight_scale_inv", "scale", "qscale_weight")
+NUMBERS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
 BLOCK = 128
 """Rows and columns of DeepSeek's blocks, where ``weight_block_size`` says nothing else."""
 
@@ -28,12 +29,13 @@ BLOCK = 128
 def unpack(source: Stored) -> Iterator[Whole | Kept]:
     """Every module with packed, FP8, INT8 or sparse weights."""
     yield from _sparse(source)
+    yield from fused.unpack(source)
     for name, tensor in source.tensors.items():
         module, _, last = name.rpartition(".")
         if last == "weight_packed" and member(module, "scale_packed") in source.tensors:
             found = marlin.module(source, module, marlin.SPARSE[0])
             yield Kept(name, found) if isinstance(found, str) else found
-        elif last == "weight_packed" or (last == "weight" and tensor.dtype in ("F8_E4M3", "I8", "U8")):
+        elif last == "weight_packed" or (last == "weight" and tensor.dtype in NUMBERS):
             found = _module(source, module, tensor)
             yield Kept(name, found) if isinstance(found, str) else found
 
@@ -56,9 +58,11 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
     scale = next((tensors[member(module, name)] for name in _SCALES if member(module, name) in tensors), None)
     if scale is None:
         return f"there is no {member(module, _SCALES[0])}"
-    why = lack({**tensors, tensor.name: tensor}, {tensor.name: ("I32", "I8", "U8", "F8_E4M3"), scale.name: rows.SCALES})
+    why = lack({**tensors, tensor.name: tensor}, {tensor.name: ("I32", *NUMBERS), scale.name: rows.SCALES})
     if why:
         return why
+    if tensor.dtype == "I8" and scale.dtype in ("F8_E8M0", "U8") and tensor.value is not None:  # FP4, two in a byte
+        tensor = tensor._replace(dtype="U8", value=ops.typed(tensor.value, "U8", tensor.shape))
     parts = [tensor, scale]
     if tensor.dtype in ("I32", "I8"):
         for name in ("weight_zero_point", "weight_g_idx"):
@@ -85,6 +89,10 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
     if len(scale.shape) == 2 and scale.shape[0] != tensor.shape[0] and prod(scale.shape) > 1:
         sides = source.settings.get("weight_block_size") or _block_structure(source.settings)
         row_block, group = sides if isinstance(sides, list) and _are_sides(sides) else (BLOCK, BLOCK)
+        fits = (-(-tensor.shape[0] // row_block), -(-columns // group)) == scale.shape
+        if tensor.dtype in fused.FLOAT8 and not fits and 0 not in scale.shape:
+            if not (tensor.shape[0] % scale.shape[0] or columns % scale.shape[1]):  # the grid says it
+                row_block, group = tensor.shape[0] // scale.shape[0], columns // scale.shape[1]
     dtype = scale.dtype if scale.dtype in ("F16", "BF16") else source.dtype if source.dtype in FLOATS else "F32"
     args = rows.layout(columns, dtype, bits=bits, row_block=row_block, group=group, factor=factor)
     try:
@@ -147,8 +155,11 @@ def _said_bits(settings: Mapping[str, Any]) -> set[int]:
     return {count for count in bits if type(count) is int and 1 <= count <= 8}
 
 
-ACTIVATIONS = tuple(
-    f"{side}_{what}" for side in ("input", "output", "q", "k", "v") for what in ("scale", "zero_point", "global_scale")
+_SIDES = ("input", "output", "q", "k", "v", "k_cache", "v_cache")
+ACTIVATIONS = (
+    *(f"{side}_{what}" for side in _SIDES for what in ("scale", "zero_point", "global_scale")),
+    *(f"{name}activation_scale" for name in ("", "gate_up_proj_", "up_proj_", "down_proj_")),
+    "qscale_act",
 )
 """Of what goes into a layer, comes out of it, or is kept of attention (compressed-tensors ``quantization/lifecycle/``)."""
-SCHEME = Scheme(methods=METHODS, unpack=unpack, ops=(*rows.OPS, *sparse.OPS), beside=ACTIVATIONS)
+SCHEME = Scheme(methods=METHODS, unpack=unpack, ops=(*rows.OPS, *sparse.OPS, *fused.OPS), beside=ACTIVATIONS)

@@ -19,7 +19,7 @@ from modelhub import Tensor, ops
 from modelhub_huggingface.packed import rows
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, typed, whole
 
-PLAIN = {"Int8Tensor": ("I8",), "IntxUnpackedToInt8Tensor": ("I8",), "Float8Tensor": ("F8_E4M3",)}
+PLAIN = {"Int8Tensor": ("I8",), "IntxUnpackedToInt8Tensor": ("I8",), "Float8Tensor": ("F8_E4M3", "F8_E5M2")}
 _SUBCLASS = "tensor subclass "
 MAX_TEXT = 1 << 16
 _KINDS = (("float8", "FP", 8), ("int8dynamicactivationint4", "INT", 4), ("int8", "INT", 8), ("int4", "INT", 4))

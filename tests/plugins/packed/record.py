@@ -21,13 +21,15 @@ MODULE = "model.layers.0.mlp.up_proj"
 
 
 class Case(NamedTuple):
-    """``parts`` of the module as stored, what ``quantization_config`` says, the ``label``, and the weight that is meant."""
+    """``parts`` of the module as stored, what ``quantization_config`` says, the ``label``, and the weight that is meant, which is
+    called ``whole``."""
 
     name: str
     parts: dict[str, torch.Tensor]
     said: dict[str, Any]
     label: str
     wanted: torch.Tensor
+    whole: str = "weight"
 
 
 def linear(columns: int, rows: int, dtype: torch.dtype = torch.float16) -> torch.nn.Linear:
@@ -214,6 +216,37 @@ def transformers() -> Iterator[Case]:
         said = {"quant_method": "bitnet", "linear_class": kind, "quantization_mode": "offline"}
         wanted = numbers * parts["weight_scale"] if "auto" in kind else numbers / parts["weight_scale"]
         yield Case(kind, parts, said, "BITNET", wanted)
+    yield from transformers_fp8()
+
+
+def transformers_fp8() -> Iterator[Case]:
+    """Under the names that makers give scales, in the grids that these have; dequantized as it is loaded."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    computed = Fp8Dequantize(None)._dequantize_one
+    torch.manual_seed(5)
+    weight, blocks = torch.randn(96, 128), torch.rand(3, 2) + 0.5
+    e5m2, e4m3 = weight.to(torch.float8_e5m2), weight.to(torch.float8_e4m3fn)
+    grid = {"quant_method": "fp8", "weight_block_size": [32, 64]}
+    parts = {"weight": e5m2, "weight_scale_inv": blocks}
+    yield Case("fp8-e5m2", parts, grid, "FP8", computed(e5m2, blocks, torch.bfloat16))
+    powers = torch.randint(120, 130, (96, 4), dtype=torch.uint8)
+    packed = torch.randint(-128, 128, (96, 64), dtype=torch.int8)
+    parts = {"weight": packed, "scale": powers.view(torch.float8_e8m0fnu)}
+    yield Case("fp8-experts-of-fp4", parts, grid, "FP8", computed(packed, parts["scale"], torch.bfloat16))
+    parts = {"weight": e4m3, "weight_scale_inv": powers}
+    said = {"quant_method": "mxfp8", "scale_fmt": "ue8m0", "weight_block_size": [1, 32]}
+    yield Case("mxfp8", parts, said, "MXFP8", computed(e4m3, powers, torch.bfloat16))
+    one = torch.tensor(0.37)
+    parts = {"weight": e4m3, "qscale_weight": one, "qscale_act": torch.tensor(2.0)}
+    yield Case("fp8-qscale", parts, {"quant_method": "fp8"}, "FP8", computed(e4m3, one, torch.bfloat16))
+    experts, scales = torch.randn(2, 96, 128).to(torch.float8_e4m3fn), torch.rand(2, 3, 2) + 0.5
+    parts = {"gate_up_proj": experts, "gate_up_proj_scale_inv": scales}
+    yield Case("fp8-fused", parts, grid, "FP8", computed(experts, scales, torch.bfloat16), "gate_up_proj")
+    scales = torch.rand(2, 1, 128) + 0.5
+    parts = {"down_proj": experts, "down_proj_scale": scales}
+    wanted = (experts.float() * scales).bfloat16()
+    yield Case("fp8-fused-columns", parts, {"quant_method": "fbgemm_fp8"}, "FP8", wanted, "down_proj")
 
 
 LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
@@ -228,7 +261,7 @@ def digest(weight: torch.Tensor) -> str:
 
 def write(directory: Path, case: Case) -> None:
     said = {
-        "quantization_config": json.dumps(case.said), "label": case.label, "dtype": str(case.wanted.dtype),
+        "quantization_config": json.dumps(case.said), "label": case.label, "whole": case.whole, "dtype": str(case.wanted.dtype),
         "shape": json.dumps(list(case.wanted.shape)), "sha256": digest(case.wanted),
     }  # fmt: skip
     parts = {f"{MODULE}.{name}": part.detach().contiguous().clone() for name, part in case.parts.items()}

@@ -42,13 +42,14 @@ def test_as_the_library_computes_it(recorded: Path, tmp_path: Path) -> None:
     shape = tuple(json.loads(said["shape"]))
     assert (model.precision, [finding for finding in model.findings if finding.check == "packed"]) == (said["label"], [])
     logical = {tensor.name: tensor for tensor in model.table().logical}
-    assert set(logical) == {f"{MODULE}.{name}" for name in ("weight", "bias") if name == "weight" or f"{MODULE}.bias" in logical}
-    weight = logical[f"{MODULE}.weight"]
+    name = f"{MODULE}.{said['whole']}"
+    assert set(logical) - {f"{MODULE}.bias"} == {name}
+    weight = logical[name]
     assert (weight.shape, model.parameters) == (shape, sum(prod(tensor.shape) for tensor in logical.values()))
     with Handles() as handles:
         whole = np.concatenate(list(chunks(open_value(weight.value, handles))))
         assert hashlib.sha256(whole.tobytes()).hexdigest() == said["sha256"]
-        for start, stop in ((0, 1), (shape[0] - 1, shape[0]), (5, 9), (3, shape[0] - 2)):
+        for start, stop in ((0, 1), (shape[0] - 1, shape[0]), (5, 9), (3, shape[0] - 2)) if shape[0] > 9 else ((1, 2),):
             np.testing.assert_array_equal(open_value(weight.value, handles).read(start, stop), whole[start:stop])
 
 
