@@ -85,14 +85,7 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
         others.append(shape.name)
     if len(tensor.shape) != 2 or not columns:
         return f"{tensor.name} {list(tensor.shape)} is no matrix of the bits that the settings say"
-    row_block, group = 1, 0
-    if len(scale.shape) == 2 and scale.shape[0] != tensor.shape[0] and prod(scale.shape) > 1:
-        sides = source.settings.get("weight_block_size") or _block_structure(source.settings)
-        row_block, group = sides if isinstance(sides, list) and _are_sides(sides) else (BLOCK, BLOCK)
-        fits = (-(-tensor.shape[0] // row_block), -(-columns // group)) == scale.shape
-        if tensor.dtype in fused.FLOAT8 and not fits and 0 not in scale.shape:
-            if not (tensor.shape[0] % scale.shape[0] or columns % scale.shape[1]):  # the grid says it
-                row_block, group = tensor.shape[0] // scale.shape[0], columns // scale.shape[1]
+    row_block, group = _block(source, tensor, columns, scale)
     dtype = scale.dtype if scale.dtype in ("F16", "BF16") else source.dtype if source.dtype in FLOATS else "F32"
     args = rows.layout(columns, dtype, bits=bits, row_block=row_block, group=group, factor=factor)
     try:
@@ -100,6 +93,19 @@ def _module(source: Stored, module: str, tensor: Tensor) -> Whole | str:
     except ValueError as error:
         return str(error)
     return whole(member(module, "weight"), value, (*(part.name for part in parts), *others))
+
+
+def _block(source: Stored, tensor: Tensor, columns: int, scale: Tensor) -> tuple[int, int]:
+    """Rows and columns that share a scale; (1, 0) where the scales' shape says it: one for all, or so many a row."""
+    if len(scale.shape) != 2 or scale.shape[0] == tensor.shape[0] or prod(scale.shape) <= 1:
+        return 1, 0
+    rows = tensor.shape[0]
+    sides = source.settings.get("weight_block_size") or _block_structure(source.settings)
+    high, wide = sides if isinstance(sides, list) and _are_sides(sides) else (BLOCK, BLOCK)
+    fits = (-(-rows // high), -(-columns // wide)) == scale.shape
+    if tensor.dtype in fused.FLOAT8 and not fits and not (rows % scale.shape[0] or columns % scale.shape[1]):
+        return rows // scale.shape[0], columns // scale.shape[1]
+    return high, wide
 
 
 def _block_structure(settings: Mapping[str, Any]) -> Any:
