@@ -18,3 +18,4 @@ def modelhub_formats() -> Iterator[Format]:
     for row in ROWS:
         yield Format(name=row.name, title=row.title, suffixes=row.suffixes, magics=row.magics, detect=row.detect)
     yield Format(name="ctranslate2", title="CTranslate2", detect_directory=directories.ctranslate2)
+    yield Format(name="spacy", title="spaCy pipeline", detect_directory=directories.spacy)

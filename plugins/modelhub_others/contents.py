@@ -25,6 +25,8 @@ HAILO = b"\x01HEF"
 """HailoRT ``hef/hef_internal.hpp``."""
 LITERTLM = b"LITERTLM"
 """LiteRT-LM ``schema/core/litertlm_header.h``."""
+DYNET = (b"#Parameter# /", b"#LookupParameter# /")
+"""``TextFileSaver`` (DyNet ``dynet/io.cc``)."""
 MAX_PREFIX = 1 << 20
 MAX_UNPACKED = 64 << 10
 
@@ -43,6 +45,12 @@ def tensorrt(file: File) -> str | None:
         if 1 <= version[0] <= 99:
             return f"a TensorRT {version[0]}.{version[1]}.{version[2]} engine{by}"
     return f"a TensorRT engine{by}"
+
+
+def dynet(file: File) -> str | None:
+    """A line for each parameter: its kind, name, shape and length; then its numbers as text."""
+    line = re.match(rb"#(?:Lookup)?Parameter# (/\S{0,200}) \{[\d,X]{1,100}\} \d+ ", file.head)
+    return "DyNet's parameters as text" if line else None
 
 
 def mnn(file: File) -> str | None:

@@ -53,6 +53,15 @@ ROWS = (
         magics=(contents.TENSORRT,),
     ),
     Row(
+        "dynet",
+        "DyNet",
+        (),
+        contents.dynet,
+        "where a parameter begins is known when all numbers before it are read",
+        "DyNet's populate opens it, in the program that built the network",
+        magics=contents.DYNET,
+    ),
+    Row(
         "mnn",
         "MNN",
         (".mnn",),

@@ -9,6 +9,7 @@ from modelhub import Check, Format, Op, hookimpl
 
 from modelhub_paddle import checks, latin
 from modelhub_paddle.detect import PARAMS, PICKLES, PROGRAM, detect
+from modelhub_paddle.directories import detect_directory
 from modelhub_paddle.elements import DTYPES
 from modelhub_paddle.reader import read
 
@@ -22,6 +23,7 @@ def modelhub_formats() -> Iterator[Format]:
         dtypes=DTYPES,
         sharing="any",
         detect=detect,
+        detect_directory=detect_directory,
         read=read,
     )
 

@@ -24,7 +24,7 @@ def detect(file: File) -> Detection | None:
         is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
         return Detection([file.path], confidence=90) if is_pickle else None
     if name.endswith(PROGRAM):
-        found = bool(_BLOCK.match(head))
+        found = is_program(head)
     elif name.endswith(PARAMS):
         found = is_tensor(head)
     else:
@@ -39,6 +39,10 @@ def detect(file: File) -> Detection | None:
     lost = [names[2]] if names[2] not in beside and names[2] not in (file.siblings or ()) and _has_parameters(file) else []
     directory = os.path.dirname(file.path)
     return Detection([os.path.join(directory, name) for name in beside], confidence=92, missing=lost, name=file.stem)
+
+
+def is_program(head: bytes) -> bool:
+    return bool(_BLOCK.match(head))
 
 
 def is_tensor(head: bytes) -> bool:

@@ -34,8 +34,13 @@ def read(file: File) -> Program:
     return found
 
 
+def is_one(file: File) -> bool:
+    """Whether a file of a model is its program, by its name."""
+    return file.name.lower().endswith((".pdmodel", ".json")) or file.name == "__model__"
+
+
 def parameters(file: File) -> list[str]:
-    return read(file).parameters if file.name.lower().endswith((".pdmodel", ".json")) else []
+    return read(file).parameters if is_one(file) else []
 
 
 def _protobuf(file: File) -> Program:

@@ -10,7 +10,8 @@ from modelhub import Checkpoint, File, Finding, InvalidFile, Metadata, Tensor, o
 
 from modelhub_paddle import arrays, parameters, program
 from modelhub_paddle.checks import findings
-from modelhub_paddle.detect import PARAMS, PICKLES, PROGRAM
+from modelhub_paddle.detect import PARAMS, PICKLES
+from modelhub_paddle.directories import COMBINED
 
 NAMES, CUT = "StructuredToParameterName@@", "UnpackBigParamInfor@@"
 """Keys of Paddle's own in a checkpoint (``framework/io_utils.py``)."""
@@ -31,19 +32,23 @@ def _inference(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     values: dict[str, Any] = {}
     names: list[str] = []
     for file in checkpoint:
-        if file.name.lower().endswith((PROGRAM, ".json")):
+        if program.is_one(file):
             said = program.read(file)
             names = said.parameters
             values["operators"] = dict(sorted(said.operators.most_common(_SHOWN)))
             values.update({key: found for key, found in (("inputs", said.inputs), ("outputs", said.outputs)) if found})
+    single = False
     for file in checkpoint:
-        if file.name.lower().endswith(PARAMS):
-            if not names:
-                yield Finding(
-                    "paddle-names", "info", "no program is beside it: its tensors have numbers, not names", file=file.path
-                )
-            yield from parameters.read(file, names)
-    yield Metadata(values=values, container="inference")
+        if program.is_one(file) or file.name.endswith(".info"):
+            continue
+        if not file.name.lower().endswith((PARAMS, *COMBINED)):  # a variable, which its file is called after
+            single = True
+            yield from parameters.read(file, [file.name])
+            continue
+        if not names:
+            yield Finding("paddle-names", "info", "no program is beside it: its tensors have numbers, not names", file=file.path)
+        yield from parameters.read(file, names)
+    yield Metadata(values=values, container="variables" if single else "inference")
 
 
 def _pickled(file: File) -> Iterator[Tensor | Metadata | Finding]:

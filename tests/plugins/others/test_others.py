@@ -60,6 +60,7 @@ FILES = {
     "chip.hef": (b"\x01HEF" + bytes(60), "hailo", "a Hailo executable"),
     "phone.dlc": (zipped({"model": b"x", "model.params": b"y", "dlc.metadata": b"z"}), "snpe", "SNPE"),
     "hand.task": (zipped({"hand_detector.tflite": b"x", "hand_landmarks.tflite": b"y"}), "mediapipe", "2 TensorFlow Lite models"),
+    "tagger.model": (b"#Parameter# /lstm/_0 {200,200} 640001 ZERO_GRAD\n-1.1e-01 +9.4e-02 ", "dynet", "DyNet's parameters"),
     "gemma.litertlm": (b"LITERTLM" + bytes(60), "litertlm", "a LiteRT-LM bundle"),
 }  # fmt: skip
 
@@ -132,3 +133,22 @@ def test_ctranslate2_is_a_directory(tmp_path: Path, modelhub) -> None:
     (model / "model.bin").write_bytes(bytes(100))
     modelhub("scan", tmp_path)
     assert not [item for item in modelhub("ls", "--json").json if item["state"] != "missing"]
+
+
+def test_a_spacy_pipeline_is_a_directory(tmp_path: Path, modelhub) -> None:
+    """As ``nlp.to_disk`` leaves it; ``meta.json`` by itself may be anybody's."""
+    model = tmp_path / "en_small-3.7.0"
+    (model / "ner").mkdir(parents=True)
+    said = {"lang": "en", "name": "small", "version": "3.7.0", "spacy_version": ">=3.7,<3.8", "pipeline": ["tok2vec", "ner"]}
+    (model / "meta.json").write_text(json.dumps(said))
+    (model / "config.cfg").write_text('[nlp]\nlang = "en"\n')
+    (model / "ner" / "model").write_bytes(bytes(5000))
+    modelhub("scan", tmp_path)
+    (row,) = modelhub("ls", "--json").json
+    assert (row["name"], row["format"], row["state"]) == ("en_small-3.7.0", "spacy", "unsupported")
+    assert "en_small 3.7.0: tok2vec, ner" in row["reason"]
+    assert row["size"] == sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
+    for text in ("[1]", json.dumps({"lang": "en"}), json.dumps({**said, "lang": 5})):
+        (model / "meta.json").write_text(text)
+        modelhub("scan", tmp_path)
+        assert not [item for item in modelhub("ls", "--json").json if item["state"] != "missing"]

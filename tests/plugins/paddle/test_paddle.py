@@ -198,3 +198,30 @@ def test_parameters_that_lie(tmp_path: Path, modelhub) -> None:
         path.write_bytes(broken)
         shown = modelhub("show", path, "--json", status=None)
         assert shown.returncode or shown.json["state"] != "ready", number
+
+
+@pytest.mark.parametrize("kind", ["variables", "model", "combined"])
+def test_a_directory_with_a_file_for_each_variable_is_one_model(kind: str, tmp_path: Path, modelhub) -> None:
+    """As ``save_vars`` writes them, and ``save_inference_model`` did (``files/variables``; their values: ``.npz``)."""
+    with np.load(FILES / "variables.npz") as arrays:
+        truth = {name: arrays[name] for name in arrays.files}
+    place = tmp_path / "drive" / "lexer"
+    place.mkdir(parents=True)
+    wanted = {"variables": [], "model": ["__model__"], "combined": ["__model__", "__params__"]}[kind]
+    for name in (*wanted, *(truth if kind != "combined" else ())):
+        shutil.copy(FILES / "variables" / name, place / name)
+    assert modelhub("scan", tmp_path / "drive", "--json").json["found"] == 1
+    shown = modelhub("show", place, "--json").json
+    assert (shown["name"], shown["format"], shown["state"]) == ("lexer", "paddle", "ready")
+    assert shown["parameters"] == 8 * 5 + 5 + 5 * 3 + 3
+    assert bool(shown["metadata"].get("operators")) == (kind != "variables")
+    found = converted(modelhub, place, tmp_path / "out.npz")
+    assert {name: array.tobytes() for name, array in found.items()} == {name: array.tobytes() for name, array in truth.items()}
+    if kind == "model":
+        (place / "fc_1.w_0").unlink()
+        shown = modelhub("show", place, "--json").json
+        assert (shown["state"], "fc_1.w_0" in shown["reason"]) == ("incomplete", True)
+    else:
+        last = place / ("fc_1.w_0" if kind == "variables" else "__params__")
+        last.write_bytes(last.read_bytes()[:-3])
+        assert modelhub("show", place, "--json").json["state"] in ("incomplete", "invalid")
