@@ -15,6 +15,7 @@ from modelhub_huggingface.packed import (
     awq,
     bitnet,
     bitsandbytes,
+    gemma,
     gptq,
     hqq,
     marlin,
@@ -27,7 +28,7 @@ from modelhub_huggingface.packed import (
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole
 
 SCHEMES: tuple[Scheme, ...] = tuple(
-    method.SCHEME for method in (gptq, awq, autoround, hqq, marlin, mlx, bitsandbytes, scaled, mxfp4, torchao, bitnet)
+    method.SCHEME for method in (gptq, awq, autoround, hqq, marlin, mlx, bitsandbytes, scaled, mxfp4, torchao, bitnet, gemma)
 )
 
 

@@ -217,6 +217,27 @@ def transformers() -> Iterator[Case]:
         wanted = numbers * parts["weight_scale"] if "auto" in kind else numbers / parts["weight_scale"]
         yield Case(kind, parts, said, "BITNET", wanted)
     yield from transformers_fp8()
+    yield from transformers_gemma()
+
+
+def transformers_gemma() -> Iterator[Case]:
+    from transformers.integrations.gemma_quant import QuantizedEmbedding, QuantizedLinear
+
+    torch.manual_seed(6)
+    said = {"quant_method": "gemma", "num_bits": 4, "module_quant_configs": {r"layers\.\d+\.self_attn": {"num_bits": 2}}}
+    for bits in (2, 4, 8):
+        made = QuantizedLinear(128, 24, num_bits=bits)
+        kind = torch.int8 if bits == 8 else torch.uint8
+        made.weight.data = torch.randint(-128 if bits == 8 else 0, 128 if bits == 8 else 256, made.weight.shape).to(kind)
+        made.weight_scale.data = torch.rand(24, 1)
+        own = {**said["module_quant_configs"], "mlp": {"num_bits": bits}}
+        settings = {**said, "module_quant_configs": own}
+        wanted = made._dequantize_weights(torch.bfloat16)
+        yield Case(f"gemma-{bits}", dict(made.state_dict()), settings, "GEMMA-INT4", wanted)
+    table = QuantizedEmbedding(40, 64, torch.bfloat16, num_bits=4)
+    table.embedding_quantized.data = torch.randint(0, 256, table.embedding_quantized.shape).to(torch.uint8)
+    table.embedding_scale.data = torch.rand(40, 2)
+    yield Case("gemma-embedding", dict(table.state_dict()), said, "GEMMA-INT4", table.weight)
 
 
 def transformers_fp8() -> Iterator[Case]:
