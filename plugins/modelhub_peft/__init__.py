@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from modelhub import Combination, Format, Op, hookimpl
 
-from modelhub_peft import layout, lora_file, scaling
+from modelhub_peft import layout, lora_file, rotations, scaling
 
 
 @hookimpl
@@ -34,6 +34,7 @@ def modelhub_formats() -> Iterator[Format]:
 @hookimpl
 def modelhub_ops() -> Iterator[Op]:
     yield from scaling.OPS
+    yield from rotations.OPS
 
 
 @hookimpl

@@ -2,6 +2,8 @@
 reads no weight.
 
     LoRA, AdaLoRA, LoHa, LoKr, VeRA    W + a product of what the adapter holds (`products`)
+    MiSS, HiRA                         W + what repeats along its columns; W + W * (B A), by elements (`products`)
+    OFT, HRA                           W with its rows turned (`rotations`)
     DoRA                               that, with every row brought to the length that was learnt for it
     IA3                                W with its rows (or, in feed-forward modules, its columns) multiplied with a vector
     trained tokens                     W with some of its rows replaced
@@ -23,16 +25,19 @@ from modelhub import Combination, File, Node, Table, Tensor, UnsupportedFile, op
 from modelhub_peft import experts, output, products
 from modelhub_peft.config import CONFIG, MAX_CONFIG, MERGED, AdapterConfig, parse, unmergeable
 from modelhub_peft.names import Names
-from modelhub_peft.scaling import brought_to, scaled, with_rows
+from modelhub_peft.rotations import hra, oft
+from modelhub_peft.scaling import brought_to, scaled, times, with_rows
 
 _PART = re.compile(
     r"(?:(?P<module>.+)\.)?(?P<part>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l"
-    r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|vera_(?:A|B|lambda_[bd])|trainable_tokens_delta)"
+    r"|oft_R|hra_u|miss_block|hira_[AB]|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|vera_(?:A|B|lambda_[bd])|trainable_tokens_delta)"
     r"(?:\.default)?(?:\.(?P<leaf>weight|bias))?",
     re.DOTALL,
 )
 _WRAPPERS = re.compile(r"\.((modules_to_save|ln_tuning_layers)(\.default)?|base_layer)(?=\.)")
-_FOREIGN = re.compile(r"(^|\.)(lora|ia3|hada|lokr|oft|boft|vera|trainable_tokens|prompt|fourierft|hra|miss|bone)_", re.IGNORECASE)
+_FOREIGN = re.compile(
+    r"(^|\.)(lora|ia3|hada|lokr|oft|boft|vera|trainable_tokens|prompt|fourierft|hra|hira|miss|bone)_", re.IGNORECASE
+)
 PREFIXES = ("base_model.model.", "base_model.")
 
 
@@ -124,7 +129,7 @@ class _Merging:
                     self.replaced[each] = tensor._replace(name=each)
 
     def change(self, adapter: Adapter, scale: float) -> None:
-        if scale != 1 and adapter.config.kind in ("IA3", "TRAINABLE_TOKENS", "LN_TUNING"):
+        if scale != 1 and adapter.config.kind in ("IA3", "OFT", "HRA", "TRAINABLE_TOKENS", "LN_TUNING"):
             raise ValueError(f"{MERGED[adapter.config.kind]}: there is no strength that could be scaled")
         for change in self._with_parameters(adapter, scale):
             try:
@@ -176,6 +181,16 @@ class _Merging:
             if bias:
                 name = self.names.of(module, "bias")
                 self.values[name] = ops.add(self._now(name), ops.affine(bias, config.scale_of(module, rank) * scale))
+        elif "oft_R" in parts or "hra_u" in parts:
+            self._turned(module, parts, config)
+        elif "hira_A" in parts:
+            factor = ops.affine(products.hira(parts, scale))
+            self._set(
+                name := self.names.of(module, "weight"), ops.add(self._now(name), times(ops.affine(self._now(name)), factor))
+            )
+        elif "miss_block" in parts:
+            shape = self.names.tensors[self.names.of(module, "weight")].shape
+            self._added(module, products.miss(parts, shape, config, scale), False, None)
         elif any(part.startswith("hada_") for part in parts):
             self._added(module, products.loha(module, parts, config, scale), False, None)
         elif any(part.startswith("lokr_") for part in parts):
@@ -219,6 +234,15 @@ class _Merging:
             else:
                 after = brought_to(after, lengths, measured)
         self._set(name, after if after.shape == shape else ops.reshape(after, "F32", shape))
+
+    def _turned(self, module: str, parts: products.Parts, config: AdapterConfig) -> None:
+        name = self.names.of(module, "weight")
+        shape = self.names.tensors[name].shape
+        if len(shape) < 2:
+            raise ValueError(f"{config.kind} on {name} {list(shape)}, which is no matrix")
+        now = ops.reshape(self._now(name), self._now(name).dtype, (shape[0], prod(shape[1:])))
+        turn = oft(now, parts.pop("oft_R"), config) if "oft_R" in parts else hra(now, parts.pop("hra_u"), config)
+        self._set(name, ops.reshape(turn, "F32", shape))
 
     def _replaced(self, module: str, rows: Node, config: AdapterConfig, scale: float) -> None:
         places = config.tokens_of(module)

@@ -5,6 +5,8 @@ float32 with the matrix's rows and, flat, all its other sides.
     AdaLoRA   alpha / (rank at the start + 1e-5) B (E A)   ``tuners/adalora/layer.py``
     LoHa      s (W1a W1b) * (W2a W2b), by elements        ``tuners/loha/layer.py``
     LoKr      s W1 x W2, Kronecker's product              ``tuners/lokr/layer.py``; W1 and W2 may be products themselves
+    HiRA      s B A, to be multiplied with W by elements  ``tuners/hira/layer.py``
+    MiSS      s D, which repeats along the columns        ``tuners/miss/layer.py``
     VeRA      (b B) (d A), with B and A that all share    ``tuners/vera/layer.py``; cut to the sides of the matrix
 
 ``flip``: the base keeps the matrix transposed, and so must be what is added.
@@ -85,6 +87,28 @@ def vera(parts: Parts, shared: Mapping[str, Node], shape: tuple[int, int], scale
     left = scaled(ops.affine(ops.slice_(big_b, 0, rows)), b, 0)
     right = scaled(ops.affine(ops.slice_(big_a, 0, columns, axis=1)), d, 0)
     return _product(left, right, scale, flip)
+
+
+def hira(parts: Parts, scale: float) -> Node:
+    """``hira_A`` (rank, columns) and ``hira_B`` (rows, rank): what the matrix is multiplied with, by elements, and added to."""
+    return _product(taken(parts, "hira_B"), parts.pop("hira_A"), scale, False)
+
+
+def miss(parts: Parts, shape: tuple[int, ...], config: AdapterConfig, scale: float) -> Node:
+    """``miss_block`` (rank, rows), which comes again every ``rank`` columns; fewer rows ("mini") come again as well."""
+    block = parts.pop("miss_block")
+    if config.raw.get("init_weights") == "bat" or len(block.shape) != 2 or len(shape) != 2:
+        raise ValueError('MiSS of the kind "bat" cannot be merged here: merge_and_unload of peft may')
+    (rank, width), (rows, columns) = block.shape, shape
+    if not rank or not width or rows % width or (width != rows and config.raw.get("init_weights") != "mini"):
+        raise ValueError(f"its block {[rank, width]} does not fit {[rows, columns]}")
+    times_whole, rest = divmod(columns, rank)
+    whole, part = (
+        ops.strided(block, block.dtype, (rows // width, width, count, each), (0, 1, 0, width)) if count and each else None
+        for count, each in ((times_whole, rank), (1, rest))
+    )
+    flat_parts = [ops.reshape(node, block.dtype, (rows, prod(node.shape[2:]))) for node in (whole, part) if node is not None]
+    return ops.affine(flat_parts[0] if len(flat_parts) == 1 else ops.concat(flat_parts, axis=1), scale)
 
 
 def taken(parts: Parts, part: str) -> Node:

@@ -47,11 +47,20 @@ def with_rows(value: Node, rows: Node, places: Sequence[int]) -> Node:
     return ops.node("peft.rows", value, rows, places=list(places))
 
 
-def _array(source: Any, start: int, stop: int) -> NDArray[Any]:
+def array(source: Any, start: int, stop: int) -> NDArray[Any]:
+    """Rows of an input as float32."""
     import numpy as np
 
     rows: NDArray[Any] = np.ascontiguousarray(source.read(start, stop)).reshape(-1).view("<f4")
     return rows.reshape(stop - start, *source.shape[1:])
+
+
+def whole(source: Any) -> NDArray[Any]:
+    """An input as float32, read once and kept as long as the op runs."""
+    if "whole" not in source.state:
+        source.state["whole"] = array(source, 0, source.shape[0])
+    kept: NDArray[Any] = source.state["whole"]
+    return kept
 
 
 def _infer_scaled(inputs: Specs, args: Any) -> tuple[str, tuple[int, ...]]:
@@ -63,8 +72,8 @@ def _infer_scaled(inputs: Specs, args: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _scaled_rows(sources: Sequence[Any], args: Any, start: int, stop: int) -> Any:
-    values, axis = _array(sources[0], start, stop), args["axis"]
-    by = _array(sources[1], start, stop) if axis == 0 else _array(sources[1], 0, sources[1].shape[0])
+    values, axis = array(sources[0], start, stop), args["axis"]
+    by = array(sources[1], start, stop) if axis == 0 else array(sources[1], 0, sources[1].shape[0])
     return values * by.reshape([-1 if side == axis else 1 for side in range(values.ndim)])
 
 
@@ -82,7 +91,7 @@ def _infer_magnitude(inputs: Specs, args: Any) -> tuple[str, tuple[int, ...]]:
 def _magnitude_rows(sources: Sequence[Any], args: Any, start: int, stop: int) -> Any:
     import numpy as np
 
-    values, lengths, measured = (_array(source, start, stop) for source in sources)
+    values, lengths, measured = (array(source, start, stop) for source in sources)
     norms = np.sqrt(np.einsum("ij,ij->i", measured, measured, dtype=np.float64)).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros has no direction: it is not a number, as in peft
         return values * (lengths / norms)[:, None]
@@ -95,7 +104,7 @@ def _infer_times(inputs: Specs, args: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _times_rows(sources: Sequence[Any], args: Any, start: int, stop: int) -> Any:
-    return _array(sources[0], start, stop) * _array(sources[1], start, stop)
+    return array(sources[0], start, stop) * array(sources[1], start, stop)
 
 
 def _infer_kronecker(inputs: Specs, args: Any) -> tuple[str, tuple[int, ...]]:
@@ -109,15 +118,13 @@ def _kronecker_rows(sources: Sequence[Any], args: Any, start: int, stop: int) ->
     import numpy as np
 
     right, high = sources[1], sources[1].shape[0]
-    left = sources[0].state.get("whole")
-    if left is None:
-        left = sources[0].state["whole"] = _array(sources[0], 0, sources[0].shape[0])
+    left = whole(sources[0])
     out = np.empty((stop - start, left.shape[1], right.shape[1]), np.float32)
     at = start
     while at < stop:
         block, first = divmod(at, high)
         last = min(high, first + stop - at)
-        rows = _array(right, first, last)
+        rows = array(right, first, last)
         np.multiply(left[block][None, :, None], rows[:, None, :], out=out[at - start : at - start + last - first])
         at += last - first
     return out.reshape(stop - start, -1)
@@ -144,11 +151,9 @@ def _infer_rows(inputs: Specs, args: Any) -> tuple[str, tuple[int, ...]]:
 def _rows_rows(sources: Sequence[Any], args: Any, start: int, stop: int) -> Any:
     import numpy as np
 
-    rows = sources[1].state.get("whole")
-    if rows is None:
-        rows = sources[1].state["whole"] = _array(sources[1], 0, sources[1].shape[0])
+    rows = whole(sources[1])
     places = np.asarray(args["places"], np.int64)
-    values = _array(sources[0], start, stop)
+    values = array(sources[0], start, stop)
     inside = (places >= start) & (places < stop)
     if inside.any():
         values = values.copy()
@@ -160,7 +165,7 @@ def _rows_needs(inputs: Specs, args: Any, start: int, stop: int) -> Sequence[tup
     return [(start, stop), (0, inputs[1][1][0])]
 
 
-def _held(which: int) -> Callable[[Specs, Any, int], int]:
+def held(which: int) -> Callable[[Specs, Any, int], int]:
     """Peak bytes of an op that holds one of its inputs whole."""
 
     def memory(inputs: Specs, args: Any, rows: int) -> int:
@@ -185,9 +190,9 @@ OPS = (
         rows=_kronecker_rows,
         infer=_infer_kronecker,
         needs=_kronecker_needs,
-        memory=_held(0),
+        memory=held(0),
         tile=TILE,
     ),
-    Op(name="peft.rows", rows=_rows_rows, infer=_infer_rows, needs=_rows_needs, memory=_held(1), tile=TILE),
+    Op(name="peft.rows", rows=_rows_rows, infer=_infer_rows, needs=_rows_needs, memory=held(1), tile=TILE),
     Op(name="peft.magnitude", rows=_magnitude_rows, infer=_infer_magnitude, needs=_same, memory=_memory, tile=TILE),
 )

@@ -21,6 +21,16 @@ KINDS: dict[str, peft.PeftConfig] = {
     "lokr": peft.LoKrConfig(r=2, alpha=3, target_modules=[*ATTENTION, "down_proj"], rank_pattern={"down_proj": 3}),
     "lokr both": peft.LoKrConfig(r=2, alpha=3, target_modules=["q_proj"], decompose_both=True, decompose_factor=8),
     "lokr whole": peft.LoKrConfig(r=50, alpha=3, target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 60}),
+    "oft": peft.OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj", "down_proj"]),
+    "oft solved": peft.OFTConfig(
+        r=0, oft_block_size=8, target_modules=["q_proj"], use_cayley_neumann=False, coft=True, eps=0.9, block_share=True
+    ),
+    "oft three terms": peft.OFTConfig(r=0, oft_block_size=8, target_modules=["k_proj"], num_cayley_neumann_terms=3),
+    "hra": peft.HRAConfig(r=4, target_modules=["k_proj", "down_proj"]),
+    "hra orthogonal": peft.HRAConfig(r=4, target_modules=["k_proj"], apply_GS=True),
+    "miss": peft.MissConfig(r=7, target_modules=["k_proj", "down_proj"]),
+    "miss mini": peft.MissConfig(r=8, mini_r=4, target_modules=["k_proj"], init_weights="mini"),
+    "hira": peft.HiraConfig(r=4, target_modules=["k_proj", "down_proj"]),
     "vera": peft.VeraConfig(r=8, target_modules=["q_proj", "k_proj", "down_proj"]),
     "tokens": peft.TrainableTokensConfig(token_indices=[3, 150, 7], target_modules=["embed_tokens"]),
     "lora and tokens": peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [9, 4]}),
@@ -126,6 +136,8 @@ CONVOLUTIONS: dict[str, peft.PeftConfig] = {
         r=2, target_modules=[], target_parameters=["experts.gate_up", "experts.down"], alpha_pattern={"down": 3}
     ),
     "adalora": peft.AdaLoraConfig(init_r=3, total_step=10, target_modules=["two"]),
+    "oft": peft.OFTConfig(r=0, oft_block_size=3, target_modules=["two"]),
+    "hra": peft.HRAConfig(r=2, target_modules=["two"]),
 }
 
 
@@ -162,7 +174,7 @@ def test_experts_that_are_kept_transposed_are_told_by_their_shapes(tmp_path: Pat
 
 REFUSED: dict[str, tuple[peft.PeftConfig, str]] = {
     "boft": (peft.BOFTConfig(boft_block_size=4, target_modules=["q_proj"]), "it is of the kind BOFT"),
-    "oft": (peft.OFTConfig(r=4, oft_block_size=0, target_modules=["q_proj"]), "it is of the kind OFT"),
+    "bat": (peft.MissConfig(r=4, target_modules=["q_proj"], init_weights="bat"), 'MiSS of the kind "bat"'),
     "fourier": (peft.FourierFTConfig(n_frequency=8, target_modules=["q_proj"]), "it is of the kind FOURIERFT"),
     "prompt": (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "it is of the kind PROMPT_TUNING"),
     "vera": (peft.VeraConfig(r=4, target_modules=["q_proj"], save_projection=False), "save_projection=True"),
