@@ -24,7 +24,7 @@ class Target(NamedTuple):
 _BERT_LAYER = re.compile(r"bert/encoder/layer_(\d{1,4})/(.+)", re.ASCII)
 _GPT2_LAYER = re.compile(r"model/h(\d{1,4})/(.+)", re.ASCII)
 
-_NORM = {"gamma": "weight", "beta": "bias"}
+NORM = {"gamma": "weight", "beta": "bias"}
 _BERT_PARTS = {
     **{
         f"{part}/kernel": Target(f"{part.replace('/', '.')}.weight", TURNED)
@@ -43,7 +43,7 @@ _BERT_PARTS = {
     **{
         f"{part}/LayerNorm/{theirs}": Target(f"{part.replace('/', '.')}.LayerNorm.{ours}")
         for part in ("attention/output", "output")
-        for theirs, ours in _NORM.items()
+        for theirs, ours in NORM.items()
     },
 }  # fmt: skip
 _BERT = {

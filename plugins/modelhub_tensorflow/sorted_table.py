@@ -21,6 +21,9 @@ PLAIN, SNAPPY = 0, 1
 MAX_BLOCKS = 1_000_000
 MAX_ENTRIES = 5_000_000
 MAX_KEY = 1 << 16
+MOST, MAX_KEYS = 64, 512 << 20
+"""Bytes of keys for each byte of their block, beyond the length of one key: every 16th is stored whole, the others at least say
+how much of the one before they begin with. And of all keys of a table."""
 _MASK = 0xA282EAD8
 
 
@@ -102,13 +105,16 @@ def _entries(data: bytes, base: int, who: str) -> Iterator[Entry]:
     end = len(data) - 4 * (restarts + 1)
     if len(data) < 4 or end < 0:
         raise InvalidFile(f"{who} says {restarts} restarts and has {len(data)} bytes")
-    at, key, count = 0, b"", 0
+    at, key, count, left = 0, b"", 0, MAX_KEY + MOST * len(data)
     while at < end:
         shared, at = varint(data, at, end, who)
         own, at = varint(data, at, end, who)
         nbytes, at = varint(data, at, end, who)
         if shared > len(key) or shared + own > MAX_KEY or at + own + nbytes > end:
             raise InvalidFile(f"{who} has an entry at {at} that runs out of it")
+        left -= shared + own
+        if left < 0:
+            raise InvalidFile(f"{who} has keys of more than {MOST} times its {len(data)} bytes: no writer shares so much")
         key = key[:shared] + data[at : at + own]
         at += own
         yield Entry(key, data[at : at + nbytes], base + at if base >= 0 else -1)
@@ -121,15 +127,15 @@ def _entries(data: bytes, base: int, who: str) -> Iterator[Entry]:
 def entries(file: File) -> Iterator[Entry]:
     """All keys and values in their order. `InvalidFile` where keys are not sorted: readers would differ in what they find."""
     last: bytes | None = None
-    count = 0
+    count, left = 0, MAX_KEYS
     for _, place in blocks(file):
         for entry in block(file, place):
             if last is not None and entry.key <= last:
                 raise InvalidFile(f"{file.name}: key {entry.key[:80]!r} stands behind {last[:80]!r}: keys are sorted and unique")
             last = entry.key
-            count += 1
-            if count > MAX_ENTRIES:
-                raise InvalidFile(f"{file.name}: more than {MAX_ENTRIES} keys")
+            count, left = count + 1, left - len(entry.key)
+            if count > MAX_ENTRIES or left < 0:
+                raise InvalidFile(f"{file.name}: more than {MAX_ENTRIES} keys, or {MAX_KEYS} bytes of them")
             yield entry
 
 

@@ -1,5 +1,5 @@
-"""The published checkpoints of BERT and GPT-2 as Hugging Face directories: a table derived from theirs, with the configuration
-and the vocabulary that stand beside them. Reads no weights.
+"""The published checkpoints of BERT, ALBERT and GPT-2 as Hugging Face directories: a table derived from theirs, with the
+configuration and the vocabulary that stand beside them. Reads no weights.
 
 Other models' variables have names that nobody wrote down with their meaning: they go to safetensors under their own names.
 """
@@ -27,31 +27,40 @@ from modelhub import (
     read_json,
 )
 
-from modelhub_tensorflow import published
+from modelhub_tensorflow import albert, published
 from modelhub_tensorflow.published import SQUEEZED, TURNED
 
-BERT_CONFIG, GPT2_CONFIG = "bert_config.json", "hparams.json"
+BERT_CONFIG, ALBERT_CONFIG, GPT2_CONFIG = "bert_config.json", "albert_config.json", "hparams.json"
 MAX_CONFIG, MAX_VOCABULARY = 1 << 20, 64 << 20
 _TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BERT_KEYS = (
     "attention_probs_dropout_prob", "hidden_act", "hidden_dropout_prob", "hidden_size", "initializer_range", "intermediate_size",
     "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "type_vocab_size", "vocab_size",
 )  # fmt: skip
+_ALBERT_KEYS = (*_BERT_KEYS, "embedding_size", "num_hidden_groups", "inner_group_num")
 _GPT2_KEYS = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
+_ALBERT_HEADS = {
+    "AlbertForSequenceClassification": "classifier.weight",
+    "AlbertForPreTraining": "sop_classifier.classifier.weight",
+    "AlbertForMaskedLM": "predictions.bias",
+}
+_ALBERT_PIECES = ("30k-clean.model", "spiece.model")
 _END_OF_TEXT = "<|endoftext|>"
 
 
 def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
-    """The Hugging Face table. `UnsupportedFile` where the variables are not those of BERT or GPT-2, `InvalidFile` where they
+    """The Hugging Face table. `UnsupportedFile` where the variables are none of these models', `InvalidFile` where they
     contradict the configuration, `ModelhubError` where there is none."""
     table = sources[0]
-    names = {tensor.name for tensor in table.logical}
+    names = frozenset(tensor.name for tensor in table.logical)
+    if albert.is_one(names):
+        return _albert(table)
     if published.BERT_MARK in names:
         return _bert(table)
     if published.GPT2_MARK in names:
         return _gpt2(table)
     raise UnsupportedFile(
-        "its variables are not those of the published BERT or GPT-2, whose places in transformers are known",
+        "its variables are not those of the published BERT, ALBERT or GPT-2, whose places in transformers are known",
         "--to safetensors keeps all tensors under their names",
     )
 
@@ -71,9 +80,7 @@ def _bert(table: Table) -> Table:
     config: dict[str, Any] = {"architectures": [_architecture(shapes)], "model_type": "bert"}
     config |= {key: raw[key] for key in _BERT_KEYS if key in raw}
     config |= {"layer_norm_eps": 1e-12, "pad_token_id": 0, "torch_dtype": _dtype(tensors)}
-    if "classifier.weight" in shapes:
-        config["id2label"] = {str(label): f"LABEL_{label}" for label in range(shapes["classifier.weight"][0])}
-        config["label2id"] = {f"LABEL_{label}": label for label in range(shapes["classifier.weight"][0])}
+    config |= _labels(shapes)
     documents = {"config.json": _json(config)}
     notes: tuple[str, ...] = ()
     text = _content(directory, "vocab.txt")
@@ -84,6 +91,39 @@ def _bert(table: Table) -> Table:
         settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": _is_lower(text), "model_max_length": positions}
         documents |= {"vocab.txt": text, "tokenizer_config.json": _json(settings)}
     return Table(tuple(tensors), Metadata(values=table.metadata.values), table.files, documents, notes)
+
+
+def _albert(table: Table) -> Table:
+    directory, raw = _config_beside(table, ALBERT_CONFIG)
+    tensors = list(_renamed(table, albert.target, "ALBERT"))
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    vocabulary, width, hidden, inner, groups = (
+        _count(raw, key, ALBERT_CONFIG)
+        for key in ("vocab_size", "embedding_size", "hidden_size", "intermediate_size", "num_hidden_groups")
+    )
+    _expect(shapes, "albert.embeddings.word_embeddings.weight", (vocabulary, width), ALBERT_CONFIG)
+    _expect(shapes, "albert.encoder.embedding_hidden_mapping_in.weight", (hidden, width), ALBERT_CONFIG)
+    for group in range(groups):
+        at = f"albert.encoder.albert_layer_groups.{group}.albert_layers.0"
+        _expect(shapes, f"{at}.attention.query.weight", (hidden, hidden), ALBERT_CONFIG)
+        _expect(shapes, f"{at}.ffn.weight", (inner, hidden), ALBERT_CONFIG)
+    _no_more_layers(shapes, "albert.encoder.albert_layer_groups.", groups, ALBERT_CONFIG)
+    head = next((name for name, mark in _ALBERT_HEADS.items() if mark in shapes), "AlbertModel")
+    config: dict[str, Any] = {"architectures": [head], "model_type": "albert"}
+    config |= {key: raw[key] for key in _ALBERT_KEYS if key in raw}
+    config |= {"layer_norm_eps": 1e-12, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "torch_dtype": _dtype(tensors)}
+    config |= {"classifier_dropout_prob": 0.1, **_labels(shapes)}
+    if config.get("hidden_act") == "gelu":  # as ALBERT computes it, and as transformers' own configurations of it say
+        config["hidden_act"] = "gelu_new"
+    documents = {"config.json": _json(config)}
+    pieces = next((text for name in _ALBERT_PIECES if (text := _content(directory, name)) is not None), None)
+    if pieces is None:
+        notes: tuple[str, ...] = (f"there is no {' or '.join(_ALBERT_PIECES)} beside it: the directory has no tokenizer",)
+        return Table(tuple(tensors), Metadata(values=table.metadata.values), table.files, documents, notes)
+    settings = {"tokenizer_class": "AlbertTokenizer", "do_lower_case": True}
+    settings |= {"model_max_length": config.get("max_position_embeddings", 512)}
+    documents |= {"spiece.model": pieces, "tokenizer_config.json": _json(settings)}
+    return Table(tuple(tensors), Metadata(values=table.metadata.values), table.files, documents)
 
 
 def _gpt2(table: Table) -> Table:
@@ -162,6 +202,17 @@ def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if "cls.predictions.bias" in shapes:
         return "BertForMaskedLM"  # as the published config.json of these very models says, though both heads are there
     return "BertModel"
+
+
+def _labels(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What a classifier's labels are called where nobody says."""
+    if "classifier.weight" not in shapes:
+        return {}
+    names = [f"LABEL_{label}" for label in range(shapes["classifier.weight"][0])]
+    return {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": dict(zip(names, range(len(names)), strict=True)),
+    }
 
 
 def _dtype(tensors: Sequence[Tensor]) -> str:
