@@ -18,6 +18,8 @@ MAX_DEPTH = 64
 MAX_HOPS = 16
 """Soft links that are followed for one name."""
 MAX_PARTS = 1000
+MAX_PATH = 1 << 13
+"""Characters of a dataset's path: long names of groups would be repeated with every dataset in them."""
 MAX_KEPT = 5000
 """Groups whose links are kept; of larger ones, but one."""
 
@@ -135,6 +137,8 @@ def walk(file: Container) -> Iterator[Entry]:
             if left < 0:
                 raise InvalidFile(f"{file.name}: more than {MAX_OBJECTS} objects")
             full = path + ("/" if path else "") + name.decode("utf-8", "surrogateescape")
+            if len(full) > MAX_PATH:
+                raise InvalidFile(f"{file.name}: a name of {len(full)} characters, {MAX_PATH} at most are read: {full[:200]!r}")
             link = follow(file, group, members[name])
             if link.outside:
                 yield Entry(full, -1, link.outside)

@@ -126,8 +126,8 @@ def _files(body: _Body, base: bytes) -> list[tuple[bytes, bytes]]:
         total += len(path) + len(base)
         if len(path) != shared[index] + more[index] or bases[index] > len(path) or len(base) + len(path) > MAX_PATH:
             raise InvalidFile(f"{body.where}: the path of data file {index} is put together wrongly")
-        if total > MAX_NODE:
-            raise InvalidFile(f"{body.where}: the paths of its data files take more than {MAX_NODE} bytes")
+        if total > min(MAX_NODE, most_keys(len(body.data))):
+            raise InvalidFile(f"{body.where}: {total} bytes of paths in {len(body.data)} bytes: no writer shares so much")
         found.append((base + path, base + path[: bases[index]]))
         previous = path
     return found
@@ -140,6 +140,11 @@ def _places(body: _Body, count: int, files: list[tuple[bytes, bytes]], lengths: 
     offsets = body.varints(count)
     sizes = lengths if lengths is not None else body.varints(count)
     return [Place(*files[number], offset, size) for number, offset, size in zip(numbers, offsets, sizes, strict=True)]
+
+
+def most_keys(nbytes: int) -> int:
+    """Bytes that the keys in ``nbytes`` of nodes may take: each says how much of the one before it begins with."""
+    return (1 << 20) + 64 * nbytes
 
 
 def manifest(data: bytes, where: str) -> Manifest:
@@ -188,8 +193,8 @@ def node(data: bytes, base: bytes, prefix: bytes, where: str) -> Node:
         total += len(key) + len(prefix)
         if len(key) != shared[index] + more[index] or len(prefix) + len(key) > MAX_KEY or (keys and key <= previous):
             raise InvalidFile(f"{where}: key {index} is put together wrongly, or out of order")
-        if total > MAX_NODE:
-            raise InvalidFile(f"{where}: its keys take more than {MAX_NODE} bytes")
+        if total > min(MAX_NODE, most_keys(len(body.data))):
+            raise InvalidFile(f"{where}: {total} bytes of keys in {len(body.data)} bytes: no writer shares so much")
         keys.append(key)
         previous = key
     if height:

@@ -18,6 +18,8 @@ MAX_NODES = 1_000_000
 MAX_NODE_BYTES = 512 << 20
 """Of nodes as they are stored, all told."""
 MAX_KEYS = 4_000_000
+MAX_KEY_BYTES = 512 << 20
+"""Of keys, all told."""
 Values = dict[str, Extent | Inline]
 
 
@@ -61,6 +63,7 @@ class Store:
         if root.place is None:
             return found
         left, seen, last = MAX_NODE_BYTES, 0, b""
+        of_keys = 0
         stack = [(root.place, b"", root.height)]
         while stack:
             place, prefix, height = stack.pop()
@@ -79,9 +82,12 @@ class Store:
                 if found and key <= last:
                     raise InvalidFile(f"{where}: key {key!r:.200} is there before: the tree is no tree")
                 last = key
+                of_keys += len(key)
                 found[os.fsdecode(key)] = Inline(value) if isinstance(value, bytes) else self._extent(value)
-            if len(found) > MAX_KEYS:
-                raise InvalidFile(f"{DATABASE}: more than {MAX_KEYS} keys")
+            if len(found) > MAX_KEYS or of_keys > min(MAX_KEY_BYTES, nodes.most_keys(MAX_NODE_BYTES - left)):
+                raise InvalidFile(
+                    f"{DATABASE}: more than {MAX_KEYS} keys, or keys of {of_keys} bytes: nothing honest has so many"
+                )
         return found
 
     def _extent(self, place: nodes.Place) -> Extent:

@@ -120,6 +120,15 @@ def bomb(path: Path) -> None:
         made.id.write_direct_chunk((0,), b"x\x9c" + bytes(100))
 
 
+def long(path: Path) -> None:
+    """Names that are short in the file, and long in its table."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("x" * 60_000)
+        made = group.create_dataset("w", data=np.zeros(1))
+        for number in range(100):
+            group[str(number)] = made
+
+
 def archive(path: Path, members: dict[str, bytes], *, twice: str = "") -> None:
     with zipfile.ZipFile(path, "w") as target, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of names that are there twice, as is meant
@@ -147,7 +156,8 @@ def keras(**changes: bytes | None) -> Maker:
 
 BAD: dict[str, tuple[Maker, tuple[str, ...], str]] = {
     "empty.h5": (bytes_of(b""), REFUSED, "no HDF5 file"),
-    "text.h5": (bytes_of(b"<html>404</html>"), REFUSED, "no HDF5 file"),
+    "text.h5": (bytes_of(b"404: not found"), REFUSED, "no HDF5 file"),
+    "page.h5": (bytes_of(b"<html>404</html>"), REFUSED, "web page"),
     "magic.h5": (bytes_of(MAGIC), REFUSED, "the superblock"),
     "half.weights.h5": (bytes_of(good()[: len(good()) // 2]), REFUSED, "truncated file"),
     "version.h5": (bytes_of(good()[:8] + b"\x09" + good()[9:]), ("unsupported",), "version 9"),
@@ -162,6 +172,7 @@ BAD: dict[str, tuple[Maker, tuple[str, ...], str]] = {
     "dimensions.h5": (dimensions, REFUSED, "are stored"),
     "chunks.h5": (chunks, REFUSED, "the file ends at"),
     "bomb.h5": (bomb, ("ready",), ""),
+    "long.h5": (long, REFUSED, "a name of 60000 characters"),
     "config.h5": (bytes_of(whole("{not json")), REFUSED, "not JSON"),
     "list.h5": (bytes_of(whole("[1, 2]")), REFUSED, "not an object"),
     "deep.h5": (bytes_of(whole('{"a":' * 9000)), REFUSED, "not JSON"),

@@ -56,6 +56,23 @@ def flipped(data: bytes, at: int) -> bytes:
     return bytes(out)
 
 
+def sharing(count: int, length: int) -> bytes:
+    """An index whose keys are nearly all of their length what the one before was."""
+    entries = varint(0) * 2 + varint(len(header())) + header() + varint(0) + varint(length) + varint(0) + b"a" * length
+    entries += b"".join(varint(length - 2) + varint(2) + varint(0) + (0x6200 + at).to_bytes(2, "big") for at in range(count))
+    out = bytearray()
+
+    def add(content: bytes) -> bytes:
+        content += b"\0\0\0\0\1\0\0\0"
+        place = varint(len(out)) + varint(len(content))
+        out.extend(content + b"\0" + masked(content + b"\0").to_bytes(4, "little"))
+        return place
+
+    handle = add(entries)
+    footer = add(b"") + add(varint(0) + varint(1) + varint(len(handle)) + b"w" + handle)
+    return bytes(out) + footer.ljust(40, b"\0") + index()[-8:]
+
+
 def compressed(whole: bytes, claimed: int = 0) -> bytes:
     """An index of one block with that block in Snappy: nothing but literals."""
     end = whole.rindex(b"\0\0\0\0\1\0\0\0", 0, whole.index(b"\0\0\0\0\1\0\0\0") + 8) + 8
@@ -101,6 +118,7 @@ def bad_indexes() -> Iterator[tuple[str, bytes, str, str]]:
     yield "unsorted", index({b"w": entry(), b"a": entry()}), "invalid", "sorted"
     yield "name", index({b"\xff\xfe": entry()}), "invalid", "UTF-8"
     yield "slice without data", index({b"w": entry() + piece((0, 2), (0, 4))}), "invalid", "has no entry"
+    yield "keys that share", sharing(2000, 60_000), "invalid", "no writer shares so much"
     yield "wire", index({b"w": b"\x0b\x0c" * 20}), "invalid", ""
 
 

@@ -128,6 +128,18 @@ def test_lengths_that_lie(tmp_path: Path, modelhub) -> None:
     refused(modelhub, database(tmp_path / "empty", b""))
 
 
+def test_names_that_unfold(tmp_path: Path, modelhub) -> None:
+    """Each begins with nearly all of the one before, and says how much of it."""
+    count, length = 2000, 60_000
+    keys = [b"a" * (length - 2) + number.to_bytes(2, "big") for number in range(count)]
+    head = b"".join(varint(length - 2) for _ in keys[1:]) + b"".join(varint(2 if at else length) for at in range(count))
+    text = b"".join(key[-2:] if at else key for at, key in enumerate(keys))
+    node = sealed(BTREE, b"\0" + files(b"d/0") + varint(count) + head + text + b"\0" * count * 2)
+    refused(modelhub, database(tmp_path / "keys", node), "no writer shares so much")
+    names = varint(count) + head + bytes(count) + text
+    refused(modelhub, database(tmp_path / "paths", sealed(BTREE, b"\0" + names + varint(1))), "no writer shares so much")
+
+
 def test_paths_lead_nowhere_else(tmp_path: Path, modelhub) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(64))
