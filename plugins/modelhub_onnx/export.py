@@ -69,7 +69,8 @@ def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str], way: sm
         raise ModelhubError(why, "--to huggingface makes them PyTorch's; convert that")
     notes: list[str] = []
     with smaller.own_temporary_files(os.path.dirname(output)), _quiet():
-        model = _load(checkpoint.directory)
+        model, remarks = _load(checkpoint.directory)
+        notes += remarks
         caching = type(model).__name__.endswith(DECODERS)
         example = _feed(model, caching, *TRACED, seed=99)
         feeds, whose = _inputs(model, caching, example, options)
@@ -100,20 +101,41 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _load(directory: str) -> Any:
-    """The model as its configuration names it, in single precision. Nothing is downloaded; no code of the directory is run."""
+def _load(directory: str) -> tuple[Any, list[str]]:
+    """The model as its configuration names it, in single precision, and notes on what it is not. Nothing is downloaded; no code
+    of the directory is run."""
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        values, _ = transformers.PreTrainedConfig.get_config_dict(directory, local_files_only=True)
+        raise ModelhubError(
+            f"transformers {_version()} does not know models of the type {values.get('model_type')!r:.100}",
+            "a newer transformers may; code that lies beside the weights is not run here",
+        ) from error
     name = (config.architectures or [""])[0]
     kind = getattr(transformers, name, None) or transformers.AutoModel
     if config.is_encoder_decoder:
         raise ModelhubError(f"{name or directory} has an encoder and a decoder, which take a model each: not exported here")
-    model = kind.from_pretrained(directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+    model, loading = kind.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+    )
     if model.main_input_name != "input_ids":
         raise ModelhubError(f"{type(model).__name__} takes {model.main_input_name}: only models of input_ids are exported here")
-    return model.eval()
+    return model.eval(), _remarks(model, name, sorted(loading["missing_keys"]))
+
+
+def _remarks(model: Any, name: str, missing: Sequence[str]) -> list[str]:
+    """What is not as the checkpoint says. Weights that are not there transformers fills with noise, and only its log says so."""
+    notes = []
+    if name and type(model).__name__ != name:
+        notes.append(f"transformers has no {name}: exported as {type(model).__name__}, without what stands on top of that")
+    if missing:
+        some = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        notes.append(f"{len(missing)} weights are not in the checkpoint, and outputs that depend on them are noise: {some}")
+    return notes
 
 
 def _feed(model: Any, caching: bool, batch: int, new: int, past: int, seed: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -60,16 +61,36 @@ def test_a_decoder_with_its_cache(tmp_path: Path, modelhub: Modelhub) -> None:
 
 
 def test_an_encoder(tmp_path: Path) -> None:
+    """Of an architecture that stands on top of a known one, and without weights that transformers makes up: both are noted."""
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
-    BertModel(config).save_pretrained(tmp_path / "bert")
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "bert")
+    configure(tmp_path / "bert", architectures=["MyBertForEverything"])
     path = str(tmp_path / "bert")
     checkpoint = Checkpoint(path, [f"{path}/model.safetensors", f"{path}/config.json"])
     result = export.run(checkpoint, str(tmp_path / "bert.onnx"), {"atol": "1e-4"})
     assert [row["name"] for row in result.compared] == ["last_hidden_state", "pooler_output"]
     assert max(row["max_error"] for row in result.compared) < 1e-5
+    assert "transformers has no MyBertForEverything: exported as BertModel, without what stands on top of that" in result.notes
+    assert any(note.startswith("2 weights are not in the checkpoint") and "pooler.dense.bias" in note for note in result.notes)
     assert [one.name for one in onnxruntime.InferenceSession(str(tmp_path / "bert.onnx")).get_inputs()] == [
         "input_ids", "attention_mask", "token_type_ids",
     ]  # fmt: skip
+
+
+def test_what_transformers_does_not_know_is_refused(tmp_path: Path, modelhub: Modelhub) -> None:
+    """And the code beside it is not run."""
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    BertModel(config).save_pretrained(tmp_path / "new")
+    (tmp_path / "new/mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
+    configure(tmp_path / "new", model_type="brand-new", auto_map={"AutoConfig": "mine.C", "AutoModel": "mine.M"})
+    done = modelhub("convert", tmp_path / "new", "--to", "onnx", status=3)
+    assert "does not know models of the type 'brand-new'" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def configure(directory: Path, **values: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_what_takes_two_models_is_refused(tmp_path: Path, modelhub: Modelhub) -> None:
