@@ -62,12 +62,8 @@ def _bits(settings: Mapping[str, Any], module: str) -> int:
     found = settings.get("num_bits", 4)
     own = settings.get("module_quant_configs")
     for pattern, options in own.items() if isinstance(own, dict) else ():
-        if (
-            len(pattern) > _LONG
-            or len(module) > _LONG
-            or not _PATTERN.fullmatch(pattern)
-            or len(re.findall(r"[*+]", pattern)) > 2
-        ):
+        known = len(pattern) <= _LONG and len(module) <= _LONG and _PATTERN.fullmatch(pattern)
+        if not known or len(re.findall(r"\.[*+]", pattern)) > 2:
             raise ValueError(f"the pattern {pattern!r:.60} is not understood")
         try:
             matches = re.search(pattern, module)

@@ -21,8 +21,8 @@ MODULE = "model.layers.0.mlp.up_proj"
 
 
 class Case(NamedTuple):
-    """``parts`` of the module as stored, what ``quantization_config`` says, the ``label``, and the weight that is meant, which is
-    called ``whole``."""
+    """``parts`` of the module as stored, what ``quantization_config`` says, the ``label``, the weight that is meant, which is
+    called ``whole``, and ``texts`` that its library keeps beside the tensors."""
 
     name: str
     parts: dict[str, torch.Tensor]
@@ -30,6 +30,7 @@ class Case(NamedTuple):
     label: str
     wanted: torch.Tensor
     whole: str = "weight"
+    texts: dict[str, str] = {}  # noqa: RUF012 - of a tuple
 
 
 def linear(columns: int, rows: int, dtype: torch.dtype = torch.float16) -> torch.nn.Linear:
@@ -270,9 +271,32 @@ def transformers_fp8() -> Iterator[Case]:
     yield Case("fp8-fused-columns", parts, {"quant_method": "fbgemm_fp8"}, "FP8", wanted, "down_proj")
 
 
+def torchao() -> Iterator[Case]:
+    from torchao.core.config import config_to_dict
+    from torchao.prototype.mx_formats.inference_workflow import MXDynamicActivationMXWeightConfig, NVFP4WeightOnlyConfig
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Float8WeightOnlyConfig, quantize_
+
+    small = {"activation_dtype": torch.float4_e2m1fn_x2, "weight_dtype": torch.float4_e2m1fn_x2}
+    for name, label, config in (
+        ("nvfp4", "NVFP4", NVFP4WeightOnlyConfig()),
+        ("mxfp8", "MXFP8", MXDynamicActivationMXWeightConfig()),
+        ("mxfp4", "MXFP4", MXDynamicActivationMXWeightConfig(**small)),
+        ("e5m2", "FP8", Float8WeightOnlyConfig(weight_dtype=torch.float8_e5m2)),
+    ):
+        model = torch.nn.Sequential(linear(96, 144, torch.bfloat16))
+        quantize_(model, config)
+        state = {f"{MODULE}.{key.removeprefix('0.')}": tensor for key, tensor in model.state_dict().items()}
+        flat, texts = flatten_tensor_state_dict(state)
+        parts = {key.removeprefix(f"{MODULE}."): tensor for key, tensor in flat.items()}
+        said = {"quant_method": "torchao", "quant_type": {"default": config_to_dict(config)}}
+        wanted = state[f"{MODULE}.weight"].dequantize()
+        yield Case(f"torchao-{name}", parts, said, f"TORCHAO-{label}", wanted, texts=texts)
+
+
 LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
     "gptqmodel": gptqmodel, "autoawq": autoawq, "autogptq": autogptq, "compressed_tensors": compressed_tensors, "hqq": hqq,
-    "autoround": autoround, "transformers": transformers,
+    "autoround": autoround, "transformers": transformers, "torchao": torchao,
 }  # fmt: skip
 
 
@@ -286,7 +310,7 @@ def write(directory: Path, case: Case) -> None:
         "shape": json.dumps(list(case.wanted.shape)), "sha256": digest(case.wanted),
     }  # fmt: skip
     parts = {f"{MODULE}.{name}": part.detach().contiguous().clone() for name, part in case.parts.items()}
-    save_file(parts, directory / f"{case.name}.safetensors", said)
+    save_file(parts, directory / f"{case.name}.safetensors", {**case.texts, **said})
 
 
 if __name__ == "__main__":
