@@ -50,7 +50,7 @@ NF4 = (
 
 class Whole(NamedTuple):
     """A weight: its parts in the graph, the shape that is used, and the layer that it comes out of. ``table``: floats that
-    ``weight`` counts in."""
+    ``weight`` counts in. ``outer``: one number that all scales are multiplied by first; ``half``: and are half precision then."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,12 +58,16 @@ class Whole(NamedTuple):
     scale: Constant
     zero: Constant | None
     table: Constant | None
+    outer: Constant | None = None
+    half: bool = False
 
     @property
     def label(self) -> str:
         """As people say it."""
         if self.table:
-            return f"INT{BITS[self.weight.kind]}"
+            return f"LUT{BITS[self.weight.kind]}"
+        if self.outer and (self.weight.kind, self.scale.kind) == ("f4e2m1", "f8e4m3"):
+            return "NVFP4"
         mx = self.scale.kind == "f8e8m0"
         return {"f4e2m1": "MXFP4", "f8e4m3": "MXFP8"}.get(self.weight.kind, "") * mx or _LABELS[self.weight.kind]
 
@@ -78,9 +82,10 @@ def wholes(model: Model) -> Iterator[Whole]:
     seen: set[str] = set()
     for graph in model.graphs:
         shapes = {step.inputs.get(0, ""): step.shape for step in graph.values() if step.type == "Reshape" and step.shape}
-        for number, step in graph.items():
-            found = _whole(graph, step) if step.type == "Multiply" else None
-            if found and found.weight.name not in seen:
+        every = [(number, found) for number, step in graph.items() if step.type == "Multiply" and (found := _whole(graph, step))]
+        scales = {found.scale.name for _, found in every if found.outer}
+        for number, found in every:
+            if found.weight.name not in seen and found.weight.name not in scales:
                 seen.add(found.weight.name)
                 shape = shapes.get(number, found.shape)
                 yield found._replace(shape=shape if prod(shape) == prod(found.shape) else found.shape)
@@ -89,7 +94,8 @@ def wholes(model: Model) -> Iterator[Whole]:
 def _whole(graph: Graph, step: Step) -> Whole | None:
     """(weight - zero point) x scale, whichever side of the product the scale is on."""
     for side, other in ((0, 1), (1, 0)):
-        scale, taken = _constant(graph, step.inputs.get(other, "")), graph.get(step.inputs.get(side, ""))
+        scale, outer = _scale(graph, step.inputs.get(other, ""))
+        taken = graph.get(step.inputs.get(side, ""))
         if scale is None or taken is None or scale.kind not in _FLOATS:
             continue
         zero = None
@@ -104,8 +110,20 @@ def _whole(graph: Graph, step: Step) -> Whole | None:
             continue
         name = weight.name.removesuffix("_nncf_codebook_idxs")
         named = name if not re.fullmatch(r"(.*/)?Constant_\d+", name) else step.name
-        return Whole(named, weight.shape, weight, scale, zero, table)
+        half = outer is not None and graph[step.inputs[other]].kind == "f16"
+        return Whole(named, weight.shape, weight, scale, zero, table, outer, half)
     return None
+
+
+def _scale(graph: Graph, number: str) -> tuple[Constant | None, Constant | None]:
+    """The scales that a layer is, and the one number that they are multiplied by, if there is one (NVFP4)."""
+    step = _unconverted(graph, graph[number]) if number in graph else None
+    if step is None or step.type != "Multiply":
+        return _constant(graph, number), None
+    first, second = (_constant(graph, step.inputs.get(side, "")) for side in (0, 1))
+    if first is not None and second is not None and second.kind in _FLOATS and prod(second.shape) == 1:
+        return first, second
+    return None, None
 
 
 def _constant(graph: Graph, number: str) -> Constant | None:
@@ -114,11 +132,15 @@ def _constant(graph: Graph, number: str) -> Constant | None:
 
 
 def _behind(graph: Graph, step: Step) -> Constant | None:
+    return _unconverted(graph, step).constant
+
+
+def _unconverted(graph: Graph, step: Step) -> Step:
     for _ in range(MAX_STEPS):
         if step.type != "Convert" or step.inputs.get(0, "") not in graph:
             break
         step = graph[step.inputs[0]]
-    return step.constant
+    return step
 
 
 def _fits(weight: Constant, scale: Constant, zero: Constant | None, table: Constant | None) -> bool:
@@ -157,7 +179,7 @@ def logical(model: Model, path: str) -> tuple[list[Tensor], set[str]]:
     found: list[Tensor] = []
     used: set[str] = set()
     for whole in wholes(model):
-        parts = [part for part in (whole.weight, whole.scale, whole.zero, whole.table) if part]
+        parts = [part for part in (whole.weight, whole.scale, whole.zero, whole.table, whole.outer) if part]
         if any(part.kind == "nf4" and part is not whole.weight for part in parts) or not _sound(parts):
             continue
         value = _value(whole, path)
@@ -180,6 +202,9 @@ def _value(whole: Whole, path: str) -> Node:
         weight = ops.node("openvino.lookup", weight, numbers(whole.table, path))
     rank = len(whole.weight.shape)
     parts = [numbers(part, path, rank) for part in (whole.scale, whole.zero) if part]
+    if whole.outer:
+        scale = ops.dequant("openvino", parts[0], numbers(whole.outer, path, rank))
+        parts[0] = ops.cast(ops.cast(scale, "F32", scale.shape, "F16"), "F16", scale.shape, "F32") if whole.half else scale
     made = ops.dequant("openvino", weight, *parts)
     return made if made.shape == whole.shape else ops.reshape(made, "F32", whole.shape)
 

@@ -50,13 +50,14 @@ STEPS = frozenset(("Const", "Convert", "Subtract", "Multiply", "Reshape", "Gathe
 @dataclass(slots=True)
 class Step:
     """One of those layers. ``constant``: of a `Const`; ``shape``: what comes out, as far as its sides are fixed; ``inputs``: the
-    ids of the layers that it takes, by port."""
+    ids of the layers that it takes, by port; ``kind``: what a `Convert` makes of its elements."""
 
     name: str
     type: str
     constant: Constant | None = None
     shape: tuple[int, ...] = ()
     inputs: dict[int, str] = field(default_factory=dict)
+    kind: str = ""
 
 
 Graph = dict[str, Step]
@@ -226,7 +227,7 @@ class _Walk:
         if layer.type in STEPS and self.graphs and layer.id:
             fixed = all(side.isascii() and side.isdigit() for side in layer.made)
             sides = tuple(int(side) for side in layer.made) if fixed else ()
-            self.graphs[-1][1][layer.id] = Step(scope, layer.type, constant, sides)
+            self.graphs[-1][1][layer.id] = Step(scope, layer.type, constant, sides, kind=layer.data.get("destination_type", ""))
         if constant:
             model.constants.append(constant)
         elif layer.type == "Parameter" and not inner:

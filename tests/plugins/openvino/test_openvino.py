@@ -79,6 +79,9 @@ used("fp8", op.multiply(half(op.constant(bytes8(ov.Type.f8e4m3, [16, 32]), name=
 table = half(op.constant(np.linspace(-1, 1, 16).astype(np.float16), name="table"))
 places = op.convert(op.constant(bits4(ov.Type.u4, [16, 2, 16]), name="codes_nncf_codebook_idxs"), "u8")
 used("codes", op.multiply(op.gather(table, places, op.constant(np.int64(0))), scales(16, 2, 1)))
+inner = op.convert(op.constant(bytes8(ov.Type.f8e4m3, [16, 2, 1]), name="nvfp4/scale"), "f32")
+inner = op.convert(op.multiply(inner, op.constant(np.full((1, 1, 1), 0.37, np.float32), name="nvfp4/outer")), "f16")
+used("nvfp4", op.multiply(half(op.constant(bits4(ov.Type.f4e2m1, [16, 2, 16]), name="nvfp4")), inner))
 model = ov.Model(results, [x], "compressed")
 ov.save_model(model, sys.argv[1] + "/compressed.xml", compress_to_fp16=False)
 told = ov.Model([op.result(op.convert(value, "f32"), name=name) for name, value in made.items()], [], "told")
@@ -142,12 +145,12 @@ def test_values_are_those_that_openvino_was_given(tiny: Path, tmp_path: Path, mo
 def test_compressed_weights_are_what_openvino_computes(compressed: Path, tmp_path: Path, modelhub) -> None:
     model = compressed / "compressed.xml"
     shown = modelhub("show", model, "--tensors", "--json").json
-    assert (shown["precision"], shown["parameters"]) == ("INT4", 6 * 16 * 32)
+    assert (shown["precision"], shown["parameters"]) == ("INT4", 7 * 16 * 32)
     said = shown["metadata"]["quantization"]
-    assert (said["weights"], said["quantized_parameters"], said["symmetric"]) == ("INT4", 6 * 16 * 32, False)
+    assert (said["weights"], said["quantized_parameters"], said["symmetric"]) == ("INT4", 7 * 16 * 32, False)
     wholes = {item["name"]: item["shape"] for item in shown["tensors"] if item.get("view") == "logical"}
     stored = [item["name"] for item in shown["tensors"] if item.get("view") == "stored"]
-    assert wholes.keys() == {"int8", "int4", "symmetric", "nf4", "fp8", "codes"}
+    assert wholes.keys() == {"int8", "int4", "symmetric", "nf4", "fp8", "codes", "nvfp4"}
     assert {"int4", "int4/zero_point", "scale", "table"} < set(stored)
     done = modelhub("convert", model, "--to", "npz", "-o", tmp_path / "all.npz")
     assert "left behind" not in done.stdout + done.stderr
@@ -208,7 +211,7 @@ def test_a_directory_of_optimum_is_one_checkpoint(compressed: Path, tiny: Path, 
         "llama-ov", "openvino", "llama", "INT4",
     )  # fmt: skip
     shown = modelhub("show", place, "--json").json
-    assert (len(shown["files"]), shown["parameters"], shown["metadata"]["vocab_size"]) == (6, 6 * 16 * 32, 7)
+    assert (len(shown["files"]), shown["parameters"], shown["metadata"]["vocab_size"]) == (6, 7 * 16 * 32, 7)
     (place / "openvino_decoder_model.xml").write_bytes(tiny.read_bytes())
     modelhub("scan")
     (listed,) = modelhub("ls", "--json").json
