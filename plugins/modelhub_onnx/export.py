@@ -280,13 +280,9 @@ def _rename(model: onnx.ModelProto, inputs: Sequence[str]) -> None:
         match = re.fullmatch(r"(?:cache|past_key_values)\.layers\.(\d+)\.(key|value)s", value.name)
         if match:
             names[value.name] = f"present.{match[1]}.{match[2]}"
+    prepared.rename(model.graph, names)
     for graph in prepared.graphs(model.graph):
-        for node in graph.node:
-            for list_ in (node.input, node.output):
-                for index, name in enumerate(list_):
-                    list_[index] = names.get(name, name)
         for value in (*graph.input, *graph.output, *graph.value_info):
-            value.name = names.get(value.name, value.name)
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:
                     dim.dim_param = re.sub(r"\bs\d+\b", lambda found: sides.get(found[0], found[0]), dim.dim_param)

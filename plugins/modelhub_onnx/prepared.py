@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,37 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs(attribute.g)
             for inner in attribute.graphs:
                 yield from graphs(inner)
+
+
+def name_apart(model: onnx.ModelProto) -> None:
+    """Give initializers of branches and loops names that no other graph has: two branches may each have a ``w``, which the
+    converter to half precision takes for one (onnxruntime ``transformers/float16.py``)."""
+    taken: set[str] = set()
+    every = {tensor.name for graph in graphs(model.graph) for tensor in graph.initializer}
+    for graph in graphs(model.graph):
+        names: dict[str, str] = {}
+        for tensor in graph.initializer:
+            if tensor.name in taken:
+                number = 1
+                while (name := f"{tensor.name}_{number}") in every:
+                    number += 1
+                names[tensor.name] = name
+                tensor.name = name
+                every.add(name)
+            taken.add(tensor.name)
+        if names:
+            rename(graph, names)
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Call values otherwise, wherever the graph and those in it use them."""
+    for inner in graphs(graph):
+        for node in inner.node:
+            for list_ in (node.input, node.output):
+                for index, name in enumerate(list_):
+                    list_[index] = names.get(name, name)
+        for value in (*inner.input, *inner.output, *inner.value_info):
+            value.name = names.get(value.name, value.name)
 
 
 def own_biases(path: str) -> None:

@@ -163,6 +163,7 @@ def _load(path: str) -> onnx.ModelProto:
         model = onnx.inliner.inline_local_functions(model)
     inferred = onnx.shape_inference.infer_shapes(model)
     prepared.lift_constants(inferred)
+    prepared.name_apart(inferred)
     load_external_data_for_model(inferred, os.path.dirname(path))
     return inferred
 

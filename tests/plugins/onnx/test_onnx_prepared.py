@@ -46,6 +46,28 @@ def test_weights_in_nodes_of_their_own_are_quantized(tmp_path: Path, modelhub: M
     assert said["operators"][operator] == 3
 
 
+def test_branches_whose_weights_have_one_name_are_halved(tmp_path: Path, modelhub: Modelhub) -> None:
+    """Each computes with its own still, and with a bias from outside."""
+    weights = {name: array(8, 8) for name in ("then", "else")}
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["z"])], name, [],
+            [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)], [numpy_helper.from_array(values, "w")],
+        )
+        for name, values in weights.items()
+    }  # fmt: skip
+    bias = array(8)
+    model = model_of(
+        [helper.make_node("If", ["c"], ["y"], **branches)], [numpy_helper.from_array(bias, "b")], {"x": ["n", 8]}, {"y": ["n", 8]}
+    )
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    output = modelhub("convert", save(model, tmp_path / "m.onnx"), "--to", "onnx:fp16", "--json").json["output"]
+    session, x = onnxruntime.InferenceSession(output), array(3, 8)
+    for name, values in weights.items():
+        (got,) = session.run(None, {"x": x, "c": np.array(name == "then")})
+        np.testing.assert_allclose(got, x @ values + bias, atol=0.02)
+
+
 def test_biases_that_several_operators_share(tmp_path: Path, modelhub: Modelhub) -> None:
     """A value is called as the copy would be that the quantizer makes of a bias; and a bias is a row."""
     nodes = [
