@@ -79,7 +79,7 @@ def quantization(model: Model) -> tuple[dict[str, Any], str]:
     if not model.uses:
         return {}, ""
     every = model.all_tensors()
-    by_name = {tensor.name: tensor for tensor in every}
+    by_name = model.small | {tensor.name: tensor for tensor in every}
     weights = {tensor.name: (use, tensor) for use, tensor in _weights(model.uses, by_name)}
     operators = {use.operator for use in model.uses}
     found: dict[str, Any] = {"scheme": _scheme(operators), "made": _made(model, weights)}

@@ -12,7 +12,7 @@ from collections import Counter
 from modelhub import File, InvalidFile, Tensor, dtypes, protobuf
 from modelhub.protobuf import BYTES, VARINT, Wire
 
-from modelhub_onnx import elements, tensors
+from modelhub_onnx import constants, elements, tensors
 from modelhub_onnx.external import Externals
 from modelhub_onnx.model import Model, Use
 from modelhub_onnx.skim import MAX_REMEMBERED, MAX_SMALL, SMALL_CONSTANT, Skim
@@ -36,6 +36,8 @@ def parse(file: File) -> Model:
         raise InvalidFile(f"{file.name} is empty: there is no model in it")
     walk = _Walk(file)
     walk.model_message()
+    if walk.model.uses:
+        walk.model.small = constants.find(file, walk.model)
     return walk.model
 
 

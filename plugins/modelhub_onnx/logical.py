@@ -32,7 +32,7 @@ _PLACES = {"MatMulIntegerToFloat": (3, 5), "QAttention": (4, 7), "DynamicQuantiz
 def tensors(model: Model, checkpoint: Checkpoint) -> list[Tensor]:
     """All tensors of a model that has quantizing operators: parts of a weight as ``stored``, wholes as ``logical``."""
     every = model.all_tensors()
-    by_name = {tensor.name: tensor for tensor in every}
+    by_name = model.small | {tensor.name: tensor for tensor in every}
     wholes: dict[str, Tensor] = {}
     parts: set[str] = set()
     for whole, used in _wholes(model, by_name, checkpoint):

@@ -22,9 +22,9 @@ class Use(NamedTuple):
 @dataclass(slots=True)
 class Model:
     """What a model says. ``names`` to ``nbytes``: the initializers that are raw data of the graph itself, column by column;
-    ``tensors``: all others; ``operators``: (domain, name) -> nodes; ``opsets``: domain -> version;
-    ``functions``: (domain, name) of the model's own operators; ``constants``: how many small ones are not listed; ``biggest``
-    external places are in ``externals``."""
+    ``tensors``: all others; ``operators``: (domain, name) -> nodes; ``opsets``: domain -> version; ``functions``: (domain, name)
+    of the model's own operators; ``constants``: how many small ones are not listed; ``small``: those of them that quantizing
+    operators name. External places are in ``externals``."""
 
     externals: Externals
     ir_version: int = 0
@@ -43,6 +43,7 @@ class Model:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
+    small: dict[str, Tensor] = field(default_factory=dict)
     constants: int = 0
     subgraphs: int = 0
     training: int = 0

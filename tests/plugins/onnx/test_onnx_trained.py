@@ -21,8 +21,10 @@ CASES = {  # integers, axis (None: one scale), whether there is a zero point
 }
 
 
+@pytest.mark.parametrize("nodes_of_their_own", [False, True], ids=["initializers", "constants"])
 @pytest.mark.parametrize("case", CASES)
-def test_they_lie_on_their_own_grid(case: str, tmp_path: Path, modelhub: Modelhub) -> None:
+def test_they_lie_on_their_own_grid(case: str, nodes_of_their_own: bool, tmp_path: Path, modelhub: Modelhub) -> None:
+    """Scales and zero points are initializers, or stand in nodes of their own, as torch's older exporter writes them."""
     integers, axis, zeros = CASES[case]
     random = np.random.default_rng(0)
     weight = random.standard_normal((6, 8)).astype(np.float32)
@@ -38,12 +40,16 @@ def test_they_lie_on_their_own_grid(case: str, tmp_path: Path, modelhub: Modelhu
         helper.make_node("QuantizeLinear", names, ["q"], **axes),
         helper.make_node("DequantizeLinear", ["q", *names[1:]], ["y"], **axes),
     ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in parts.items()]
+    if nodes_of_their_own:
+        nodes = [helper.make_node("Constant", [], [one.name], value=one) for one in tensors[1:]] + nodes
+        del tensors[1:]
     graph = helper.make_graph(
         nodes,
         "g",
         [],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, weight.shape)],
-        [numpy_helper.from_array(array, name) for name, array in parts.items()],
+        tensors,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "m.onnx")
