@@ -24,6 +24,8 @@ _SLOTS = (
     "RMSProp", "RMSProp_1", "RMSProp_2", "Adagrad", "Adadelta", "Adadelta_1", "Ftrl", "Ftrl_1", "AdafactorVR", "vr", "vc",
 )  # fmt: skip
 """What TensorFlow 1's optimizers, and those of BERT and T5, put behind a variable's name."""
+_MESH_SLOT = "_slot_"
+"""What Mesh TensorFlow's put between the two (``q_slot_vr``)."""
 _POWERS = re.compile(r"(?:.*/)?beta[12]_power(?:_\d+)?", re.ASCII)
 _METRICS = "keras_api/metrics/"
 _SLOT = "/.OPTIMIZER_SLOT/"
@@ -174,6 +176,6 @@ def is_state(key: str, name: str, keys: Collection[str], found: Names) -> bool:
     if key in _BOOKKEEPING or key in found.slots or _SLOT in key or key.startswith(_METRICS):
         return True
     base, _, last = key.rpartition("/")
-    if base in keys and last in _SLOTS:
+    if (base in keys and last in _SLOTS) or (_MESH_SLOT in last and key.rpartition(_MESH_SLOT)[0] in keys):
         return True
     return _POWERS.fullmatch(key) is not None

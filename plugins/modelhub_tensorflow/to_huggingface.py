@@ -1,4 +1,4 @@
-"""The published checkpoints of BERT, ALBERT and GPT-2 as Hugging Face directories: a table derived from theirs, with the
+"""The published checkpoints of BERT, ALBERT, GPT-2 and T5 as Hugging Face directories: a table derived from theirs, with the
 configuration and the vocabulary that stand beside them. Reads no weights.
 
 Other models' variables have names that nobody wrote down with their meaning: they go to safetensors under their own names.
@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -27,7 +28,7 @@ from modelhub import (
     read_json,
 )
 
-from modelhub_tensorflow import albert, published
+from modelhub_tensorflow import albert, mesh_t5, published
 from modelhub_tensorflow.published import SQUEEZED, TURNED
 
 BERT_CONFIG, ALBERT_CONFIG, GPT2_CONFIG = "bert_config.json", "albert_config.json", "hparams.json"
@@ -59,8 +60,10 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
         return _bert(table)
     if published.GPT2_MARK in names:
         return _gpt2(table)
+    if mesh_t5.MARK in names:
+        return _t5(table)
     raise UnsupportedFile(
-        "its variables are not those of the published BERT, ALBERT or GPT-2, whose places in transformers are known",
+        "its variables are not those of the published BERT, ALBERT, GPT-2 or T5, whose places in transformers are known",
         "--to safetensors keeps all tensors under their names",
     )
 
@@ -153,6 +156,22 @@ def _gpt2(table: Table) -> Table:
         documents |= {"vocab.json": pieces, "merges.txt": merges, "tokenizer_config.json": _json(settings)}
     documents["config.json"] = _json(config)
     return Table(tuple(tensors), Metadata(values=table.metadata.values), table.files, documents, notes)
+
+
+def _t5(table: Table) -> Table:
+    used = replace(table, tensors=tuple(tensor for tensor in table.logical if not mesh_t5.UNUSED.fullmatch(tensor.name)))
+    tensors = tuple(_renamed(used, mesh_t5.target, "T5"))
+    config = mesh_t5.configuration({tensor.name: tensor.shape for tensor in tensors}) | {"torch_dtype": _dtype(tensors)}
+    documents = {"config.json": _json(config)}
+    directory = os.path.dirname(table.files[0])
+    pieces = next((text for name in mesh_t5.PIECES if (text := _content(directory, name)) is not None), None)
+    notes: tuple[str, ...] = ()
+    if pieces is None:
+        notes = (f"there is no {' or '.join(mesh_t5.PIECES)} beside it: the directory has no tokenizer",)
+    else:
+        settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "model_max_length": 512}
+        documents |= {"spiece.model": pieces, "tokenizer_config.json": _json(settings)}
+    return Table(tensors, Metadata(values=table.metadata.values), table.files, documents, notes)
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------
