@@ -122,7 +122,7 @@ def _summed_up(records: Sequence[Tensor] | Columns, draft: Draft) -> tuple[Summa
         tensors = records.tensors()
         return check_tensors(tensors, draft.sizes), pack(tensors, draft.files) if tensors else b""
     blob = pack(records, draft.files, summary.gaps) if summary.tensors else b""
-    if summary.tensors and alone:
+    if summary.tensors and alone and type(records.names) is tuple:  # lists may be others the next time
         del _lately[LATELY - 1 :]
         _lately.insert(0, _Checked(records._replace(explain=None), summary, blob))
     return summary, blob
@@ -139,7 +139,9 @@ class _Checked:
 
     def fits(self, columns: Columns, size: int) -> bool:
         mine = self.columns
-        same = all(a is b and type(a) is tuple for a, b in zip(mine[1:6], columns[1:6], strict=True))
+        same = mine.names is columns.names and all(
+            a is b and type(a) is tuple for a, b in zip(mine[1:6], columns[1:6], strict=True)
+        )
         return same and mine.offsets[-1] + mine.nbytes[-1] <= size
 
 

@@ -2,7 +2,7 @@
 training run are, and fine-tunes of one model. They need not be parsed again: what parsing one of them looked at is compared.
 
 What a model is depends on the bytes that were read of it, without those of the weights among them. They are worth keeping once a
-second file of that size turns up.
+second file of that size turns up; where many such files are all different, not each of them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ MAX_PIECES = 20_000
 """A model of which more is read is parsed each time."""
 SMALL = 64
 """Weights of fewer bytes are compared with what stands around them."""
+START = 4096
+"""So much is compared before anything is read: detection has read it."""
 
 
 class _Read(NamedTuple):
@@ -37,13 +39,17 @@ class _Read(NamedTuple):
 
 
 class _Known(NamedTuple):
+    """``start``: what files like this one start with, `START` bytes at the most."""
+
     size: int
+    start: bytes
     reads: list[_Read]
     model: Model
 
 
 _known: list[_Known] = []
-_sizes: list[int] = []
+_parsed: dict[int, int] = {}
+"""Size -> how many files of it were parsed one after the other, none of them like the other."""
 
 
 class _Recorded(File):
@@ -66,13 +72,17 @@ class _Recorded(File):
 
 def model_in(file: File) -> Model:
     """The model in ``file``, as `modelhub_onnx.graph.parse` reads it."""
+    size = file.size
     for number, known in enumerate(_known):
-        if known.size == file.size and _is_like(file, known):
+        if known.size == size and file.head.startswith(known.start) and _is_like(file, known):
             _known.insert(0, _known.pop(number))
+            _parsed[size] = 1
             return _moved(known.model, file)
-    if file.size not in _sizes:
-        del _sizes[REMEMBERED - 1 :]
-        _sizes.insert(0, file.size)
+    count = _parsed.pop(size, 0) + 1
+    while len(_parsed) >= REMEMBERED:
+        del _parsed[next(iter(_parsed))]
+    _parsed[size] = count
+    if count not in (2, 4, 8) and count % 16:
         return parse(file)
     recorded = _Recorded(file)
     with recorded:
@@ -102,8 +112,10 @@ def _remember(file: _Recorded, model: Model) -> None:
             pick = itemgetter(*pieces)
             reads.append(_Read(start, len(data), pick, pick(data)))
     model.freeze()
+    low, high = next(_between(weights, 0, START), (0, 0))
+    begins = file.reads[0][1][low:high] if (low, file.reads[0][0]) == (0, 0) else b""
     del _known[REMEMBERED - 1 :]
-    _known.insert(0, _Known(file.size, reads, model))
+    _known.insert(0, _Known(file.size, begins, reads, model))
 
 
 def _between(weights: list[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
