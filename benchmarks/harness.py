@@ -90,8 +90,13 @@ def workspace(name: str) -> Iterator[Path]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The environment of a modelhub with an empty home of its own."""
-    keep = {name: value for name, value in os.environ.items() if not name.startswith("MODELHUB_")}
+    """The environment of a modelhub with an empty home of its own. Its modules are compiled once, as those of what pip installs
+    are, and not by each of its processes."""
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MODELHUB_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
     return {**keep, "MODELHUB_HOME": str(home)}
 
 
@@ -109,8 +114,9 @@ def remove(*paths: Path) -> Callable[[], None]:
     return go
 
 
-def small_safetensors(path: Path, seed: int, tensors: int = 100) -> None:
-    """A valid file of ``tensors`` tiny tensors under names as long as real ones. Another ``seed`` gives another header."""
+def small_safetensors(path: Path, seed: int, tensors: int = 100, *, alike: bool = True) -> None:
+    """A valid file of ``tensors`` tiny tensors under names as long as real ones. Another ``seed`` gives another header: other
+    metadata and one of three tables, as the checkpoints of one training run have it, or with ``alike=False`` other names."""
     import json
     import struct
 
@@ -120,7 +126,12 @@ def small_safetensors(path: Path, seed: int, tensors: int = 100) -> None:
         kind = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.up_proj.weight", "input_layernorm.weight")[number % 4]
         shape = [2 + (seed + number) % 3, 2]
         size = shape[0] * shape[1] * 2
-        header[f"model.layers.{number // 4}.{kind}"] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+        start = "model" if alike else f"model{seed}"
+        header[f"{start}.layers.{number // 4}.{kind}"] = {
+            "dtype": "BF16",
+            "shape": shape,
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))

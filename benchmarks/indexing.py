@@ -29,11 +29,16 @@ def main() -> None:
     with workspace("indexing") as place:
         drive, home = place / "drive", place / "home"
         env = environment(home)
-        for what, kinds in (("no two headers alike", files), ("a hundred checkpoints of each training run", files // 100)):
+        for what, kinds, alike in (
+            ("no two tables alike", files, False),
+            ("no two headers alike", files, True),
+            ("a hundred checkpoints of each training run", files // 100, True),
+        ):
             for number in range(files):
                 folder = drive / f"{number // 100:04}"
                 folder.mkdir(parents=True, exist_ok=True)
-                small_safetensors(folder / f"model-{number:05}.safetensors", number * kinds // files)
+                path = folder / f"model-{number:05}.safetensors"
+                small_safetensors(path, number * kinds // files, alike=alike)
             scan = Side(f"modelhub scan, {files:,} files", [MODELHUB, "scan", str(drive), "--json"], remove(home))
             loop = Side("safe_open, names and shapes", [sys.executable, "-c", LOOP, str(drive)])
             compare(f"First index, catalog written; {what}", [scan, loop], runs=5, env=env)

@@ -3,9 +3,9 @@
     python benchmarks/onnx_indexing.py [FILES] [RUNS]
 
 ``modelhub scan`` into an empty catalog against a loop of ``onnx.load(load_external_data=False)`` that reads names and shapes.
-Once with models that are nearly all header (dozens of nodes and tensors, 40 KB), once with some weights in them (1 MB), once with
-what packages ship (1 to 3 MB, linked from the sample drive where that is there). Files are in the page cache for both sides; then
-once more with none of them there, as on a drive that was just plugged in.
+Once with models that are nearly all header (dozens of nodes and tensors, 40 KB), fine-tunes of one model and no two alike,
+once with some weights in them (1 MB), once with what packages ship (1 to 3 MB, linked from the sample drive where that is there).
+Files are in the page cache for both sides; then once more with none of them there, as on a drive that was just plugged in.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ for path in pathlib.Path(sys.argv[1]).rglob("*.onnx"):
 """
 
 
-def model(path: Path, seed: int, layers: int, width: int) -> None:
-    """A stack of layers as exporters write them: four nodes and three tensors each."""
+def model(path: Path, seed: int, layers: int, width: int, top: str = "model") -> None:
+    """A stack of layers as exporters write them: four nodes and three tensors each, whose names begin with ``top``."""
     random = np.random.default_rng(seed)
     nodes, tensors, name = [], [], "input"
     for layer in range(layers):
-        prefix = f"/model/layers.{layer}"
+        prefix = f"/{top}/layers.{layer}"
         weight = random.standard_normal((width, width)).astype(np.float32)
         tensors += [
-            numpy_helper.from_array(weight, f"model.layers.{layer}.dense.weight"),
-            numpy_helper.from_array(weight[0], f"model.layers.{layer}.dense.bias"),
-            numpy_helper.from_array(weight[1], f"model.layers.{layer}.norm.weight"),
+            numpy_helper.from_array(weight, f"{top}.layers.{layer}.dense.weight"),
+            numpy_helper.from_array(weight[0], f"{top}.layers.{layer}.dense.bias"),
+            numpy_helper.from_array(weight[1], f"{top}.layers.{layer}.norm.weight"),
         ]
         out = [f"{prefix}/{step}_output_0" for step in ("Gemm", "Mul", "Relu", "Softmax")]
         names = [tensor.name for tensor in tensors[-3:]]
@@ -85,12 +85,12 @@ def main() -> None:
     runs = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     with workspace("onnx") as place:
         home = place / "home"
-        for what, width in (("40 KB", 16), ("1 MB", 104)):
-            drive = place / what.replace(" ", "")
+        for what, width, alike in (("40 KB", 16, True), ("1 MB", 104, True), ("40 KB, no two alike", 16, False)):
+            drive = place / "drive"
             drive.mkdir()
             for number in range(files):
-                model(drive / f"model-{number:05}.onnx", number, layers=24, width=width)
-
+                top = "model" if alike else f"model{number}"
+                model(drive / f"model-{number:05}.onnx", number, layers=24, width=width, top=top)
             measure(drive, home, f"{files:,} models of {what}", runs)
             measure(drive, home, f"{files:,} models of {what}", min(runs, 3), cold=True)
             remove(drive)()
