@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from modelhub import Detection, File, FileProblem, Listing, Rejected, ShardGroup, group_of, read_json
@@ -40,15 +40,24 @@ class Component(NamedTuple):
         return not _WEIGHTLESS.search(self.kind)
 
 
-def components(index: Mapping[str, Any]) -> list[Component]:
-    """What `model_index.json` names, but for what was left out."""
+def components(index: Mapping[str, Any], folders: Collection[str]) -> list[Component]:
+    """What `model_index.json` names, but for what was left out. ``folders``: those that are there: of several of a kind (a
+    ``MultiControlNetModel``) the index names the first, ``controlnet``, and they are ``controlnet_1``, ... ."""
     found: list[Component] = []
     for name, said in index.items():
         if not name.startswith("_") and isinstance(said, list) and len(said) == 2 and all(isinstance(part, str) for part in said):
             if name in (".", "..") or "/" in name or "\0" in name or len(found) >= MAX_COMPONENTS:
                 continue  # a component's name is a folder's
             found.append(Component(name, *said))
+            if said[1].startswith("Multi"):
+                found += [Component(f"{name}_{n}", *said) for n in range(1, MAX_COMPONENTS) if f"{name}_{n}" in folders]
     return found
+
+
+def folders_of(files: Iterable[str], directory: str) -> set[str]:
+    """The folders in ``directory`` in which the files lie."""
+    start = len(directory) + 1
+    return {path[start:].partition("/")[0] for path in files if path.startswith(f"{directory}/")}
 
 
 def detect_directory(listing: Listing) -> Detection | Rejected | None:
@@ -62,7 +71,7 @@ def detect_directory(listing: Listing) -> Detection | Rejected | None:
     if not isinstance(index.get("_class_name"), str):
         return None
     files, missing = [listing.join(INDEX)], []
-    for component in components(index):
+    for component in components(index, listing.directories):
         if component.name not in listing.directories:
             missing.append(f"{component.name}/" if component.has_weights else f"{component.name}/ ({component.kind})")
             continue

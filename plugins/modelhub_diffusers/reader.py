@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from modelhub import Checkpoint, Finding, Metadata, Tensor, UnsupportedFile, read_as, read_json
 
 from modelhub_diffusers.families import attended
-from modelhub_diffusers.layout import CONFIG, INDEX, MAX_JSON, SUFFIXES, components, json_of
+from modelhub_diffusers.layout import CONFIG, INDEX, MAX_JSON, SUFFIXES, components, folders_of, json_of
 
 MAIN = ("transformer", "unet", "prior", "decoder", "vqvae")
 """The component that does the work, and gives a pipeline its precision."""
@@ -26,7 +26,7 @@ def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata | Finding]:
     parts: dict[str, str] = {}
     precisions: dict[str, str] = {}
     held: set[str] = set()
-    for component in components(index):
+    for component in components(index, folders_of(checkpoint.files, checkpoint.directory)):
         folder = f"{checkpoint.directory}/{component.name}/"
         inside = [path for path in checkpoint.files if path.startswith(folder)]
         parts[component.name] = component.kind[:200]

@@ -15,7 +15,7 @@ from typing import Any
 
 from modelhub import CopyFile, File, ModelhubError, StartFile, Table, Tensor, WriteOptions, Writer, read_json, write_as
 
-from modelhub_diffusers.layout import CONFIG, INDEX, MAX_JSON, STEMS, SUFFIXES, components
+from modelhub_diffusers.layout import CONFIG, INDEX, MAX_JSON, STEMS, SUFFIXES, components, folders_of
 
 _TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _KEYS = ("dtype", "torch_dtype")
@@ -30,7 +30,8 @@ def create(table: Table, options: WriteOptions) -> Writer:
         yield from (CopyFile(os.path.relpath(path, directory), path) for path in _documents(table, directory))
         return
     with File(os.path.join(directory, INDEX)) as file:
-        names = [component.name for component in components(read_json(file, limit=MAX_JSON))]
+        index = read_json(file, limit=MAX_JSON)
+    names = {component.name for component in components(index, folders_of(table.files, directory))}
     parts: dict[str, list[Tensor]] = {}
     for tensor in table.logical:
         name, _, inner = tensor.name.partition("/")

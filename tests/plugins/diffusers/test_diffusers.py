@@ -71,6 +71,25 @@ def test_a_pipeline_is_one_checkpoint(pipeline: Path, modelhub) -> None:
     assert (again["changed"], again["unchanged"]) == (0, 2)
 
 
+def test_several_controlnets_are_parts_of_one_pipeline(pipeline: Path, made: Path, tmp_path: Path, modelhub) -> None:
+    """As ``StableDiffusionControlNetPipeline.save_pretrained`` has them: the index names the first folder alone."""
+    index = json.loads((pipeline / "model_index.json").read_text())
+    index["controlnet"] = ["diffusers", "MultiControlNetModel"]
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    one = made.with_name("tiny-sd-parts") / "my-control"
+    before = modelhub("show", made, "--json").json["parameters"]
+    for name in ("controlnet", "controlnet_1", "controlnet_7x"):
+        shutil.copytree(one, pipeline / name)
+    modelhub("scan", pipeline.parent)
+    rows = {row["path"]: row for row in modelhub("ls", "--where", "format=diffusers", "--json").json}
+    assert rows.keys() == {"tiny-sd", "tiny-sd/controlnet_7x"}
+    weights = load_file(next(one.glob("*.safetensors")))
+    assert rows["tiny-sd"]["parameters"] == before + 2 * sum(tensor.numel() for tensor in weights.values())
+    modelhub("convert", pipeline, "--to", "diffusers", "-o", tmp_path / "out")
+    written = load_file(next((tmp_path / "out" / "controlnet_1").glob("*.safetensors")))
+    assert all(torch.equal(written[name], tensor) for name, tensor in weights.items())
+
+
 def test_tensors_by_component(pipeline: Path, tmp_path: Path, modelhub) -> None:
     modelhub("convert", pipeline, "--to", "safetensors", "-o", tmp_path / "all.safetensors")
     found = load_file(tmp_path / "all.safetensors")
