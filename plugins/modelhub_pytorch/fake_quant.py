@@ -68,7 +68,8 @@ def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int
         inside = zero.dtype.kind == "f"  # torch rounds after it added a zero point that is no integer
         zero = zero.astype(np.float32)
         steps = np.rint(steps + zero) if inside else np.rint(steps) + zero
-        values = (np.clip(steps, args["low"], args["high"]) - zero) * scale
+        steps = np.clip(steps, args["low"], args["high"]).astype(np.float64 if inside else np.float32)
+        values = ((steps - zero) * scale).astype(np.float32)  # whole numbers are exact in single precision too
         if factor is not None:
             values = np.where(factor == 0, weight, values / factor)
     return np.ascontiguousarray(values, np.float32)

@@ -167,6 +167,21 @@ def test_a_converted_model_has_its_layers_weights_by_their_own_scales(tmp_path: 
     assert shown["parameters"] == sum(values.numel() for values in expected.values())
 
 
+def test_zero_points_that_are_no_whole_numbers(tmp_path: Path, modelhub: Any) -> None:
+    """Of an embedding's rows: torch subtracts them in double precision."""
+    torch.manual_seed(7)
+    net = nn.Sequential(nn.Embedding(40, 96))
+    net.qconfig = quantization.default_embedding_qat_qconfig
+    quantization.prepare_qat(net.train(), mapping={nn.Embedding: torch.ao.nn.qat.Embedding}, inplace=True)
+    net(torch.arange(40))
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    modelhub("convert", tmp_path / "m.pt", "--to", "safetensors", "-o", tmp_path / "m.safetensors")
+    grid = net[0].weight_fake_quant
+    wanted = torch.fake_quantize_per_channel_affine(net[0].weight, grid.scale, grid.zero_point, 0, 0, 255)
+    assert grid.zero_point.is_floating_point()
+    assert torch.equal(load_file(tmp_path / "m.safetensors")["0.weight"], wanted)
+
+
 def test_grids_that_fit_nothing_leave_the_weight_as_it_is(tmp_path: Path) -> None:
     state = trained().state_dict()
     grid = "fc1.weight_fake_quant."
