@@ -12,7 +12,7 @@ from typing import Any
 
 from modelhub import InvalidFile
 
-from modelhub_tensorflow.published import TURNED, Target
+from modelhub_tensorflow.published import TURNED, Target, counted, sides
 
 MARK = "shared/embedding"
 PIECES = ("sentencepiece.model", "spiece.model")
@@ -45,35 +45,19 @@ def target(name: str) -> Target | None:
 
 def configuration(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The configuration, by the tensors' shapes under their names in transformers. `InvalidFile` where these contradict it."""
-    vocabulary, width = _sides(shapes, "shared.weight")
+    vocabulary, width = sides(shapes, "shared.weight")
     first = "encoder.block.0.layer.0.SelfAttention"
-    inner = _sides(shapes, f"{first}.q.weight")[0]
-    buckets, heads = _sides(shapes, f"{first}.relative_attention_bias.weight")
+    inner = sides(shapes, f"{first}.q.weight")[0]
+    buckets, heads = sides(shapes, f"{first}.relative_attention_bias.weight")
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in shapes
-    hidden = _sides(shapes, f"encoder.block.0.layer.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight")[0]
+    hidden = sides(shapes, f"encoder.block.0.layer.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight")[0]
     if not heads or inner % heads:
         raise InvalidFile(f"{first}: {inner} rows do not divide among {heads} heads")
     return {
         "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "vocab_size": vocabulary, "d_model": width,
-        "d_kv": inner // heads, "d_ff": hidden, "num_heads": heads, "num_layers": _blocks(shapes, "encoder"),
-        "num_decoder_layers": _blocks(shapes, "decoder"), "relative_attention_num_buckets": buckets,
+        "d_kv": inner // heads, "d_ff": hidden, "num_heads": heads, "num_layers": counted(shapes, "encoder.block."),
+        "num_decoder_layers": counted(shapes, "decoder.block."), "relative_attention_num_buckets": buckets,
         "relative_attention_max_distance": 128, "feed_forward_proj": "gated-gelu" if gated else "relu", "dropout_rate": 0.1,
         "layer_norm_epsilon": 1e-6, "is_encoder_decoder": True, "tie_word_embeddings": "lm_head.weight" not in shapes,
         "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
     }  # fmt: skip
-
-
-def _sides(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:
-    shape = shapes.get(name, ())
-    if len(shape) != 2:
-        raise InvalidFile(f"a matrix {name} was expected, it is {list(shape) if shape else 'not there'}")
-    return shape[0], shape[1]
-
-
-def _blocks(shapes: Mapping[str, object], stack: str) -> int:
-    """How many blocks there are, every one from the first on."""
-    there = {int(name.split(".")[2]) for name in shapes if name.startswith(f"{stack}.block.")}
-    lost = set(range(max(there, default=0) + 1)) - there
-    if lost:
-        raise InvalidFile(f"block {min(lost)} of the {stack} is not there")
-    return len(there)

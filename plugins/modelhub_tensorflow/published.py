@@ -7,7 +7,10 @@ Facts: ``modeling.py`` of google-research/bert and ``src/model.py`` of openai/gp
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from modelhub import InvalidFile
 
 AS_IS, TURNED, SQUEEZED = "as it is", "turned", "squeezed"
 """What becomes of a tensor: its bytes stay; rows and columns change places; a first side of 1 goes."""
@@ -25,7 +28,7 @@ _BERT_LAYER = re.compile(r"bert/encoder/layer_(\d{1,4})/(.+)", re.ASCII)
 _GPT2_LAYER = re.compile(r"model/h(\d{1,4})/(.+)", re.ASCII)
 
 NORM = {"gamma": "weight", "beta": "bias"}
-_BERT_PARTS = {
+BERT_PARTS = {
     **{
         f"{part}/kernel": Target(f"{part.replace('/', '.')}.weight", TURNED)
         for part in (
@@ -83,13 +86,31 @@ _GPT2 = {
     "model/ln_f/g": Target("transformer.ln_f.weight"),
     "model/ln_f/b": Target("transformer.ln_f.bias"),
 }
+
+
+def sides(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:
+    """The sides of a matrix; `InvalidFile` where it is none, or not there."""
+    shape = shapes.get(name, ())
+    if len(shape) != 2:
+        raise InvalidFile(f"a matrix {name} was expected, it is {list(shape) if shape else 'not there'}")
+    return shape[0], shape[1]
+
+
+def counted(shapes: Iterable[str], prefix: str) -> int:
+    """How many layers have tensors called ``prefix`` and a number; `InvalidFile` where one is left out."""
+    there = {int(name[len(prefix) :].partition(".")[0]) for name in shapes if name.startswith(prefix)}
+    if lost := set(range(max(there, default=0) + 1)) - there:
+        raise InvalidFile(f"{prefix}{min(lost)} is not there")
+    return len(there)
+
+
 BERT_MARK, GPT2_MARK = "bert/embeddings/word_embeddings", "model/wte"
 
 
 def bert(name: str) -> Target | None:
     """What a variable of BERT becomes; None for one that no BERT has."""
     if match := _BERT_LAYER.fullmatch(name):
-        part = _BERT_PARTS.get(match[2])
+        part = BERT_PARTS.get(match[2])
         return part and part._replace(name=f"bert.encoder.layer.{int(match[1])}.{part.name}")
     return _BERT.get(name)
 

@@ -1,5 +1,5 @@
-"""The published checkpoints of BERT, ALBERT, GPT-2 and T5 as Hugging Face directories: a table derived from theirs, with the
-configuration and the vocabulary that stand beside them. Reads no weights.
+"""The published checkpoints of BERT, ALBERT, ELECTRA, GPT-2 and T5 as Hugging Face directories: a table derived from theirs, with
+the configuration and the vocabulary that stand beside them. Reads no weights.
 
 Other models' variables have names that nobody wrote down with their meaning: they go to safetensors under their own names.
 """
@@ -28,7 +28,7 @@ from modelhub import (
     read_json,
 )
 
-from modelhub_tensorflow import albert, mesh_t5, published
+from modelhub_tensorflow import albert, electra, mesh_t5, published
 from modelhub_tensorflow.published import SQUEEZED, TURNED
 
 BERT_CONFIG, ALBERT_CONFIG, GPT2_CONFIG = "bert_config.json", "albert_config.json", "hparams.json"
@@ -60,10 +60,12 @@ def derive(sources: Sequence[Table], options: Mapping[str, str]) -> Table:
         return _bert(table)
     if published.GPT2_MARK in names:
         return _gpt2(table)
+    if electra.MARK in names:
+        return _electra(table)
     if mesh_t5.MARK in names:
         return _t5(table)
     raise UnsupportedFile(
-        "its variables are not those of the published BERT, ALBERT, GPT-2 or T5, whose places in transformers are known",
+        "its variables are not those of the published BERT, ALBERT, ELECTRA, GPT-2 or T5, whose places in transformers are known",
         "--to safetensors keeps all tensors under their names",
     )
 
@@ -85,15 +87,18 @@ def _bert(table: Table) -> Table:
     config |= {"layer_norm_eps": 1e-12, "pad_token_id": 0, "torch_dtype": _dtype(tensors)}
     config |= _labels(shapes)
     documents = {"config.json": _json(config)}
-    notes: tuple[str, ...] = ()
-    text = _content(directory, "vocab.txt")
-    if text is None:
-        notes = ("there is no vocab.txt beside it: the directory has no tokenizer",)
-    else:
-        positions = config.get("max_position_embeddings", 512)
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": _is_lower(text), "model_max_length": positions}
-        documents |= {"vocab.txt": text, "tokenizer_config.json": _json(settings)}
-    return Table(tuple(tensors), Metadata(values=table.metadata.values), table.files, documents, notes)
+    words, notes = _word_pieces(directory, "BertTokenizer", config.get("max_position_embeddings", 512))
+    return Table(tuple(tensors), Metadata(values=table.metadata.values), table.files, documents | words, notes)
+
+
+def _electra(table: Table) -> Table:
+    used = replace(table, tensors=tuple(tensor for tensor in table.logical if not electra.UNUSED.fullmatch(tensor.name)))
+    tensors = tuple(_renamed(used, electra.target, "ELECTRA"))
+    config = electra.configuration({tensor.name: tensor.shape for tensor in tensors}) | {"torch_dtype": _dtype(tensors)}
+    words, notes = _word_pieces(os.path.dirname(table.files[0]), "ElectraTokenizer", config["max_position_embeddings"])
+    if left := len(table.logical) - len(used.tensors):
+        notes = (*notes, f"the discriminator is the model; the generator's {left} tensors are left behind")
+    return Table(tensors, Metadata(values=table.metadata.values), table.files, {"config.json": _json(config)} | words, notes)
 
 
 def _albert(table: Table) -> Table:
@@ -269,6 +274,15 @@ def _content(directory: str, name: str) -> bytes | None:
         if file.size > MAX_VOCABULARY:
             raise InvalidFile(f"{name} is {file.size} bytes long; no vocabulary needs more than {MAX_VOCABULARY}")
         return file.read(0, file.size)
+
+
+def _word_pieces(directory: str, tokenizer: str, positions: Any) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The documents of a tokenizer whose words stand in ``vocab.txt``, and a word where there is none."""
+    text = _content(directory, "vocab.txt")
+    if text is None:
+        return {}, ("there is no vocab.txt beside it: the directory has no tokenizer",)
+    settings = {"tokenizer_class": tokenizer, "do_lower_case": _is_lower(text), "model_max_length": positions}
+    return {"vocab.txt": text, "tokenizer_config.json": _json(settings)}, ()
 
 
 def _is_lower(vocabulary: bytes) -> bool:

@@ -76,7 +76,7 @@ def test_t5_is_what_transformers_made_of_it(gated: bool, tmp_path: Path, tensorf
 @pytest.mark.parametrize(
     ("lost", "told"),
     [
-        ("decoder/block_001", "block 1 of the decoder is not there"),
+        ("decoder/block_001", "decoder.block.1 is not there"),
         ("encoder/block_000/layer_000/SelfAttention/relative_attention_bias", "relative_attention_bias.weight was expected"),
     ],
 )

@@ -229,7 +229,7 @@ def test_a_model_fine_tuned_by_its_scripts(tmp_path: Path, tensorflow, modelhub)
         ({"config": {**BERT, "num_hidden_layers": 1}}, "counts 1 layers; there are tensors of layer 1"),
         ({"config": {**BERT, "hidden_size": -1}}, "a whole number above zero was expected"),
         ({"add": "bert/adapter/kernel"}, "has no place in the published BERT"),
-        ({"only": "dense/kernel"}, "not those of the published BERT, ALBERT, GPT-2 or T5"),
+        ({"only": "dense/kernel"}, "not those of the published BERT, ALBERT, ELECTRA, GPT-2 or T5"),
     ],
 )
 def test_what_is_no_such_model_is_refused(change: dict[str, Any], told: str, tmp_path: Path, tensorflow, modelhub) -> None:
