@@ -2,36 +2,77 @@
 
 (Google's ``word2vec.c`` ends a binary vector with a newline, gensim's ``keyedvectors.py`` does not; both read either.) Words are
 of any length, so that a row's place is known when those before it are read: the matrix is one run, read in order.
+
+GloVe's text has no such line, and vectors are often published compressed: both are told, and not read.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 
-from modelhub import Checkpoint, Detection, Extent, File, IncompleteFile, InvalidFile, Metadata, Tensor, ops
+from modelhub import Checkpoint, Detection, Extent, File, IncompleteFile, InvalidFile, Metadata, Rejected, Tensor, ops
 
-SUFFIXES = (".bin", ".vec", ".w2v", ".txt", ".vectors")
+from modelhub_embeddings import fasttext
+
+SUFFIXES = (".bin", ".vec", ".w2v", ".txt", ".vectors", ".bin.gz", ".vec.gz", ".txt.gz")
 _HEADER = re.compile(rb"(\d{1,9}) (\d{1,5})\r?\n")
 _WORD = re.compile(rb"[^\x00-\x20][^\x00\n ]{0,400} ")
 _NUMBER = rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 MAX_WORD = 1 << 12
+UNPACKED = 1 << 16
+"""How much of a compressed file is looked at."""
+_GLOVE = 8
+"""Lines of GloVe's that are held against each other."""
 
 
-def detect(file: File) -> Detection | None:
+def detect(file: File) -> Detection | Rejected | None:
     """The line, and a word with as many numbers as it says; in a binary file the next word stands where it must."""
-    return Detection([file.path], confidence=75) if _kind(file) else None
+    if file.head.startswith(b"\x1f\x8b"):
+        head = _unpacked(file.head)
+        if not (head.startswith(fasttext.MAGIC) or _kind(head, 1 << 60) or _is_gloves(head)):
+            return None
+        return Rejected(f"{file.name} is compressed word vectors: gunzip unpacks them", confidence=75, state="unsupported")
+    if _kind(file.head, file.size):
+        return Detection([file.path], confidence=75)
+    if file.name.lower().endswith((".txt", ".vec")) and _is_gloves(file.head):
+        reason = "is vectors of words as GloVe writes them: how many says no line of it"
+        advice = (
+            "gensim's KeyedVectors.load_word2vec_format(..., no_header=True) opens them, and save_word2vec_format gives them one"
+        )
+        return Rejected(f"{file.name} {reason}; {advice}", confidence=60, state="unsupported")
+    return None
 
 
-def _kind(file: File) -> str:
-    """binary, text, or "" for something else."""
-    head = file.head
+def _unpacked(head: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(31).decompress(head, UNPACKED)
+    except zlib.error:
+        return b""
+
+
+def _is_gloves(head: bytes) -> bool:
+    """Some lines of a word and equally many numbers with a fraction, at least as many as GloVe's smallest vectors."""
+    lines = head.split(b"\n", _GLOVE)[:_GLOVE]
+    if len(lines) < _GLOVE:
+        return False
+    rows = [line.rstrip().split(b" ") for line in lines]
+    sides = {len(row) for row in rows}
+    if len(sides) != 1 or not 26 <= (side := sides.pop()) <= 4097 or len({row[0] for row in rows}) < _GLOVE:
+        return False
+    numbers = all(re.fullmatch(_NUMBER, item) and b"." in item for row in rows for item in row[1 : min(side, 64)])
+    return numbers and not all(re.fullmatch(_NUMBER, row[0]) for row in rows)
+
+
+def _kind(head: bytes, size: int) -> str:
+    """binary, text, or "" for something else; of a file's beginning and length."""
     header = _HEADER.match(head)
     if not header or not int(header[1]) or not int(header[2]):
         return ""
     count, dim, at = int(header[1]), int(header[2]), header.end()
     line = head[at : head.find(b"\n", at) if b"\n" in head[at:] else len(head)]
-    whole = b"\n" in head[at:] or file.size <= len(head)
+    whole = b"\n" in head[at:] or size <= len(head)
     numbers = line.split()[1:]
     enough = len(numbers) == dim if whole else len(numbers) > 8
     if enough and all(re.fullmatch(_NUMBER, item) for item in numbers[: min(dim, 64)]):
@@ -44,7 +85,7 @@ def _kind(file: File) -> str:
             return "binary" if at >= len(head) - 500 and at > header.end() else ""
         at = found.end() + 4 * dim
         at += head[at : at + 1] == b"\n"
-    return "binary" if file.size >= header.end() + count * (4 * dim + 2) or at < file.size else ""
+    return "binary" if size >= header.end() + count * (4 * dim + 2) or at < size else ""
 
 
 def _is_text(data: bytes) -> bool:
@@ -60,7 +101,7 @@ def _is_text(data: bytes) -> bool:
 
 def read(checkpoint: Checkpoint) -> Iterator[Tensor | Metadata]:
     file = checkpoint.primary
-    header, kind = _HEADER.match(file.head), _kind(file)
+    header, kind = _HEADER.match(file.head), _kind(file.head, file.size)
     if not header or not kind:
         raise InvalidFile(f"{file.name}: begins with no number of vectors and their length")
     count, dim, start = int(header[1]), int(header[2]), header.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,30 @@ def test_many_vectors_with_googles_newlines(tmp_path: Path, modelhub) -> None:
     (tmp_path / "text.vec").write_text(f"1992 30\n{text}\n")
     assert converted(modelhub, tmp_path / "google.bin", tmp_path / "a.npz")["vectors"].tobytes() == vectors.tobytes()
     assert (converted(modelhub, tmp_path / "text.vec", tmp_path / "b.npz")["vectors"] == vectors[8:2000]).all()
+
+
+def test_what_says_not_how_many_it_has_or_is_compressed_is_told(tmp_path: Path, modelhub) -> None:
+    random = np.random.default_rng(0)
+
+    def glove(words: list[str]) -> str:
+        return "".join(f"{word} {' '.join(f'{x:.5f}' for x in random.standard_normal(50))}\n" for word in words)
+
+    (tmp_path / "glove.6B.50d.txt").write_text(glove(["the", ",", ".", "of", "to", "1", "ü", "and", "in"]))
+    for name, data in {
+        "GoogleNews-vectors.bin": (FILES / "w2v.bin").read_bytes(),
+        "lid.bin": (FILES / "sup.bin").read_bytes(),
+    }.items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "table.txt").write_text(glove([str(number) for number in range(20)]))  # an index and measurements
+    (tmp_path / "prose.txt").write_text("word after word\n" * 50)
+    (tmp_path / "log.txt.gz").write_bytes(gzip.compress(b"a line\n" * 999))
+    modelhub("scan", tmp_path)
+    rows = {Path(row["path"]).name: row for row in modelhub("ls", "--json").json}
+    assert {name: row["state"] for name, row in rows.items()} == dict.fromkeys(
+        ["glove.6B.50d.txt", "GoogleNews-vectors.bin.gz", "lid.bin.gz"], "unsupported"
+    )
+    assert "no_header=True" in rows["glove.6B.50d.txt"]["reason"]
+    assert "gunzip" in rows["lid.bin.gz"]["reason"]
 
 
 def test_truncated_and_hostile_ones(tmp_path: Path, modelhub) -> None:
