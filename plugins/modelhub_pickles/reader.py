@@ -20,8 +20,9 @@ from modelhub import Checkpoint, Detection, File, FileProblem, Finding, InvalidF
 SUFFIXES = (".joblib", ".pkl", ".pickle", ".sav", ".kv", ".model", ".gz", ".z", ".bz2", ".xz")
 _STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _LIBRARIES = re.compile(
-    rb"\b(sklearn|joblib|gensim|xgboost|lightgbm|catboost|statsmodels|imblearn|pandas|spacy|nltk|hmmlearn|umap|hdbscan|scipy)\."
+    rb"(?:\b|c)(sklearn|joblib|gensim|xgboost|lightgbm|catboost|statsmodels|imblearn|pandas|spacy|nltk|hmmlearn|umap|hdbscan|scipy)\."
 )
+"""The libraries, as modules in an opcode: up to protocol 3 one begins with "c", and nothing is between."""
 _TRUSTED = (
     "sklearn", "joblib", "numpy", "scipy", "pandas", "gensim", "xgboost", "lightgbm", "catboost", "statsmodels", "imblearn",
     "umap", "hdbscan", "hmmlearn",

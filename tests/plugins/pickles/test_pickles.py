@@ -16,6 +16,7 @@ import pytest
 FILES = Path(__file__).with_name("files")
 OBJECTS = {
     "rf.pkl": "sklearn.ensemble._forest.RandomForestClassifier",
+    "ridge2.pkl": "sklearn.linear_model._ridge.Ridge",  # protocol 2
     "rf.joblib": "sklearn.ensemble._forest.RandomForestClassifier",
     "rf.z.joblib": "sklearn.ensemble._forest.RandomForestClassifier",
     "d.joblib": "dict",
