@@ -5,9 +5,12 @@
     LoKr   alpha / rank w1 x w2, Kronecker's product; without a scale
            where neither of them is a product itself                    ``modules/lokr.py``
     full   the difference itself                                        ``modules/full.py``
+    DoRA   that, with every row, or all of an input's column, brought
+           to the length that was learnt for it                         ``modules/locon.py``, ``apply_weight_decompose``
 
-What has more parts than these (DoRA's magnitudes, convolutions in three parts) is refused, and said; so is what a single file of
-SDXL has in one matrix and a LoRA in three (its second text encoder).
+Convolutions may be in three parts (``lora_mid``, ``hada_t1``, ``lokr_t2``). Of DoRA that applies with another strength than 1, as
+much is added as there is between the base and all of it (ComfyUI ``weight_adapter/base.py``, ``weight_decompose``). What has
+more parts is refused, and said; so is what a single file of SDXL has in one matrix and a LoRA in three (its second text encoder).
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from math import prod
 from modelhub import Combination, Inline, Node, Table, Tensor, ops
 
 from modelhub_peft import blocks, output
-from modelhub_peft.scaling import kronecker, scaled, times
+from modelhub_peft.products import with_core
+from modelhub_peft.scaling import brought_to, kronecker, scaled, times
 
 _ENDINGS = {
     ".lora_down.weight": "down", ".lora_A.weight": "down", ".lora.down.weight": "down",
@@ -27,9 +31,10 @@ _ENDINGS = {
     ".lora_linear_layer.up.weight": "up", ".lora_B.default.weight": "up",
     "_lora.down.weight": "down", "_lora.up.weight": "up",
     ".lora_up.weight": "up", ".lora_B.weight": "up", ".lora.up.weight": "up",
-    ".alpha": "alpha", ".diff": "diff",
-    **{f".{part}": part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
-    **{f".{part}": part for part in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+    ".alpha": "alpha", ".diff": "diff", ".lora_mid.weight": "mid",
+    ".dora_scale": "lengths", ".lora_magnitude_vector": "lengths", ".lora_magnitude_vector.weight": "lengths",
+    **{f".{part}": part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
+    **{f".{part}": part for part in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
 }  # fmt: skip
 """How a tensor's name ends -> which part of a module it is."""
 _METADATA = "lora_adapter_metadata"
@@ -69,7 +74,7 @@ def _modules(adapter: Table) -> dict[str, Parts]:
     for tensor in adapter.logical:
         ending = next((ending for ending in _ENDINGS if tensor.name.endswith(ending)), "")
         if not ending:
-            raise ValueError(f"{tensor.name} is no part of a LoRA, LoHa or LoKr, which is all that is merged")
+            raise ValueError(f"{tensor.name} is no part of a LoRA, DoRA, LoHa or LoKr, which is all that is merged")
         kept = "_lora" * ending.startswith("_")
         found.setdefault(blocks.plain(tensor.name.removesuffix(ending) + kept), {})[_ENDINGS[ending]] = _node(tensor)
     return found
@@ -78,11 +83,18 @@ def _modules(adapter: Table) -> dict[str, Parts]:
 def _added(now: Node, parts: Parts, noted: float | None, strength: float) -> Node:
     if len(now.shape) < 2:
         raise ValueError(f"the base has a vector {list(now.shape)} there, and no matrix")
-    alpha = parts.pop("alpha", noted)
+    alpha, lengths = parts.pop("alpha", noted), parts.pop("lengths", None)
+    if lengths is None:
+        return _plus(now, _delta(parts, alpha, strength))
+    whole = _brought_to(_plus(now, _delta(parts, alpha, 1.0)), lengths)
+    return whole if strength == 1 else ops.add(ops.affine(now, 1 - strength), ops.affine(whole, strength))
+
+
+def _delta(parts: Parts, alpha: Node | float | None, strength: float) -> Node:
     if "hada_w1_a" in parts:
-        first, rank = _pair(parts, "hada_w1")
-        second, _ = _pair(parts, "hada_w2")
-        delta = times(_scaled(first, alpha, rank, strength), second)
+        first, rank = _pair(parts, "hada_w1", "hada_t1")
+        second, _ = _pair(parts, "hada_w2", "hada_t2")
+        delta = times(_scaled(first, alpha, rank, strength), ops.affine(second))
     elif any(part.startswith("lokr_") for part in parts):
         first, one = _side(parts, "lokr_w1")
         second, other = _side(parts, "lokr_w2")
@@ -92,9 +104,14 @@ def _added(now: Node, parts: Parts, noted: float | None, strength: float) -> Nod
         delta = ops.affine(_flat(parts.pop("diff")), strength)
     else:
         down, up = _flat(_taken(parts, "down")), _flat(_taken(parts, "up"))
-        delta = ops.matmul(up, _scaled(down, alpha, down.shape[0], strength))
+        down = _scaled(down, alpha, down.shape[0], strength)
+        delta = with_core(up, parts.pop("mid"), down) if "mid" in parts else ops.matmul(up, down)
     if parts:
         raise ValueError(f"its {next(iter(parts))} has no counterpart")
+    return delta
+
+
+def _plus(now: Node, delta: Node) -> Node:
     flat = (now.shape[0], prod(now.shape[1:]))
     if delta.shape != flat:
         raise ValueError(f"it changes a matrix {list(delta.shape)}, the base has {list(now.shape)}")
@@ -102,15 +119,33 @@ def _added(now: Node, parts: Parts, noted: float | None, strength: float) -> Nod
     return after if now.shape == flat else ops.reshape(after, "F32", now.shape)
 
 
-def _pair(parts: Parts, name: str) -> tuple[Node, int]:
-    """The product of ``NAME_a`` and ``NAME_b``, and their rank."""
+def _brought_to(value: Node, lengths: Node) -> Node:
+    """``value`` with the length of each of its rows, or of what each input has in all rows, as DoRA's magnitudes say: which of
+    the two, their shape tells."""
+    rows, columns, sides = value.shape[0], value.shape[1], prod(value.shape[2:])
+    each = ops.affine(ops.reshape(lengths, lengths.dtype, (prod(lengths.shape),)))
+    if each.shape == (rows,) and (len(lengths.shape) == 1 or lengths.shape[0] == rows):
+        flat = ops.reshape(value, value.dtype, (rows, columns * sides))
+        return ops.reshape(brought_to(flat, each, flat), "F32", value.shape)
+    if each.shape != (columns,):
+        raise ValueError(f"its magnitudes {list(lengths.shape)} are neither of {rows} outputs nor of {columns} inputs")
+    turned = ops.transpose(ops.reshape(value, value.dtype, (rows, columns, sides)), (1, 0, 2))
+    flat = ops.reshape(turned, value.dtype, (columns, rows * sides))
+    back = ops.reshape(brought_to(flat, each, flat), "F32", (columns, rows, sides))
+    return ops.reshape(ops.transpose(back, (1, 0, 2)), "F32", value.shape)
+
+
+def _pair(parts: Parts, name: str, core: str = "") -> tuple[Node, int]:
+    """The product of ``NAME_a`` and ``NAME_b``, with ``core`` between them where there is one, and their rank."""
     left, right = _flat(_taken(parts, f"{name}_a")), _flat(_taken(parts, f"{name}_b"))
+    if core in parts:
+        return with_core(ops.transpose(left), parts.pop(core), right), right.shape[0]
     return ops.matmul(left, right), right.shape[0]
 
 
 def _side(parts: Parts, name: str) -> tuple[Node, int]:
     """A factor, and its rank where it is a product itself (else 0)."""
-    return (_flat(parts.pop(name)), 0) if name in parts else _pair(parts, name)
+    return (_flat(parts.pop(name)), 0) if name in parts else _pair(parts, name, name.replace("w", "t"))
 
 
 def _scaled(matrix: Node, alpha: Node | float | None, rank: int, strength: float) -> Node:

@@ -53,17 +53,37 @@ def embedding(module: str, parts: Parts, config: AdapterConfig, scale: float) ->
 
 
 def loha(module: str, parts: Parts, config: AdapterConfig, scale: float) -> Node:
-    """``hada_w1_a`` (rows, rank), ``hada_w1_b`` (rank, columns), and the second pair."""
-    w1a, w1b, w2a, w2b = (taken(parts, f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
-    _no_core(parts, "hada_t1", "hada_t2")
-    rank = w1b.shape[0] if w1b.shape else 0
-    factor = config.scale_of(module, rank) * scale if rank else 0.0
-    return times(ops.matmul(ops.affine(w1a, factor), w1b), ops.matmul(w2a, w2b))
+    """``hada_w1_a`` (rows, rank), ``hada_w1_b`` (rank, columns), and the second pair; with ``hada_t1`` (rank, rank, sides of a
+    convolution) ``hada_w1_a`` is (rank, rows)."""
+    rank = parts["hada_w1_b"].shape[0] if "hada_w1_b" in parts and parts["hada_w1_b"].shape else 0
+    if not rank:
+        raise ValueError(EMPTY)
+    first, second = (_hadamard(parts, number) for number in "12")
+    return times(ops.affine(first, config.scale_of(module, rank) * scale), ops.affine(second))
+
+
+def _hadamard(parts: Parts, number: str) -> Node:
+    a, b = (taken(parts, f"hada_w{number}_{side}") for side in "ab")
+    core = parts.pop(f"hada_t{number}", None)
+    return ops.matmul(a, b) if core is None else with_core(ops.transpose(a), core, b)
+
+
+def with_core(left: Node, core: Node, right: Node) -> Node:
+    """A convolution in three parts: ``left`` (rows, rank), ``core`` (rank, rank, sides), ``right`` (rank, columns), as a matrix
+    (rows, columns x sides). (peft ``tuners/loha/layer.py``, ``HadaWeightCP``.)"""
+    if len(core.shape) < 3 or len(left.shape) != 2 or len(right.shape) != 2 or not prod(core.shape):
+        raise ValueError(f"parts {list(left.shape)}, {list(core.shape)} and {list(right.shape)} make no convolution")
+    (outer, inner), sides, columns = core.shape[:2], prod(core.shape[2:]), right.shape[1]
+    if (outer, inner) != (left.shape[1], right.shape[0]) or not columns:
+        raise ValueError(f"parts {list(left.shape)}, {list(core.shape)} and {list(right.shape)} do not fit each other")
+    last = ops.transpose(ops.reshape(core, core.dtype, (outer, inner, sides)), (0, 2, 1))
+    wide = ops.matmul(ops.reshape(last, core.dtype, (outer * sides, inner)), right)
+    turned = ops.transpose(ops.reshape(wide, wide.dtype, (outer, sides, columns)), (0, 2, 1))
+    return ops.matmul(left, ops.reshape(turned, wide.dtype, (outer, columns * sides)))
 
 
 def lokr(module: str, parts: Parts, config: AdapterConfig, scale: float) -> Node:
     """``lokr_w1`` or ``lokr_w1_a`` and ``lokr_w1_b``; the same of ``w2``, which may be a convolution's."""
-    _no_core(parts, "lokr_t2")
     w1, rank1 = _side(parts, "lokr_w1")
     w2, rank2 = _side(parts, "lokr_w2")
     if len(w2.shape) == 3:
@@ -136,14 +156,8 @@ def _side(parts: Parts, name: str) -> tuple[Node, int]:
     if name in parts:
         return parts.pop(name), 0
     a, b = taken(parts, f"{name}_a"), flat(taken(parts, f"{name}_b"))
-    return ops.matmul(a, b), b.shape[0]
-
-
-def _no_core(parts: Parts, *names: str) -> None:
-    if any(name in parts for name in names):
-        raise ValueError(
-            "a convolution in three parts (use_effective_conv2d) cannot be merged here: merge_and_unload of peft may"
-        )
+    core = parts.pop(name.replace("w", "t"), None)
+    return ops.matmul(a, b) if core is None else with_core(ops.transpose(a), core, b), b.shape[0]
 
 
 def _vector(node: Node) -> Node:

@@ -130,6 +130,8 @@ CONVOLUTIONS: dict[str, peft.PeftConfig] = {
     "dora": peft.LoraConfig(r=2, target_modules=["one", "two"], use_dora=True),
     "loha": peft.LoHaConfig(r=2, target_modules=["one", "two"]),
     "lokr": peft.LoKrConfig(r=2, target_modules=["two"]),
+    "loha in three parts": peft.LoHaConfig(r=2, target_modules=["two"], use_effective_conv2d=True),
+    "lokr in three parts": peft.LoKrConfig(r=1, target_modules=["two"], use_effective_conv2d=True, decompose_factor=2),
     "ia3": peft.IA3Config(target_modules=["two"], feedforward_modules=[]),
     "ia3 feed-forward": peft.IA3Config(target_modules=["two"], feedforward_modules=["two"]),
     "experts": peft.LoraConfig(

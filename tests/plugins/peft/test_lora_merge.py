@@ -173,6 +173,75 @@ def test_lycoris_products_are_those_of_its_modules(made: Path, tmp_path: Path, m
         np.testing.assert_allclose(found[f"unet/{name}.weight"], wanted, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
+def test_convolutions_in_three_parts_and_magnitudes(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    """The steps of LyCORIS's ``functional/general.py`` (``rebuild_tucker``) and ComfyUI's ``weight_decompose``, written out."""
+    rng = np.random.default_rng(1)
+    before = load_file(next(made.glob("base/unet/*.safetensors")))
+
+    def random(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    def tucker(core: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return np.einsum("ijkl,ip,jr->prkl", core, left, right)
+
+    def bring(weight: np.ndarray, delta: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        whole = weight + delta.reshape(weight.shape)
+        axes = tuple(axis for axis in range(whole.ndim) if axis != (1 if lengths.shape[0] == 1 else 0))
+        return whole * (lengths / np.sqrt((whole**2).sum(axes, keepdims=True))) - weight
+
+    shape = before["mid_block.resnets.0.conv1.weight"].shape
+    width = before["time_embedding.linear_1.weight"].shape
+    rows, columns = shape[:2]
+    low, high = random(2, width[1]), random(width[0], 2)
+    parts: dict[str, tuple[dict[str, np.ndarray], np.ndarray]] = {}
+    one = {
+        "lora_down.weight": random(3, columns, 1, 1),
+        "lora_mid.weight": random(3, 3, 3, 3),
+        "lora_up.weight": random(rows, 3, 1, 1),
+    }
+    parts["mid_block.resnets.0.conv1"] = (
+        one,
+        tucker(one["lora_mid.weight"], one["lora_up.weight"].reshape(rows, 3).T, one["lora_down.weight"].reshape(3, columns)),
+    )
+    two = {f"hada_w{i}_{side}": random(3, rows if side == "a" else columns) for i in "12" for side in "ab"}
+    two |= {f"hada_t{i}": random(3, 3, 3, 3) for i in "12"}
+    first, second = (tucker(two[f"hada_t{i}"], two[f"hada_w{i}_a"], two[f"hada_w{i}_b"]) for i in "12")
+    parts["mid_block.resnets.0.conv2"] = two, first * second
+    three = {"lokr_w1": random(4, 4), "lokr_w2_a": random(2, rows // 4), "lokr_w2_b": random(2, columns // 4)}
+    three["lokr_t2"] = random(2, 2, 3, 3)
+    small = tucker(three["lokr_t2"], three["lokr_w2_a"], three["lokr_w2_b"])
+    parts["mid_block.resnets.1.conv1"] = three, np.kron(three["lokr_w1"], small.reshape(rows // 4, -1))
+    for name, lengths in (("1.conv2", random(1, columns, 1, 1)), ("1.conv1", random(rows, 1, 1, 1))):
+        where = f"{'mid_block.resnets' if name == '1.conv2' else 'up_blocks.1.resnets'}.{name}"
+        weight = before[f"{where}.weight"]
+        lengths = np.abs(random(*(size if kept > 1 else 1 for size, kept in zip(weight.shape, lengths.shape, strict=True))))
+        a = random(3, weight.shape[1], 3, 3)
+        b = random(weight.shape[0], 3)
+        parts[where] = (
+            {"lora_down.weight": a, "lora_up.weight": b[..., None, None], "dora_scale": lengths},
+            bring(weight, b @ a.reshape(3, -1), lengths),
+        )
+    magnitudes = np.abs(random(width[0]))
+    parts["time_embedding.linear_1"] = (
+        {"lora_down.weight": low, "lora_up.weight": high, "lora_magnitude_vector": magnitudes},
+        bring(before["time_embedding.linear_1.weight"], high @ low, magnitudes[:, None]),
+    )
+    tensors = {
+        f"lora_unet_{name.replace('.', '_')}.{part}": np.ascontiguousarray(value)
+        for name, (own, _) in parts.items()
+        for part, value in own.items()
+    }
+    save_file(tensors, tmp_path / "three.safetensors")
+    out = tmp_path / "out.safetensors"
+    modelhub(
+        "merge", made / "base", "--adapter", tmp_path / "three.safetensors", "--scale", 0.5, "--to", "safetensors", "-o", out
+    )
+    found = load_file(out)
+    for name, (_, delta) in parts.items():
+        wanted = before[f"{name}.weight"] + 0.5 * delta.reshape(before[f"{name}.weight"].shape)
+        np.testing.assert_allclose(found[f"unet/{name}.weight"], wanted, atol=2e-5, rtol=2e-5, err_msg=name)
+
+
 def test_the_base_is_found_in_the_catalog_by_names_and_shapes(made: Path, tmp_path: Path, modelhub: Modelhub) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -195,7 +264,23 @@ def test_the_base_is_found_in_the_catalog_by_names_and_shapes(made: Path, tmp_pa
         ),
         ({"lora_unet_conv_in.lora_down.weight": (4, 9)}, "its up is missing"),
         ({"lora_unet_conv_in.hada_w1_a": (4, 9), "lora_unet_conv_in.hada_w1_b": (9, 4)}, "its hada_w2_a is missing"),
-        ({"lora_unet_conv_in.dora_scale": (1, 4)}, "no part of a LoRA"),
+        ({"lora_unet_conv_in.oft_blocks": (1, 4, 4)}, "no part of a LoRA"),
+        (
+            {
+                "lora_unet_conv_in.lora_down.weight": (4, 36),
+                "lora_unet_conv_in.lora_up.weight": (32, 4),
+                "lora_unet_conv_in.dora_scale": (1, 5),
+            },
+            "neither of 32 outputs nor of 4 inputs",
+        ),
+        (
+            {
+                "lora_unet_conv_in.lora_down.weight": (4, 4, 1, 1),
+                "lora_unet_conv_in.lora_mid.weight": (3, 4, 3, 3),
+                "lora_unet_conv_in.lora_up.weight": (32, 4, 1, 1),
+            },
+            "do not fit each other",
+        ),
         ({"lora_unet_conv_in.lora_down.weight": (0, 36), "lora_unet_conv_in.lora_up.weight": (32, 0)}, "which is no matrix"),
     ],
 )
