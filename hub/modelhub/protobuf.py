@@ -106,9 +106,12 @@ class Wire:
         if end - start > 10 * most:
             raise InvalidFile(f"{self.name}: {end - start} bytes of numbers at offset {start}, at most {most} numbers are read")
         data, at, found = self.data(start, end), 0, []
-        while at < len(data):
-            value, at = self._varint(data, at, start)
-            found.append(value)
+        try:
+            while at < len(data):
+                value, at = self._varint(data, at, start)
+                found.append(value)
+        except IndexError:  # the run ends where what is read does
+            raise InvalidFile(f"{self.name}: a number at offset {start + at} runs out of its message") from None
         if len(found) > most:
             raise InvalidFile(f"{self.name}: {len(found)} numbers at offset {start}, at most {most} are read")
         return found

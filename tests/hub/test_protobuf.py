@@ -51,6 +51,8 @@ def test_numbers_of_every_size(tmp_path: Path) -> None:
     assert (number, kind, Wire(path).varints(start, end, 6)) == (1, protobuf.BYTES, numbers[:6])
     with pytest.raises(InvalidFile, match="at most 5"):
         Wire(path).varints(start, end, 5)
+    with pytest.raises(InvalidFile, match="a number at offset 1 runs out of its message"):
+        Wire(b"\x01\xff\x80").varints(0, 3, 5)
 
 
 @pytest.mark.parametrize("field", [b"\x08\x01", b"\x0a\x01x", b"\x0a\x05hello", b"\x0d1234", b"\x08\xff\xff\x01"])
