@@ -29,6 +29,8 @@ INLINE_LIMIT = 1_900_000_000
 """Bytes of weights from which on a model is written with external data: protobuf's messages end at 2 GiB."""
 BLOCK = 32
 """Weights that share a scale in MatMulNBits: as fine as llama.cpp's."""
+HARDLY = 0.9
+"""Share of its source's bytes from which on a quantized model is not what the user will have hoped for."""
 CHANNELS = 13
 """The operator set from which on ``DequantizeLinear`` has scales per channel."""
 BASE = 512 << 20
@@ -74,6 +76,9 @@ class Way(NamedTuple):
         if self.make is not _fp16 and _quantized(output) <= before:
             what = "this model is quantized already, and nothing more of it" if before else "nothing in this model"
             raise ModelhubError(f"{what} could be quantized in this way", self.otherwise)
+        if self.make is not _fp16 and _nbytes(output) > HARDLY * _nbytes(source):
+            few = "hardly smaller than its source: few of its weights are such as this way quantizes"
+            notes.append(f"{few}; {self.otherwise}" if self.otherwise else few)
         return notes
 
 
@@ -324,6 +329,12 @@ def _blocks(bits: int) -> Make:
         return []
 
     return make_blocks
+
+
+def _nbytes(path: str) -> int:
+    """Of a model's file and of its external data."""
+    with File(path) as file:
+        return file.size + sum(parse(file).externals.files.values())
 
 
 def _quantized(path: str) -> int:

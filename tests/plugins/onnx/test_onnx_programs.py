@@ -124,6 +124,23 @@ def test_a_model_with_nothing_to_quantize_is_not_copied(tmp_path: Path, modelhub
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
+def test_what_hardly_gets_smaller_is_said(tmp_path: Path, modelhub: Modelhub) -> None:
+    """A convolution keeps its weights, and nearly all weights are its own."""
+    random = np.random.default_rng(0)
+    weights = {"k": random.standard_normal((32, 32, 3, 3)), "w": random.standard_normal((32, 4))}
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    path = save(model_of(nodes, tensors, {"x": [1, 32, 8, 8]}, {"y": [1, 4]}), tmp_path / "m.onnx")
+    notes = modelhub("convert", path, "--to", "onnx:int8", "--json").json["notes"]
+    (note,) = [note for note in notes if "hardly smaller" in note]
+    assert note.endswith("int8-static --calibration quantizes convolutions too")
+
+
 def test_weights_too_large_for_half_precision_stay_as_they_are(tmp_path: Path, modelhub: Modelhub) -> None:
     """A variance of some millions, in a node of its own, as Paddle's exporter writes it: clipped, it would ruin the model."""
     random = np.random.default_rng(0)
