@@ -322,10 +322,20 @@ def _may_be_weight(raw: elements.Raw) -> bool:
     return count * dtype.block_bytes >= SMALL or (count > 1 and dtype.kind in ("float", "complex"))
 
 
+def own_signatures(graph: Graph) -> dict[str, Signature]:
+    """Those that are for users of the model."""
+    return {name: signature for name, signature in graph.signatures.items() if name != _INITIALISER}
+
+
+def first_signature(graph: Graph) -> Signature:
+    """What the model takes and gives where nobody asks for another."""
+    named = own_signatures(graph)
+    return named.get(_DEFAULT) or next(iter(named.values()), Signature())
+
+
 def describe(graph: Graph) -> dict[str, Any]:
     """What ``show`` says of a graph."""
-    named = {name: signature for name, signature in graph.signatures.items() if name != _INITIALISER}
-    first = named.get(_DEFAULT) or next(iter(named.values()), Signature())
+    named, first = own_signatures(graph), first_signature(graph)
     values: dict[str, Any] = {
         "tensorflow_version": graph.version,
         "tags": [", ".join(tags) for tags in graph.tags[:20]],

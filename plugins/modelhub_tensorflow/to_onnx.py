@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from modelhub import Checkpoint, File, ModelhubError, OutputsDiffer, Program, ProgramResult, UsageError, measure
+from modelhub import Checkpoint, ModelhubError, OutputsDiffer, Program, ProgramResult, UsageError, measure
 
 from modelhub_tensorflow import graph, saved_model
 
@@ -46,7 +46,11 @@ def program() -> Program:
 
 def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str]) -> ProgramResult:
     """Load, run, freeze, convert, write, run again and compare."""
-    _refuse_unsafe(checkpoint)
+    found = graph.of_saved_model(checkpoint.open(saved_model.MODEL))
+    _refuse_unsafe(found)
+    if len(found.tags) == 1:  # of several graphs, it is known once TensorFlow has loaded one
+        taken = graph.first_signature(found).inputs
+        _refuse_text([name for name, kind in taken.items() if kind.startswith("string[")], found)
     for name in ("atol", "rtol"):
         if name in options and not math.isfinite(float(options[name])):
             raise UsageError(f"--{name} {options[name]} is no tolerance")
@@ -56,19 +60,21 @@ def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str]) -> Prog
     for name in ("tensorflow", "tf2onnx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    inputs, outputs, frozen, feeds, before = _frozen(checkpoint.directory)
+    inputs, outputs, frozen, feeds, before = _frozen(checkpoint.directory, found)
     _convert(frozen, inputs, outputs, output)
     rows = _compare(output, [*outputs], feeds, before, options)
     return ProgramResult(compared=rows, notes=[f"compared with what TensorFlow computes, on {MADE_UP} sets of made-up inputs"])
 
 
-def _refuse_unsafe(checkpoint: Checkpoint) -> None:
-    found = graph.of_saved_model(checkpoint.open(saved_model.MODEL)).findings
-    if found:
-        raise ModelhubError(f"it is not run, and so not converted: {found[0].message}", "`modelhub verify` names all of them")
+def _refuse_unsafe(found: graph.Graph) -> None:
+    if found.findings:
+        why = found.findings[0].message
+        raise ModelhubError(f"it is not run, and so not converted: {why}", "`modelhub verify` names all of them")
 
 
-def _frozen(directory: str) -> tuple[dict[str, str], dict[str, str], Any, list[dict[str, Any]], list[list[Any]]]:
+def _frozen(
+    directory: str, found: graph.Graph
+) -> tuple[dict[str, str], dict[str, str], Any, list[dict[str, Any]], list[list[Any]]]:
     """(inputs and outputs by name -> the graph's tensors, the frozen graph, made-up inputs, what it computes of them)."""
     import tensorflow as tf  # type: ignore[import-untyped]
     from tf2onnx import tf_loader  # type: ignore[import-untyped]
@@ -76,7 +82,7 @@ def _frozen(directory: str) -> tuple[dict[str, str], dict[str, str], Any, list[d
     v1 = tf.compat.v1
     with tf.Graph().as_default() as loaded, v1.Session(graph=loaded) as session:
         try:
-            meta = v1.saved_model.loader.load(session, _tags(directory), directory)
+            meta = v1.saved_model.loader.load(session, _tags(found), directory)
         except (RuntimeError, ValueError, tf.errors.OpError) as error:
             raise ModelhubError(f"TensorFlow does not load it: {_short(error)}") from error
         signatures = {name: one for name, one in meta.signature_def.items() if one.outputs and not name.startswith("__")}
@@ -89,20 +95,17 @@ def _frozen(directory: str) -> tuple[dict[str, str], dict[str, str], Any, list[d
         if not all((*inputs.values(), *outputs.values())):
             raise ModelhubError("it takes or gives sparse or ragged tensors, which ONNX models do not")
         places = {name: loaded.get_tensor_by_name(place) for name, place in inputs.items()}
-        _refuse_text(places, directory)
+        _refuse_text([name for name, place in places.items() if place.dtype.base_dtype.name == "string"], found)
         feeds, before = _computed(session, places, [*outputs.values()])
         frozen = tf_loader.freeze_session(session, input_names=[*inputs.values()], output_names=[*outputs.values()])
     with tf.Graph().as_default():
         return inputs, outputs, tf_loader.tf_optimize([*inputs.values()], [*outputs.values()], frozen), feeds, before
 
 
-def _refuse_text(places: Mapping[str, Any], directory: str) -> None:
-    texts = [name for name, place in places.items() if place.dtype.base_dtype.name == "string"]
+def _refuse_text(texts: Sequence[str], found: graph.Graph) -> None:
     if not texts:
         return
-    with File(os.path.join(directory, saved_model.MODEL)) as file:
-        known = graph.of_saved_model(file).operators
-    mine = sorted(name for name in known if _OF_TEXT.search(name) and name not in _OF_SAVING)
+    mine = sorted(name for name in found.operators if _OF_TEXT.search(name) and name not in _OF_SAVING)
     does = f" ({', '.join(mine[:6])}{', ...' if len(mine) > 6 else ''})" if mine else ""
     raise ModelhubError(
         f"it takes text (input {texts[0]!r}), and what it does with that{does} no standard ONNX operator does",
@@ -110,10 +113,8 @@ def _refuse_text(places: Mapping[str, Any], directory: str) -> None:
     )
 
 
-def _tags(directory: str) -> list[str]:
-    with File(os.path.join(directory, saved_model.MODEL)) as file:
-        tags = graph.of_saved_model(file).tags
-    return next((one for one in tags if one == ["serve"]), tags[0] if tags else [])
+def _tags(found: graph.Graph) -> list[str]:
+    return next((one for one in found.tags if one == ["serve"]), found.tags[0] if found.tags else [])
 
 
 def _computed(session: Any, places: Mapping[str, Any], outputs: Sequence[str]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
