@@ -70,7 +70,8 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
     elif method == "torchao":
         label, bits, group = torchao.label(found)
     elif method == "hqq":
-        bits, group = hqq.said(found)
+        inner, size = hqq.said(found)
+        bits, group = inner or bits, size or group
         label = f"HQQ-INT{bits}" if bits else "HQQ"
     elif method == "mlx" and text(found.get("mode")) in ("mxfp4", "nvfp4", "mxfp8"):
         label, group = f"MLX-{text(found.get('mode')).upper()}", None
