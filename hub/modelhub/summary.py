@@ -21,6 +21,9 @@ from modelhub.types import Columns, Extent, Node, Tensor
 
 MAX_ELEMENTS = 1 << 62
 MAX_DIMENSIONS = 64
+UNFOLDED, MOST = 16 << 30, 1 << 15
+"""Bytes that expressions may give beyond `MOST` for each that is stored. What is stored once and stands for many (a constant, a
+view without steps, a chunk that was left out) would else keep whoever reads the values of a small file at work for years."""
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ def check_tensors(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summar
     short = ""
     plain = True  # only bare extents, in file order: no two can be the same bytes
     last_file, size, end = "", 0, 0
+    unfolded = 0
     _check_shapes(tensors)
     for tensor in tensors:
         name, dtype, shape, value, view, _ = tensor
@@ -70,9 +74,16 @@ def check_tensors(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Summar
             counts[dtype] = counts.get(dtype, 0) + elements
         else:
             plain = False
+            unfolded += nbytes if type(value) is Node else 0
             short = short or _check_value(tensor, nbytes, sizes)
     if len({tensor[0] for tensor in tensors}) != len(tensors):
         _check_names(tensors)
+    if unfolded > UNFOLDED + MOST * (stored := sum(sizes.values())):
+        largest = max((tensor for tensor in tensors if type(tensor.value) is Node), key=lambda tensor: prod(tensor.shape))
+        raise InvalidFile(
+            f"its tensors take {unfolded:,} bytes, {stored:,} are stored: nothing honest repeats so much "
+            f"(the largest: {largest.name[:200]!r}, {largest.dtype} {list(largest.shape)})"
+        )
     if plain:
         counts = dict(sorted(counts.items(), key=lambda item: -item[1])) if len(counts) > 1 else counts
         return Summary(sum(counts.values()), counts, len(tensors), short)
