@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 READS, WRITES, NETWORK, PYTHON = "reads files", "writes files", "opens connections", "calls Python"
+RUNS = "runs a graph that it is given as text, which may do all of these,"
 _READS = """
     ReadFile MatchingFiles MatchingFilesDataset ExperimentalMatchingFilesDataset WholeFileReader WholeFileReaderV2
     TextLineReader TextLineReaderV2 TextLineDataset FixedLengthRecordReader FixedLengthRecordReaderV2
@@ -30,11 +31,15 @@ _NETWORK = """
 _PYTHON = """
     PyFunc PyFuncStateless EagerPyFunc
 """
+_RUNS = """
+    DatasetFromGraph
+"""
 OPERATORS: Mapping[str, str] = {
     **dict.fromkeys(_READS.split(), READS),
     **dict.fromkeys(_WRITES.split(), WRITES),
     **dict.fromkeys(_NETWORK.split(), NETWORK),
     **dict.fromkeys(_PYTHON.split(), PYTHON),
+    **dict.fromkeys(_RUNS.split(), RUNS),
 }
 BY_ATTRIBUTE: Mapping[str, tuple[str, tuple[bytes, ...]]] = {
     "PrintV2": ("output_stream", (b"file://",)),

@@ -148,6 +148,7 @@ UNSAFE = {
     "SqlDataset": operator("SqlDataset"),
     "SaveV2": operator("SaveV2", function=True),
     "RpcCall": operator("RpcCall"),
+    "DatasetFromGraph": operator("DatasetFromGraph", function=True),
     "PrintV2": operator("PrintV2", extra=text_attribute("output_stream", "file:///etc/cron.d/x")),
     "DecodeProtoV2": operator("DecodeProtoV2", extra=text_attribute("descriptor_source", "/etc/passwd")),
     "DebugIdentityV3": operator(
