@@ -34,12 +34,10 @@ def operators(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:
     """Operators that neither the standard nor the model defines: running them takes somebody's native code."""
     for domain, count in sorted(describe.custom_domains(load(checkpoint)).items()):
         nodes = f"{count} node{'s' if count > 1 else ''} of the domain {domain[:200]!r}"
-        if domain.startswith("com.microsoft"):
+        if domain in describe.RUNTIMES:
             yield Finding(OPERATORS, "info", f"{nodes}: onnxruntime runs them, other programs may not")
         else:
-            yield Finding(
-                OPERATORS, "warning", f"{nodes}: running them takes a library of native code from whoever made the model"
-            )
+            yield Finding(OPERATORS, "warning", f"{nodes}: running them takes {describe.whose(domain)}")
 
 
 def runs(checkpoint: Checkpoint, table: Table) -> Iterator[Finding]:

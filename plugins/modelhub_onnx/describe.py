@@ -16,6 +16,10 @@ MAX_SHOWN = 300
 OPERATORS_SHOWN = 24
 STANDARD = ("", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training")
 """Domains of the standard itself."""
+RUNTIMES = ("com.microsoft", "com.microsoft.experimental", "com.microsoft.nchwc", "com.ms.internal.nhwc", "org.pytorch.aten")
+"""Domains of operators that are part of onnxruntime (``onnxruntime/core/graph/constants.h``)."""
+EXTENSIONS = ("ai.onnx.contrib", "com.microsoft.extensions")
+"""Domains of onnxruntime-extensions, a library of its own."""
 
 _WEIGHT = {
     "MatMulInteger": 1, "ConvInteger": 1, "DynamicQuantizeMatMul": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeLSTM": 1,
@@ -68,6 +72,13 @@ def custom_domains(model: Model) -> Counter[str]:
         if domain not in STANDARD and (domain, name) not in model.functions:
             found[domain] += count
     return found
+
+
+def whose(domain: str) -> str:
+    """Where the code is from that operators of this domain take."""
+    if domain in EXTENSIONS:
+        return "the library onnxruntime-extensions"
+    return "a library of native code from whoever made the model"
 
 
 # --- quantization -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelhub import File
 
-from modelhub_onnx.describe import STANDARD, custom_domains
+from modelhub_onnx.describe import RUNTIMES, STANDARD, custom_domains, whose
 from modelhub_onnx.graph import parse
 
 if TYPE_CHECKING:
@@ -89,10 +89,9 @@ def not_here(path: str, error: Exception) -> str:
     said, ours = words(error), f"onnxruntime {onnxruntime.__version__}"
     with File(path) as file:
         model = parse(file)
-    foreign = [domain for domain in custom_domains(model) if not domain.startswith("com.microsoft")]
-    whose = next((domain for domain in foreign if domain in said), "")
-    if whose:
-        return f"its operators of {whose[:200]!r} are in a library of native code, and none is loaded here ({ours}: {said})"
+    foreign = next((domain for domain in custom_domains(model) if domain not in RUNTIMES and domain in said), "")
+    if foreign:
+        return f"its operators of {foreign[:200]!r} take {whose(foreign)}, and none is loaded here ({ours}: {said})"
     unknown = "is not a registered function/op" in said and any(f"{domain}:" in said for domain in STANDARD if domain)
     unsupported = "Exception during initialization" in said and "not supported" in said
     if "NOT_IMPLEMENTED" in said or unknown or unsupported:

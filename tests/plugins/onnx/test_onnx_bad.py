@@ -68,6 +68,8 @@ def test_custom_operators_are_reported(tmp_path: Path, modelhub: Modelhub) -> No
     nodes = [
         helper.make_node("Gelu", ["x"], ["h"], domain="com.microsoft"),
         helper.make_node("Spell", ["h"], ["y"], domain="org.sorcery"),
+        helper.make_node("Words", ["h"], ["v"], domain="ai.onnx.contrib"),
+        helper.make_node("Not", ["h"], ["u"], domain="com.microsoft.not"),
         helper.make_node("Mine", ["h"], ["z"], domain="my.own"),
     ]
     mine = helper.make_function(
@@ -77,11 +79,17 @@ def test_custom_operators_are_reported(tmp_path: Path, modelhub: Modelhub) -> No
                      functions=[mine])  # fmt: skip
     path = save(model, tmp_path / "model.onnx")
     (report,) = modelhub("verify", path, "--level", "safety", "--json").json
-    said = {one["severity"]: one["message"] for one in report["findings"] if one["check"] == "onnx-operators"}
-    assert "'org.sorcery'" in said["warning"]
-    assert "'com.microsoft'" in said["info"]
+    native = "running them takes a library of native code from whoever made the model"
+    said = [(one["severity"], one["message"]) for one in report["findings"] if one["check"] == "onnx-operators"]
+    assert said == [
+        ("warning", "1 node of the domain 'ai.onnx.contrib': running them takes the library onnxruntime-extensions"),
+        ("info", "1 node of the domain 'com.microsoft': onnxruntime runs them, other programs may not"),
+        ("warning", f"1 node of the domain 'com.microsoft.not': {native}"),
+        ("warning", f"1 node of the domain 'org.sorcery': {native}"),
+    ]
     assert "my.own" not in str(said)
-    assert modelhub("show", path, "--json").json["metadata"]["custom_domains"] == ["com.microsoft", "org.sorcery"]
+    domains = modelhub("show", path, "--json").json["metadata"]["custom_domains"]
+    assert domains == ["ai.onnx.contrib", "com.microsoft", "com.microsoft.not", "org.sorcery"]
 
 
 @pytest.mark.parametrize("seed", range(120))

@@ -213,7 +213,7 @@ def test_operators_of_others_are_said_to_be_why_it_is_not_run(tmp_path: Path, mo
     model = model_of([helper.make_node("MyOp", ["x"], ["y"], domain="acme.ops")], inputs={"x": [4]}, outputs={"y": [4]})
     model.opset_import.append(helper.make_opsetid("acme.ops", 1))
     (report,) = modelhub("verify", save(model, tmp_path / "m.onnx"), "--level", "runnable", "--json").json
-    assert "not run: its operators of 'acme.ops' are in a library of native code" in report["findings"][0]["message"]
+    assert "not run: its operators of 'acme.ops' take a library of native code" in report["findings"][0]["message"]
 
 
 def test_inputs_are_made_up_that_tell_models_apart(tmp_path: Path, modelhub: Modelhub) -> None:

@@ -132,4 +132,4 @@ def test_operators_of_others_stop_a_conversion_with_the_reason(tmp_path: Path, m
         [helper.make_node("MyOp", ["x"], ["y"], domain="acme.ops")], [SPARE], {"x": [4]}, {"y": [4]}, domains={"acme.ops": 1}
     )
     done = modelhub("convert", save(model, tmp_path / "m.onnx"), "--to", "onnx:int8", status=3)
-    assert "operators of 'acme.ops' are in a library of native code" in done.stderr
+    assert "operators of 'acme.ops' take a library of native code" in done.stderr
