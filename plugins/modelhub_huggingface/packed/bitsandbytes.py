@@ -3,8 +3,9 @@
 Four bits: ``weight`` (U8, two numbers a byte, the high half first) runs over the matrix in C order; ``weight.quant_map`` (16
 floats) is what the numbers mean, ``weight.absmax`` one scale a block, itself in 8 bits where ``weight.nested_absmax`` and
 ``nested_quant_map`` are there. ``weight.quant_state.bitsandbytes__nf4`` (or ``__fp4``) holds JSON: shape, dtype, blocksize,
-nested_blocksize, nested_offset. Eight bits: ``weight`` (I8) x ``SCB`` / 127. (bitsandbytes ``functional.py``: ``QuantState``,
-``dequantize_4bit``, ``int8_vectorwise_dequant``.)
+nested_blocksize, nested_offset. Parameters of other names (fused experts) are stored in the same way. Eight bits: ``weight`` (I8)
+x ``SCB`` / 127. (bitsandbytes ``functional.py``: ``QuantState``, ``dequantize_4bit``, ``int8_vectorwise_dequant``;
+``nn/parametrize.py``.)
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from modelhub_huggingface.packed import rows
 from modelhub_huggingface.packed.numbers import stored, whole_of
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
-STATE = ("weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4")
+STATE = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 MAX_STATE = 4096
 _DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 _Spec = tuple[str, tuple[int, ...]]
 
 
 def unpack(source: Stored) -> Iterator[Whole | Kept]:
-    """Modules with a ``quant_state``, and those with ``SCB``."""
-    for last in STATE:
-        for module in modules(source.tensors, last):
-            name = member(module, "weight")
-            found = _four_bits(source, module, member(module, last))
-            yield Kept(name, found) if isinstance(found, str) else found
+    """Tensors with a ``quant_state``, and modules with ``SCB``."""
+    for state in source.tensors:
+        name = next((state.removesuffix(last) for last in STATE if state.endswith(last)), "")
+        if name:
+            found = _four_bits(source, name, state)
+            yield Kept(name if name in source.tensors else state, found) if isinstance(found, str) else found
     for module in modules(source.tensors, "SCB"):
         weight, scale = member(module, "weight"), member(module, "SCB")
         why = lack(source.tensors, {weight: ("I8",), scale: ("F32",)})
@@ -51,8 +52,7 @@ def unpack(source: Stored) -> Iterator[Whole | Kept]:
             yield Kept(weight, why)
 
 
-def _four_bits(source: Stored, module: str, state: str) -> Whole | str:
-    weight = member(module, "weight")
+def _four_bits(source: Stored, weight: str, state: str) -> Whole | str:
     names = [f"{weight}.absmax", f"{weight}.quant_map"]
     nested = f"{weight}.nested_absmax" in source.tensors
     if nested:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,25 @@ def test_weights_are_those_that_the_library_computes_with(name: str, tmp_path: P
     assert set(found) == set(model.state_dict())
     for tensor, values in wanted.items():
         np.testing.assert_array_equal(found[tensor], values, err_msg=tensor)
+
+
+def test_parameters_that_are_no_weights_of_layers(tmp_path: Path, modelhub) -> None:
+    """Fused experts, as the library replaces a parameter and saves it."""
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    model = torch.nn.Module()
+    model.experts = torch.nn.Module()
+    torch.manual_seed(3)
+    model.experts.gate_up_proj = torch.nn.Parameter(torch.randn(3, 32, 64).bfloat16())
+    replace_parameter_4bit(model.experts, "gate_up_proj", compress_statistics=True, quant_type="nf4")
+    (tmp_path / "m").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "m/model.safetensors")
+    config = {"model_type": "qwen3_moe", "quantization_config": settings("BNB-NF4")}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    modelhub("convert", tmp_path / "m", "--to", "safetensors", "-o", tmp_path / "plain.safetensors")
+    found = load_file(tmp_path / "plain.safetensors")
+    assert set(found) == {"experts.gate_up_proj"}
+    assert torch.equal(found["experts.gate_up_proj"], model.experts.gate_up_proj)
 
 
 def test_a_state_that_says_nothing(tmp_path: Path, modelhub) -> None:
