@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelhub import Check, Conversion, Format, Program, hookimpl
+from modelhub import Check, Conversion, Format, Op, Program, bits, hookimpl
 
 from modelhub_tensorflow import checks, first_version, saved_model
-from modelhub_tensorflow.elements import NUMBERS
+from modelhub_tensorflow.elements import NUMBERS, UNPACK
 from modelhub_tensorflow.reader import DATA_SUFFIXES, META, detect, read
 from modelhub_tensorflow.writer import create
 
@@ -55,6 +55,11 @@ def modelhub_formats() -> Iterator[Format]:
         detect=saved_model.detect_graph,
         read=saved_model.read_graph,
     )
+
+
+@hookimpl
+def modelhub_ops() -> Iterator[Op]:
+    yield bits.unpack_op(UNPACK)
 
 
 @hookimpl

@@ -15,6 +15,9 @@ DTYPES = {
     26: "F8_E4M3FNUZ", 28: "F8_E5M2FNUZ",
 }  # fmt: skip
 """Number -> dtype; quantized integers (``qint8``, ...) are the integers that they are stored as."""
+NARROW = {29: ("I8", True), 30: ("U8", False)}
+"""int4 and uint4, of which a checkpoint has a byte each, with its low half in use: what they are read as, and whether signed."""
+UNPACK = "tensorflow.unpack"
 _QUANTIZED = (11, 12, 13, 15, 16)
 NUMBERS = {name: number for number, name in DTYPES.items() if number not in _QUANTIZED}
 OTHERS = {
@@ -29,6 +32,19 @@ CONTENT = 4
 _FIELDS = {"F32": 5, "F64": 6, "C64": 9, "I64": 10, "BOOL": 11, "C128": 12, "U32": 16, "U64": 17, "F16": 13, "BF16": 13}
 """Where numbers stand that are not ``tensor_content``; all other integers are in ``int_val`` (7)."""
 _INTEGERS, _FLOAT8 = 7, 18
+
+
+def stored_dtype(number: int) -> str | None:
+    """What an element in a checkpoint is read as; None for text and the like."""
+    return DTYPES.get(number) or NARROW.get(number, (None,))[0]
+
+
+def narrow(value: Value, number: int, sides: tuple[int, ...]) -> Node:
+    """The numbers of half a byte that stand in a byte each."""
+    dtype, signed = NARROW[number]
+    halves = ops.node(UNPACK, value, bits=4, signed=signed, shape=[2 * prod(sides)])
+    strides = [2 * prod(sides[side + 1 :]) for side in range(len(sides))]
+    return ops.strided(halves, dtype, sides, strides)
 
 
 def label(number: int) -> str:

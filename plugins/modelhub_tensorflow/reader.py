@@ -159,7 +159,7 @@ def names_of(found: Bundle, graph: bytes) -> tuple[objects.Names, dict[str, str]
 
 
 def _tensor(name: str, key: str, entry: Stored, found: Bundle, directory: str, present: Checkpoint, who: str) -> Tensor:
-    shape, dtype = entry.shape.sides, elements.DTYPES.get(entry.number)
+    shape, dtype = entry.shape.sides, elements.stored_dtype(entry.number)
     if dtype is None:
         return Tensor(
             name, elements.label(entry.number).upper(), shape, None, unsupported=f"{elements.label(entry.number)} tensor"
@@ -177,7 +177,7 @@ def _tensor(name: str, key: str, entry: Stored, found: Bundle, directory: str, p
             raise InvalidFile(f"{where} is said to have a slice {[list(side) for side in piece.sides]}, which has no entry")
         side = bundle.box(piece, shape, where)
         sizes = tuple(length for _, length in side)
-        if elements.DTYPES.get(stored.number) != dtype or stored.shape.sides != sizes:
+        if stored.number != entry.number or stored.shape.sides != sizes:
             raise InvalidFile(f"{where}: a slice of {list(sizes)} is stored as {list(stored.shape.sides)}")
         parts.append(_value(stored, dtype, sizes, found, directory, where))
         boxes.append(side)
@@ -199,4 +199,6 @@ def _value(entry: Stored, dtype: str, shape: tuple[int, ...], found: Bundle, dir
     if entry.size != expected:
         raise InvalidFile(f"{who}: {dtype} {list(shape)} takes {expected} bytes, {entry.size} are stored")
     extent = Extent(os.path.join(directory, found.shard_name(entry.shard)), entry.offset, entry.size)
+    if entry.number in elements.NARROW and entry.size:
+        return elements.narrow(extent, entry.number, shape)
     return ops.byteswap(extent, dtype, shape) if found.big_endian and dtypes.get(dtype).block_bytes > 1 else extent

@@ -64,6 +64,15 @@ def test_halves_in_the_first_version(made: Path) -> None:
     assert values(look(made / "first" / "half.ckpt"))["half"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_integers_of_four_bits_are_read_as_bytes(made: Path) -> None:
+    mine, known = values(look(made / "narrow" / "model.index")), np.load(made / "narrow" / "model.npz")
+    assert set(mine) == set(known)
+    assert {array.dtype.name for name, array in mine.items() if name != "unsigned"} == {"int8"}
+    assert mine["unsigned"].dtype == np.uint8
+    for name in known:
+        assert np.array_equal(mine[name], known[name]), name
+
+
 def test_partitioned_variables_are_whole(made: Path, modelhub: Modelhub, tmp_path: Path) -> None:
     target = tmp_path / "out.safetensors"
     refused = modelhub("convert", made / "names" / "model.ckpt-7.index", "--to", "safetensors", "-o", target, status=None)

@@ -184,6 +184,23 @@ def shards(directory: Path) -> None:
     note(place / "model")
 
 
+def narrow(directory: Path) -> None:
+    """Integers of four bits, one of them in slices."""
+    (directory / "narrow").mkdir()
+    kinds = {"signed": tf.dtypes.experimental.int4, "unsigned": tf.dtypes.experimental.uint4}
+    values = {"signed": np.arange(-8, 7).reshape(3, 5), "unsigned": np.arange(16).reshape(2, 2, 4), "scalar": np.array(-3)}
+    slices = ["3 5 0,1:0,5", "3 5 1,2:0,5"]
+    with tf.Graph().as_default(), v1.Session() as session:
+        parts = [tf.cast(values["signed"][rows], kinds["signed"]) for rows in (slice(0, 1), slice(1, 3))]
+        names = ["whole/signed", "unsigned", "scalar", "signed", "signed"]
+        whole = [tf.cast(values[name.rpartition("/")[2]], kinds.get(name, kinds["signed"])) for name in names[:3]]
+        prefix = f"{directory}/narrow/model"
+        session.run(
+            tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=["", "", "", *slices], tensors=[*whole, *parts])
+        )
+    np.savez(f"{directory}/narrow/model.npz", **values, **{"whole/signed": values["signed"]})
+
+
 # --- what the server does -------------------------------------------------------------------------------------------
 
 
@@ -309,5 +326,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve()
     else:
-        for make in (objects, sessions, shards):
+        for make in (objects, sessions, shards, narrow):
             make(Path(sys.argv[1]))
