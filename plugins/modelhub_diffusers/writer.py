@@ -56,8 +56,20 @@ def _directory(table: Table) -> tuple[str, bool]:
     for name in (INDEX, CONFIG):
         found = [path for path in table.files if os.path.basename(path) == name]
         if found:
-            return os.path.dirname(min(found, key=len)), name == INDEX
+            path = min(found, key=len)
+            _check_own(path)
+            return os.path.dirname(path), name == INDEX
     raise ModelhubError(f"a pipeline needs a {INDEX}, and the source has none", "convert to safetensors instead")
+
+
+def _check_own(path: str) -> None:
+    """`ModelhubError` where a document does not say which of diffusers' classes it is for: it is another library's."""
+    with File(path) as file:
+        said = read_json(file, limit=MAX_JSON).get("_class_name")
+    if not isinstance(said, str):
+        raise ModelhubError(
+            f"{os.path.basename(path)} names no class of diffusers: it is no part of a pipeline", "convert to safetensors instead"
+        )
 
 
 def _within(folder: str, writer: Writer) -> Writer:

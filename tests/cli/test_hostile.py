@@ -81,3 +81,9 @@ def test_sums_of_infinity_are_nobodys_news(model: Path, tmp_path: Path, modelhub
     save_file({"w": np.full((4, 4), np.inf, np.float32)}, tmp_path / "other.safetensors")
     done = modelhub("merge", tmp_path / "other.safetensors", "--minus", tmp_path / "other.safetensors")
     assert "Warning" not in done.stderr
+
+
+def test_values_near_the_largest_are_nobodys_news(model: Path, tmp_path: Path, modelhub: Modelhub) -> None:
+    save_file({"w": np.full((4, 4), 3e38, np.float32)}, tmp_path / "large.safetensors")
+    done = modelhub("convert", tmp_path / "large.safetensors", "--to", "safetensors:bf16")
+    assert "Warning" not in done.stderr

@@ -41,14 +41,14 @@ class ErrorSums:
             if not fine.all():
                 a, b = a[fine], b[fine]
             difference = b.astype(np.float64) - a if a.dtype == np.float64 else b - a
-        self.count += a.size
-        if not a.size:
-            return
-        self.maximum = max(self.maximum, float(np.abs(difference).max()))
-        self.squares += _squares(a)
-        self.error_squares += _squares(difference)
-        self.other_squares += _squares(b)
-        self.dot += float(np.dot(a, b))
+            self.count += a.size
+            if not a.size:
+                return
+            self.maximum = max(self.maximum, float(np.abs(difference).max()))
+            self.squares += _squares(a)
+            self.error_squares += _squares(difference)
+            self.other_squares += _squares(b)
+            self.dot += _dot(a, b)
 
     def _take_finite(self, a: Any, b: Any, limit: float | None) -> bool:
         """The same where nothing is infinite, NaN or near an overflow, as nearly always: the sums themselves tell."""
@@ -132,10 +132,14 @@ def measure(values: Any, other: Any) -> dict[str, Any]:
 
 
 def _squares(values: Any) -> float:
-    """Sum of squares, finite for any finite float32: a product in double where a single could overflow."""
+    flat = values.reshape(-1)
+    return _dot(flat, flat)
+
+
+def _dot(a: Any, b: Any) -> float:
+    """Sum of products, finite for any finite float32: in double where a single could overflow."""
     import numpy as np
 
-    flat = values.reshape(-1)
-    with np.errstate(over="ignore"):
-        total = float(np.dot(flat, flat))
-    return total if math.isfinite(total) else float(np.dot(flat.astype(np.float64), flat.astype(np.float64)))
+    with np.errstate(all="ignore"):
+        total = float(np.dot(a, b))
+        return total if math.isfinite(total) else float(np.dot(a.astype(np.float64), b.astype(np.float64)))

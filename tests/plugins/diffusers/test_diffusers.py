@@ -290,3 +290,12 @@ def test_embeddings_in_safetensors(name: str, tmp_path: Path, modelhub) -> None:
     shown = modelhub("show", tmp_path / "e.safetensors", "--json").json
     assert (shown["format"], shown["architecture"]) == ("diffusion", "textual-inversion")
     assert {key: shown["metadata"].get(key) for key in says} == says
+
+
+def test_other_libraries_models_are_no_parts_of_a_pipeline(tmp_path: Path, modelhub) -> None:
+    place = tmp_path / "bert"
+    place.mkdir()
+    save_file({"embeddings.weight": torch.ones(3, 4)}, place / "model.safetensors")
+    (place / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    refused = modelhub("convert", place, "--to", "diffusers", "-o", tmp_path / "out", status=3)
+    assert "config.json names no class of diffusers" in refused.stderr
