@@ -54,13 +54,25 @@ def looks_like_one(file: File) -> bool:
     return False
 
 
+_plain: dict[bytes, int] = {}
+_ends: dict[bytes, tuple[bytes, bytes, int]] = {}
+"""See `modelhub_onnx.skim.Skim`: models have much of it in common."""
+
+
+def _remembered() -> tuple[dict[bytes, int], dict[bytes, tuple[bytes, bytes, int]]]:
+    for known in (_plain, _ends):
+        if len(known) >= MAX_REMEMBERED:
+            known.clear()
+    return _plain, _ends
+
+
 class _Walk:
     def __init__(self, file: File) -> None:
         self.file = file
         self.wire = Wire(file)
         self.model = Model(Externals(file))
         self._scoped: Counter[str] = Counter()
-        self._skim = Skim(self.model, TRACKED)
+        self._skim = Skim(self.model, TRACKED, *_remembered())
         self._plain = self._skim.plain
         self._operators = self._skim.operators
         self._initializers: set[str] = set()

@@ -22,6 +22,8 @@ MOST = 1024
 """Fields taken in one go."""
 MAX_SMALL = 240
 """Attributes up to this many bytes are remembered: most nodes have the same few."""
+MAX_END = 512
+"""And what nodes end with."""
 MAX_REMEMBERED = 4096
 SMALL_CONSTANT = 256
 """Bytes below which a constant that is no run of floats is the graph's arithmetic (a shape, an axis), and no weight."""
@@ -40,11 +42,14 @@ _PASSED_INSIDE = (*_PASSED, 0x12, 0x52, 0x5A, 0x62)
 @dataclass(slots=True)
 class Skim:
     """``tracked``: operators that are left to the long way. ``plain``: attributes that are known to hold nothing to list -> small
-    constants in them. ``operators``: (name, domain) -> nodes."""
+    constants in them. ``ends``: nodes from their operator on, behind what has names -> (operator, domain, small constants): those
+    of a layer are written anew with other names in each layer. What a model has of both may be given to the next.
+    ``operators``: (name, domain) -> nodes."""
 
     model: Model
     tracked: Collection[bytes]
     plain: dict[bytes, int] = field(default_factory=dict)
+    ends: dict[bytes, tuple[bytes, bytes, int]] = field(default_factory=dict)
     operators: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
 
     def nodes(self, buffer: bytes, base: int, start: int, stop: int) -> tuple[int, int]:
@@ -58,7 +63,7 @@ class Skim:
 
     def _take(self, buffer: bytes, base: int, start: int, stop: int, initializers: bool) -> tuple[int, int]:
         at, limit, last = start - base, min(stop - base, len(buffer)), stop - base
-        plain, operators, tracked, model = self.plain, self.operators, self.tracked, self.model
+        plain, operators, tracked, model, ends = self.plain, self.operators, self.tracked, self.model, self.ends
         passed = _PASSED if initializers else _PASSED_INSIDE
         constants = taken = 0
         try:
@@ -82,9 +87,16 @@ class Skim:
                     if end > limit:
                         break
                     operator = domain = b""
-                    inside = 0
+                    inside = tail = 0
                     while here < end:
                         key = buffer[here]
+                        if key == 0x22 and not tail:
+                            text = buffer[here:end]
+                            if text in ends:
+                                operator, domain, inside = ends[text]
+                                tail, here = -1, end
+                                continue
+                            tail = here
                         length = buffer[here + 1]
                         if length > 127:
                             high = buffer[here + 2]
@@ -100,6 +112,7 @@ class Skim:
                         if key == 0x22:
                             operator = buffer[first:here]
                         elif key == 0x2A:
+                            tail = tail or -1
                             text = buffer[first:here]
                             known = plain.get(text)
                             if known is None:
@@ -108,6 +121,7 @@ class Skim:
                                     break
                             inside += known
                         elif key == 0x3A:
+                            tail = tail or -1
                             domain = buffer[first:here]
                         elif key not in (0x32, 0x42, 0x4A):  # doc_string, overload, metadata_props
                             break
@@ -115,6 +129,8 @@ class Skim:
                         if here == end and operator and operator not in tracked:
                             called = operator, domain
                             operators[called] = operators.get(called, 0) + 1
+                            if 0 < tail >= end - MAX_END and len(ends) < MAX_REMEMBERED:
+                                ends[buffer[tail:end]] = operator, domain, inside
                             constants += inside
                             taken += 1
                             at = end
