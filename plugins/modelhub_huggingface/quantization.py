@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from modelhub_huggingface.config import is_count, text
-from modelhub_huggingface.packed import hqq, torchao
+from modelhub_huggingface.packed import hqq, quark, torchao
 
 OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
@@ -69,6 +69,14 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         bits, label = 4, "MXFP4"
     elif method == "torchao":
         label, bits, group = torchao.label(found)
+    elif method == "quark":
+        kinds = quark.said(found)
+        kind = kinds.pop() if len(kinds) == 1 else ""
+        label = f"QUARK-{kind.partition('_')[0].removeprefix('u').upper():.8}" if kind else "QUARK"
+        layers = found.get("global_quant_config")
+        weights = layers.get("weight") if isinstance(layers, dict) else None
+        size = weights.get("group_size") if isinstance(weights, dict) else None
+        group = size if type(size) is int and 0 < size < 1 << 31 else None
     elif method == "hqq":
         inner, size = hqq.said(found)
         bits, group = inner or bits, size or group

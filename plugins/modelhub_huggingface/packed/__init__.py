@@ -22,14 +22,14 @@ from modelhub_huggingface.packed import (
     mlx,
     mxfp4,
     quantize,
+    quark,
     scaled,
     torchao,
 )
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole
 
-SCHEMES: tuple[Scheme, ...] = tuple(
-    method.SCHEME for method in (gptq, awq, autoround, hqq, marlin, mlx, bitsandbytes, scaled, mxfp4, torchao, bitnet, gemma)
-)
+_METHODS = (gptq, awq, autoround, hqq, marlin, mlx, bitsandbytes, scaled, quark, mxfp4, torchao, bitnet, gemma)
+SCHEMES: tuple[Scheme, ...] = tuple(method.SCHEME for method in _METHODS)
 
 
 PLAIN = (*FLOATS, "F64", "BOOL")

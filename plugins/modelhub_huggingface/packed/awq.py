@@ -64,20 +64,20 @@ def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
     return inputs[2][0], (columns, inner)
 
 
-def _columns(words: Any, start: int, stop: int) -> Any:
-    """Columns ``start``..``stop`` of a packed matrix, as rows of ``uint8``."""
+def columns(words: Any, start: int, stop: int, order: Sequence[int] = ORDER) -> Any:
+    """Columns ``start``..``stop`` of a packed matrix, as rows of ``uint8``; nibble i of a word holds column ``order[i]``."""
     import numpy as np
 
     first = start // 8
     part = np.ascontiguousarray(words[:, first : -(-stop // 8)].T).view("<u4")
-    shifts = np.array([4 * ORDER.index(column) for column in range(8)], np.uint32)
+    shifts = np.array([4 * order.index(column) for column in range(8)], np.uint32)
     found = (part[:, None, :] >> shifts[:, None] & np.uint32(15)).astype(np.uint8)
     return found.reshape(-1, words.shape[0])[start - 8 * first : stop - 8 * first]
 
 
 def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
     _, _, group = _sizes([(source.dtype, source.shape) for source in sources])
-    weights, zeros = (_columns(whole_of(source), start, stop) for source in sources[:2])
+    weights, zeros = (columns(whole_of(source), start, stop) for source in sources[:2])
     scales = float32_of(whole_of(sources[2])[:, start:stop].T, sources[2].dtype)
     return stored(affine(weights, zeros.astype("f4"), scales, None, group), sources[2].dtype)
 

@@ -19,7 +19,7 @@ from modelhub import Inline, Tensor, ops
 from modelhub_huggingface.packed import fused, marlin, rows, sparse
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, typed, whole
 
-METHODS = ("compressed-tensors", "fp8", "finegrained_fp8", "fbgemm_fp8", "mxfp8", "modelopt", "quark")
+METHODS = ("compressed-tensors", "fp8", "finegrained_fp8", "fbgemm_fp8", "mxfp8", "modelopt")
 _SCALES = ("weight_scale", "weight_scale_inv", "scale", "qscale_weight")
 NUMBERS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
 BLOCK = 128

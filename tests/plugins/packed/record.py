@@ -294,9 +294,38 @@ def torchao() -> Iterator[Case]:
         yield Case(f"torchao-{name}", parts, said, f"TORCHAO-{label}", wanted, texts=texts)
 
 
+def quark() -> Iterator[Case]:
+    from quark.torch.utils.pack import create_pack_method
+
+    for kind, reorder in (("uint4", True), ("uint4", False), ("int4", True)):
+        numbers, zeros, scales = affine(linear(128, 24).weight.data, 4, 32)
+        wanted = meant(numbers, zeros, scales)
+        if kind == "int4":
+            numbers, zeros = numbers - 8, zeros - 8
+        packer = create_pack_method("per_group", kind)
+        parts = {
+            "weight": packer.pack(numbers.reshape(24, 128).to(torch.int32), reorder),
+            "weight_scale": scales.T,
+            "weight_zero_point": packer.pack(zeros.to(torch.int32), reorder),
+        }
+        weight = {"dtype": kind, "qscheme": "per_group", "group_size": 32, "ch_axis": 1}
+        method = "reorder" if reorder else "order"
+        said = {"quant_method": "quark", "global_quant_config": {"weight": weight}, "export": {"pack_method": method}}
+        assert torch.equal(packer.unpack(parts["weight"], reorder).float(), numbers.reshape(24, 128).float())
+        yield Case(f"quark-{kind}-{method}", parts, said, "QUARK-INT4 g32", wanted)
+    weight = torch.randn(32, 64)
+    numbers = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])[torch.randint(0, 8, (32, 64))] * weight.sign()
+    powers = torch.randint(120, 130, (32, 2), dtype=torch.uint8)
+    parts = {"weight": create_pack_method("per_group", "fp4").pack(numbers, False), "weight_scale": powers}
+    weight = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+    said = {"quant_method": "quark", "global_quant_config": {"weight": weight}}
+    wanted = (numbers.reshape(32, 2, 32) * torch.exp2(powers.float() - 127)[..., None]).reshape(32, 64).bfloat16()
+    yield Case("quark-fp4", parts, said, "QUARK-FP4", wanted)
+
+
 LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
     "gptqmodel": gptqmodel, "autoawq": autoawq, "autogptq": autogptq, "compressed_tensors": compressed_tensors, "hqq": hqq,
-    "autoround": autoround, "transformers": transformers, "torchao": torchao,
+    "autoround": autoround, "transformers": transformers, "torchao": torchao, "quark": quark,
 }  # fmt: skip
 
 
