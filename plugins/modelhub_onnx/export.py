@@ -284,5 +284,7 @@ def _rename(model: onnx.ModelProto, inputs: Sequence[str]) -> None:
     for graph in prepared.graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param:
+                if dim.dim_param.isdecimal():  # of a cache's sides the exporter writes numbers as names
+                    dim.dim_value = int(dim.dim_param)
+                elif dim.dim_param:
                     dim.dim_param = re.sub(r"\bs\d+\b", lambda found: sides.get(found[0], found[0]), dim.dim_param)

@@ -101,8 +101,8 @@ def _shape(sides: Sequence[int | str | None], side: int) -> list[int]:
 
 
 def _side(item: int | str | None, side: int) -> int:
-    if isinstance(item, int):
-        return item
+    if isinstance(item, int) or (item or "").isdecimal():  # some exporters write numbers as names
+        return int(item or 0)
     name = (item or "").lower()
     if "batch" in name:
         return 1

@@ -41,9 +41,10 @@ def test_a_decoder_with_its_cache(tmp_path: Path, modelhub: Modelhub) -> None:
         "past_key_values.0.value": "float32[batch, 1, past_sequence, 8]",
     }
     assert list(shown["outputs"]) == ["logits", "present.0.key", "present.0.value"]
+    session = onnxruntime.InferenceSession(report["output"])
+    assert [one.shape for one in session.get_inputs()][2:] == [["batch", 1, "past_sequence", 8]] * 2
     # Token by token, from an empty cache, is the same as all at once.
     ids = np.array([[3, 1, 4, 1, 5, 9]])
-    session = onnxruntime.InferenceSession(report["output"])
     key = value = np.zeros((1, 1, 0, 8), np.float32)
     steps = []
     for number, token in enumerate(ids[0]):

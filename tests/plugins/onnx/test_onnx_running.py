@@ -97,6 +97,13 @@ def test_what_a_classifier_gives_is_compared() -> None:
     assert (row["name"], row["values"], row["max_error"]) == ("probability", 4, 0.25)
 
 
+def test_sides_whose_names_are_numbers(tmp_path: Path) -> None:
+    matrix = numpy_helper.from_array(np.ones((48, 2), np.float32), "w")
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], [matrix], {"x": ["n", "48"]}, {"y": ["n", 2]})
+    loaded = running.session(str(save(model, tmp_path / "m.onnx")))
+    assert made_up.suitable(loaded, 1)[0]["x"].shape == (8, 48)
+
+
 def test_a_small_table_gets_indices_that_it_has(tmp_path: Path, modelhub: Modelhub) -> None:
     table = numpy_helper.from_array(np.ones((16, 4), np.float32), "table")
     model = model_of([helper.make_node("Gather", ["table", "ids"], ["y"])], [table], {}, {"y": ["n", 4]})
