@@ -1,8 +1,8 @@
 """Quark: FP8, INT8 and FP4 beside their scales, and four bits in words, packed along the output as AWQ packs them.
 
 ``weight`` I32 (K, N / 8), ``weight_scale`` (G, N), ``weight_zero_point`` I32 (G, N / 8). ``pack_method`` says whether the eight
-of a word stand in AWQ's order ("reorder") or in their own; numbers of ``int4`` have a sign. What else the settings name (2, 3 and 6
-bits, four of one scale a channel) is told only. (quark ``torch/utils/pack.py``, ``torch/export``.)
+of a word stand in AWQ's order ("reorder") or in their own; numbers of ``int4`` have a sign. What else the settings name (2, 3 and
+6 bits, four of one scale a channel) is told only. (quark ``torch/utils/pack.py``, ``torch/export``.)
 """
 
 from __future__ import annotations
