@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from modelhub import Check, Format, Op, hookimpl
 
 from modelhub_pytorch import checks, fake_quant
-from modelhub_pytorch.detect import SUFFIXES, detect
+from modelhub_pytorch.detect import MAGICS, SUFFIXES, detect
 from modelhub_pytorch.reader import read, read_files
 from modelhub_pytorch.writer import DTYPES, create
 
@@ -24,6 +24,7 @@ def modelhub_formats() -> Iterator[Format]:
         name="pytorch",
         title="PyTorch",
         suffixes=SUFFIXES,
+        magics=MAGICS,
         dtypes=DTYPES,
         extension=".pt",
         sharing="any",

@@ -11,6 +11,9 @@ from modelhub_pytorch.archive import Archive
 from modelhub_pytorch.legacy import is_legacy
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".pkl", ".jit", ".ptl", ".bin.index.json")
+MAGICS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
+"""Zips, of which the first member tells those that are PyTorch's; and the pickle of the legacy magic number: whatever they are
+called now."""
 OURS = (".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar", ".ptl", ".jit")
 """Names that mean PyTorch and little else; .bin and .pkl mean anything."""
 

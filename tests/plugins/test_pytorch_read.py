@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,17 @@ def test_torch_is_not_needed(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout == "95 2\n"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["weights", "model.safetensors", "model.h5", "model.old"])
+def test_a_renamed_checkpoint_is_known_all_the_same(name: str, zipped: bool, tmp_path: Path, modelhub) -> None:
+    torch.save({"w": torch.arange(6.0)}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    with zipfile.ZipFile(tmp_path / "letter.docx", "w") as archive:
+        archive.writestr("[Content_Types].xml", "<x/>")
+    modelhub("scan", tmp_path)
+    (row,) = modelhub("ls", "--json").json
+    assert (row["format"], row["state"], row["parameters"]) == ("pytorch", "ready", 6)
 
 
 def test_a_path_file_of_python_is_nobodys_checkpoint(tmp_path: Path) -> None:
