@@ -21,8 +21,6 @@ _ATTRIBUTE = b"VARIABLE_VALUE"
 _SAVE_COUNTER = "save_counter"
 _CHILD, _VALUES, _HAS_VALUES, _NODE = 1, 2, 5, 1
 _ESCAPED = re.compile(r"\.([.S])")
-_LAYER = "layer_with_weights-{}"
-"""What a model of Keras 2 calls the layers that have variables, by their order."""
 _PARTS = (
     (re.compile(r"(?:lstm|gru|simple_rnn)_cell(?:_\d+)?", re.ASCII), "cell"),
     (re.compile(r"forward_.+", re.ASCII), "forward_layer"),
@@ -44,9 +42,6 @@ class _Object:
     def edges(self) -> dict[str, _Object]:
         """Its children by all names that they go by, Keras's own with them, which keeps many a ``kernel`` as ``_kernel``."""
         found = dict(self.children)
-        layers = (child for child in self.children.values() if child.children)
-        for place, layer in enumerate(layers):
-            found.setdefault(_LAYER.format(place), layer)
         for name, child in self.children.items():
             if child.tensor is not None:
                 found.setdefault(f"_{name}", child)
