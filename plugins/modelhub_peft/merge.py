@@ -34,7 +34,9 @@ _PART = re.compile(
     r"(?:\.default)?(?:\.(?P<leaf>weight|bias))?",
     re.DOTALL,
 )
-_WRAPPERS = re.compile(r"\.((modules_to_save|ln_tuning_layers)(\.default)?|base_layer)(?=\.)")
+_WRAPPERS = re.compile(r"\.((modules_to_save|ln_tuning_layers)(\.default)?|base_layer|token_adapter)(?=\.)")
+_UNTRAINED = ".original_module."
+"""What a module was before it was trained; peft saves it with embeddings that are tied."""
 _FOREIGN = re.compile(
     r"(^|\.)(lora|ia3|hada|lokr|oft|boft|vera|trainable_tokens|prompt|fourierft|hra|hira|miss|bone)_", re.IGNORECASE
 )
@@ -84,10 +86,8 @@ def adapter_of(table: Table) -> Adapter:
                 changes.setdefault(module, Change(module)).parts[part] = tensor
         elif _FOREIGN.search(name):
             raise ValueError(f"{tensor.name} is no part of an adapter that can be merged")
-        else:
-            replacements.append(
-                tensor._replace(name=re.sub(r"\.((modules_to_save|ln_tuning_layers)(\.default)?|base_layer)(?=\.)", "", name))
-            )
+        elif _UNTRAINED not in name:
+            replacements.append(tensor._replace(name=_WRAPPERS.sub("", name)))
     if not changes and not replacements:
         raise ValueError("it holds no tensors")
     return Adapter(config, tuple(changes.values()), tuple(replacements), shared)
@@ -217,7 +217,7 @@ class _Merging:
         return _node(self.replaced.get(name) or self.names.tensors[name])
 
     def _added(self, module: str, delta: Node, flip: bool, magnitude: Node | None) -> None:
-        name = self.names.of(module, "weight", shape=delta.shape)
+        name = self.names.of(module, "weight")
         before, original, untouched = self._now(name), self._original(name), name not in self.values
         shape = original.shape
         if len(shape) > 2:
@@ -250,7 +250,7 @@ class _Merging:
             raise ValueError(f"{CONFIG} does not say which rows it replaces")
         if scale != 1:
             raise ValueError("trained tokens have no strength that could be scaled")
-        name = self.names.of(module, "weight", shape=None)
+        name = self.names.of(module, "weight")
         self._set(name, with_rows(ops.affine(self._now(name)), ops.affine(rows), places))
 
     def _multiplied(self, module: str, by: Node, config: AdapterConfig) -> None:

@@ -37,12 +37,12 @@ class Names:
         self._bare: dict[str, list[str]] = {}
         self._ways: dict[str, bool] | None = None
 
-    def of(self, module: str, leaf: str, shape: tuple[int, ...] | None = None) -> str:
-        """The name of a module's weight or bias. An output that the base does not hold is its embedding, if that is of ``shape``.
-        ValueError where there is none."""
+    def of(self, module: str, leaf: str) -> str:
+        """The name of a module's weight or bias. An output that the base does not hold is its embedding. ValueError where there
+        is none."""
         found = self.find(module, leaf)
         if found is None and leaf == "weight" and module.rsplit(".", 1)[-1] in OUTPUTS:
-            found = self.embedding(shape)
+            found = self.embedding()
         if found is None:
             raise ValueError(f"the base has no tensor {module}.{leaf}")
         return found
@@ -93,14 +93,14 @@ class Names:
         """All names of the bytes that ``name`` has."""
         return self._groups.get(self._kept.get(name, name), [name])
 
-    def embedding(self, shape: tuple[int, ...] | None = None) -> str | None:
-        """The only matrix of token embeddings, if it has ``shape``."""
+    def embedding(self) -> str | None:
+        """The only matrix of token embeddings."""
         found = [
             name
             for name in self.tensors
             if name.endswith(".weight") and name.split(".")[-2:-1] and name.split(".")[-2] in EMBEDDINGS
         ]
-        return found[0] if len(found) == 1 and shape in (None, self.tensors[found[0]].shape) else None
+        return found[0] if len(found) == 1 else None
 
     def replacement(self, tensor: Tensor, config: Mapping[str, Any]) -> tuple[str, bool]:
         """The name of a tensor that takes the place of the base's, or that is added to them; and whether it was trained as a

@@ -33,6 +33,7 @@ def finished(
     """``values`` (F32) and ``replaced`` in place of the base's tensors, the rest as it is; new ones at the end. ``trained``:
     those of ``replaced`` that are tied to nothing from now on. ``beside``: files that lie beside the adapters; where an
     embedding has other rows now, a tokenizer among them is the one that knows them."""
+    _check_vocabulary(base, replaced)
     tensors = []
     for tensor in base.logical:
         own = replaced.get(tensor.name)
@@ -60,6 +61,22 @@ def finished(
         files = tuple(path for path in files if os.path.basename(path) not in TOKENIZER)
         documents |= {os.path.basename(path): _whole(path) for path in tokenizer}
     return replace(base, tensors=tuple(tensors), files=files, documents=documents)
+
+
+def _check_vocabulary(base: Table, replaced: Mapping[str, Tensor]) -> None:
+    """ValueError where the embedding has other rows from now on, and the output, which had as many, has not: peft saves the one
+    that was trained, and what others got as they were resized is lost."""
+    embedding = Names(base).embedding()
+    if embedding is None or embedding not in replaced:
+        return
+    for name, tensor in base.by_name.items():
+        if name.split(".")[-2:] in ([output, "weight"] for output in OUTPUTS) and name not in replaced:
+            before, after = base.by_name[embedding].shape[0], replaced[embedding].shape[0]
+            if tensor.shape[:1] == (before,) and after != before:
+                raise ValueError(
+                    f"its embedding has {after} tokens, the base's {name} {before}, and it has no such output: resize the base "
+                    "first, as it was before the training (resize_token_embeddings), and merge it into that"
+                )
 
 
 def _whole(path: str) -> bytes:
