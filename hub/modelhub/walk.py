@@ -214,6 +214,7 @@ class Walker:
                     directories.append(b"blobs")
             elif store and b"snapshots" in directories:
                 directories = [name for name in directories if name != b"blobs"]
+                links = [link for link in links if link != prefix + b"blobs"]
             directories = [
                 name for name in directories if not is_hidden_directory(name) and not (excluded and excluded(prefix + name, True))
             ]

@@ -107,6 +107,15 @@ def test_tags_of_one_blob_and_models_of_several_are_each_one_checkpoint(tmp_path
     assert all(shared in row["files"] and row["state"] == "ready" for row in listed)
 
 
+def test_a_cache_whose_blobs_are_on_another_drive_is_listed_once(tmp_path: Path, modelhub: Modelhub) -> None:
+    hub = tmp_path / "drive" / "hub"
+    download(hub, "models--org--plain", OLD, {"small.gguf": a_gguf(tmp_path / "x.gguf", 1)})
+    (hub / "models--org--plain" / "blobs").rename(tmp_path / "elsewhere")
+    (hub / "models--org--plain" / "blobs").symlink_to(tmp_path / "elsewhere")
+    modelhub("scan", hub.parent)
+    assert states(modelhub) == {"org/plain/small": ("ready", "")}
+
+
 def test_files_of_a_cached_repository_have_its_name_before_theirs(tmp_path: Path, modelhub: Modelhub) -> None:
     """Every repository has its ``onnx/model.onnx`` or its ``model-Q4_K_M.gguf``: the file's name alone tells nobody anything."""
     hub = tmp_path / "drive" / "hub"
