@@ -13,6 +13,7 @@ from modelhub_tensorflow.reader import DATA_SUFFIXES, META, detect, read
 from modelhub_tensorflow.writer import create
 
 DTYPES = tuple(name for name in NUMBERS)
+_UNPACK = bits.unpack_op(UNPACK)
 
 
 @hookimpl
@@ -59,7 +60,7 @@ def modelhub_formats() -> Iterator[Format]:
 
 @hookimpl
 def modelhub_ops() -> Iterator[Op]:
-    yield bits.unpack_op(UNPACK)
+    yield _UNPACK
 
 
 @hookimpl
