@@ -30,6 +30,8 @@ MAX_RECORDS = 20_000_000
 MANY_FILES = 256
 MAX_METADATA = 4 << 20
 """Bytes of JSON that ``Metadata.values`` may take: it is what people see, not a place for vocabularies."""
+MAX_REASON = 2000
+"""Characters that are kept of why a checkpoint cannot be read."""
 MAX_NESTING = 100
 """Of lists and objects in it."""
 
@@ -261,6 +263,8 @@ def _instead(file: File) -> dict[str, str] | None:
 
 
 def _found(draft: Draft, checkpoint: Checkpoint, **fields: Any) -> Found:
+    if len(fields.get("reason", "")) > MAX_REASON:  # it may hold a name out of the file
+        fields["reason"] = fields["reason"][:MAX_REASON] + " ..."
     digest = hashlib.sha256()
     modified = draft.modified_ns or 0
     problem = ""

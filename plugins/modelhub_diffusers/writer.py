@@ -48,7 +48,7 @@ def create(table: Table, options: WriteOptions) -> Writer:
             yield CopyFile(name, path)
         else:
             yield StartFile(name)
-            yield json.dumps(changed, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+            yield json.dumps(changed, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _directory(table: Table) -> tuple[str, bool]:

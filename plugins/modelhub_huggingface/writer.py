@@ -51,7 +51,7 @@ def create(table: Table, options: WriteOptions) -> Writer:
 
 
 def _text(config: dict[str, Any]) -> bytes:
-    return json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    return json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _read(path: str) -> dict[str, Any]:

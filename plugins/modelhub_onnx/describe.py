@@ -122,6 +122,7 @@ def _weights(uses: list[Use], by_name: Mapping[str, Tensor]) -> Iterator[tuple[U
         tensor = by_name.get(name)
         if (
             tensor is not None
+            and dtypes.find(tensor.dtype) is not None  # one of a type that there is not is shown, and no more
             and (len(tensor.shape) > 1 or use.operator in _BLOCKS)
             and (not _is_float(tensor) or use.operator in ("QuantizeLinear", "FakeQuant"))
         ):

@@ -126,4 +126,4 @@ def _config(base: Table, changes: Mapping[str, Any]) -> dict[str, bytes]:
     with File(path) as file:
         config = read_json(file, limit=MAX_CONFIG)
     config.update(changes)
-    return {CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"}
+    return {CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"}

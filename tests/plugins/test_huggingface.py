@@ -400,3 +400,12 @@ def test_without_a_configuration_it_is_refused(saved: Path, tmp_path: Path) -> N
     found = look(saved / "llama" / "model.safetensors")
     with pytest.raises(ModelhubError, match=r"config\.json"):
         write(found, tmp_path / "out")
+
+
+def test_text_that_no_encoding_has_is_written_as_it_was_read(copy: Any, tmp_path: Path) -> None:
+    found = look(edit(copy("llama"), note="\udfff"))
+    table = found.load_table()
+    tensors = tuple(t._replace(dtype="BF16", value=ops.cast(t.value, t.dtype, t.shape, "BF16")) for t in table.tensors)
+    write(found, tmp_path / "out", Table(tensors, table.metadata, table.files))  # which changes the configuration
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["note"] == "\udfff"
+    assert look(tmp_path / "out").state == "ready"

@@ -161,7 +161,7 @@ def _documents(table: Table, said: dict[str, Any], older: str) -> dict[str, byte
     config["quantization_config"] = said
     made = {CONFIG: config, **({older: said} if older else {})}
     texts = {name: json.dumps(text, indent=2, ensure_ascii=False) for name, text in made.items()}
-    return {**table.documents, **{name: text.encode("utf-8", "surrogatepass") + b"\n" for name, text in texts.items()}}
+    return {**table.documents, **{name: text.encode("utf-8", "backslashreplace") + b"\n" for name, text in texts.items()}}
 
 
 def _tensor(name: str, value: Node) -> Tensor:

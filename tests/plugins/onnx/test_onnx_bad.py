@@ -169,3 +169,12 @@ def test_a_zero_point_that_is_computed_is_not_taken_for_none(tmp_path: Path) -> 
     model.graph.node.insert(0, helper.make_node("Identity", ["somewhere"], ["a_zero"]))
     save(model, tmp_path / "model.onnx")
     assert look(tmp_path).load_table().by_name["a"].dtype == "I8"
+
+
+def test_a_quantized_weight_of_a_type_that_there_is_not(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((4, 4), np.int8), "w")
+    weight.data_type = 2**31 - 1
+    scale = numpy_helper.from_array(np.float32(1), "s")
+    save(model_of([helper.make_node("DequantizeLinear", ["w", "s"], ["y"])], [weight, scale]), tmp_path / "model.onnx")
+    found = look(tmp_path)
+    assert not [finding for finding in found.findings if finding.check == "plugin"], found.reason
