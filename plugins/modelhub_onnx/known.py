@@ -7,6 +7,7 @@ second file of that size turns up; where many such files are all different, not 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from operator import itemgetter
@@ -119,14 +120,14 @@ def _remember(file: _Recorded, model: Model) -> None:
 
 
 def _between(weights: list[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """What lies between ``weights`` in ``start``..``stop``."""
-    for offset, nbytes in weights:
-        if offset + nbytes > start:
-            if offset >= stop:
-                break
-            if offset > start:
-                yield start, offset
-            start = offset + nbytes
+    """What lies between ``weights``, in their order, in ``start``..``stop``."""
+    for number in range(bisect_right(weights, start, key=sum), len(weights)):
+        offset, nbytes = weights[number]
+        if offset >= stop:
+            break
+        if offset > start:
+            yield start, offset
+        start = offset + nbytes
     if start < stop:
         yield start, stop
 
