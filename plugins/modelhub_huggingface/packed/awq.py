@@ -13,7 +13,7 @@ from typing import Any
 from modelhub import Op, ops
 
 from modelhub_huggingface.packed import awq_gemv
-from modelhub_huggingface.packed.numbers import affine, float32_of, stored, whole_of
+from modelhub_huggingface.packed.numbers import affine, columns_of, float32_of, kept, stored
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -65,11 +65,11 @@ def _infer(inputs: Sequence[_Spec], args: Mapping[str, Any]) -> _Spec:
 
 
 def columns(words: Any, start: int, stop: int, order: Sequence[int] = ORDER) -> Any:
-    """Columns ``start``..``stop`` of a packed matrix, as rows of ``uint8``; nibble i of a word holds column ``order[i]``."""
+    """Columns ``start``..``stop`` of a packed input, as rows of ``uint8``; nibble i of a word holds column ``order[i]``."""
     import numpy as np
 
     first = start // 8
-    part = np.ascontiguousarray(words[:, first : -(-stop // 8)].T).view("<u4")
+    part = np.ascontiguousarray(columns_of(words, first, -(-stop // 8)).T).view("<u4")
     shifts = np.array([4 * order.index(column) for column in range(8)], np.uint32)
     found = (part[:, None, :] >> shifts[:, None] & np.uint32(15)).astype(np.uint8)
     return found.reshape(-1, words.shape[0])[start - 8 * first : stop - 8 * first]
@@ -77,14 +77,14 @@ def columns(words: Any, start: int, stop: int, order: Sequence[int] = ORDER) -> 
 
 def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int) -> Any:
     _, _, group = _sizes([(source.dtype, source.shape) for source in sources])
-    weights, zeros = (columns(whole_of(source), start, stop) for source in sources[:2])
-    scales = float32_of(whole_of(sources[2])[:, start:stop].T, sources[2].dtype)
+    weights, zeros = (columns(source, start, stop) for source in sources[:2])
+    scales = float32_of(columns_of(sources[2], start, stop).T, sources[2].dtype)
     return stored(affine(weights, zeros.astype("f4"), scales, None, group), sources[2].dtype)
 
 
 def _memory(inputs: Sequence[_Spec], args: Mapping[str, Any], rows: int) -> int:
     columns, inner, _ = _sizes(inputs)
-    return columns * inner // 2 + 16 * rows * inner
+    return kept(columns * inner // 2) + 16 * rows * inner
 
 
 OPS = (Op(name="dequant.awq", rows=_rows, infer=_infer, memory=_memory), *awq_gemv.OPS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from modelhub import Op, ops
 
-from modelhub_huggingface.packed.numbers import affine, float32_of, stored, unpack_words, whole_of
+from modelhub_huggingface.packed.numbers import affine, columns_of, float32_of, stored, unpack_words
 from modelhub_huggingface.packed.scheme import FLOATS, Stored, Whole, lack, member, typed, whole
 
 LAYOUTS = {"gemv": "qzeros", "gemv_fast": "qzeros", "llm-awq": "scaled_zeros"}
@@ -108,7 +108,7 @@ def _fast_rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop
     halves = (words[:, :, None] >> np.arange(0, 16, 4, dtype=np.uint16) & np.uint16(15)).astype(np.uint8)
     blocks = halves.reshape(len(words), -1, 4, SPAN // 32, 32)[..., _order()]
     numbers = blocks.transpose(0, 2, 1, 3, 4).reshape(-1, columns)[start % 4 :][: stop - start]
-    scales, zeros = (float32_of(whole_of(source)[:count, start:stop].T, source.dtype) for source in (sources[2], sources[1]))
+    scales, zeros = (float32_of(columns_of(source, start, stop)[:count].T, source.dtype) for source in (sources[2], sources[1]))
     values = numbers.reshape(stop - start, count, group).astype(np.float32) * scales[:, :, None] + zeros[:, :, None]
     return stored(values.reshape(stop - start, columns), sources[2].dtype)
 

@@ -18,12 +18,13 @@ from modelhub_huggingface.packed import marlin
 from modelhub_huggingface.packed.numbers import (
     PLANES,
     affine,
+    columns_of,
     float32_of,
     groups_of,
+    kept,
     stored,
     unpack_planes,
     unpack_words,
-    whole_of,
 )
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
@@ -138,19 +139,19 @@ def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int
     bits, group = args["bits"], args["group"]
     unpacked = unpack_planes if args["planar"] else unpack_words
     inner = sources[0].shape[0] * 32 // bits
-    numbers = unpacked(whole_of(sources[0])[:, start:stop].T, bits, inner)
+    numbers = unpacked(columns_of(sources[0], start, stop).T, bits, inner)
     first = start // 32 * 32
-    words = whole_of(sources[1])[:, first * bits // 32 : -(-stop // 32) * bits]
+    words = columns_of(sources[1], first * bits // 32, min(sources[1].shape[1], -(-stop // 32) * bits))
     zeros = unpacked(words, bits, words.shape[1] * 32 // bits)[:, start - first : stop - first]
     zeros = (zeros.T + args["zero"]) & ((1 << bits) - 1)
-    scales = float32_of(whole_of(sources[2])[:, start:stop].T, sources[2].dtype)
+    scales = float32_of(columns_of(sources[2], start, stop).T, sources[2].dtype)
     groups = groups_of(sources[3], scales.shape[1], group) if len(sources) > 3 else None
     return stored(affine(numbers, zeros.astype("f4"), scales, groups, group), sources[2].dtype)
 
 
 def _memory(inputs: Sequence[_Spec], args: Mapping[str, Any], rows: int) -> int:
     words, columns = inputs[0][1]
-    return 4 * words * columns + 12 * rows * words * 32 // int(args["bits"])
+    return kept(4 * words * columns) + 12 * rows * words * 32 // int(args["bits"])
 
 
 OPS = (Op(name="dequant.gptq", rows=_rows, infer=_infer, memory=_memory),)

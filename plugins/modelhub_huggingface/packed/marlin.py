@@ -16,7 +16,7 @@ from typing import Any
 
 from modelhub import InvalidFile, Op, ops
 
-from modelhub_huggingface.packed.numbers import affine, float32_of, stored, unpack_words, whole_of
+from modelhub_huggingface.packed.numbers import affine, columns_of, float32_of, kept, stored, unpack_words, whole_of
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
 DENSE = ("B", "s")
@@ -106,14 +106,14 @@ def _scale_order(sparse: bool, groups: int, columns: int) -> Any:
 
 
 def _numbers(words: Any, bits: int, sparse: bool, start: int, stop: int) -> Any:
-    """Rows ``start``..``stop`` (multiples of 64) of what is stored."""
+    """Rows ``start``..``stop`` (multiples of 64) of what is stored in the input ``words``."""
     import numpy as np
 
     count = stop - start
-    packed = unpack_words(words[:, start * bits // 2 : stop * bits // 2], bits, count * 16).reshape(-1, 1024)
+    packed = unpack_words(columns_of(words, start * bits // 2, stop * bits // 2), bits, count * 16).reshape(-1, 1024)
     tiles = np.empty_like(packed)
     tiles[:, _order(sparse, bits)] = packed
-    return tiles.reshape(len(words), count // 16, 16, 16).transpose(1, 3, 0, 2).reshape(count, -1)
+    return tiles.reshape(words.shape[0], count // 16, 16, 16).transpose(1, 3, 0, 2).reshape(count, -1)
 
 
 def _spread(numbers: Any, meta: Any, rows: int, start: int, stop: int, rest: int) -> Any:
@@ -141,10 +141,10 @@ def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int
     rows, columns, bits, groups = _sizes([(source.dtype, source.shape) for source in sources])
     sparse = len(sources) == 3
     low, high = start // WIDE * WIDE, -(-stop // WIDE) * WIDE
-    numbers = _numbers(whole_of(sources[0]), bits, sparse, low, high)
+    numbers = _numbers(sources[0], bits, sparse, low, high)
     if sparse:
         numbers = _spread(numbers, whole_of(sources[2]), rows, low, high, 1 << (bits - 1))
-    packed = float32_of(whole_of(sources[1])[:, low:high], sources[1].dtype).reshape(-1, WIDE)
+    packed = float32_of(columns_of(sources[1], low, high), sources[1].dtype).reshape(-1, WIDE)
     scales = np.empty_like(packed)
     scales[:, _scale_order(sparse, groups, columns)] = packed
     scales = scales.reshape(groups, high - low).T[start - low : stop - low]
@@ -154,7 +154,7 @@ def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int
 
 def _memory(inputs: Sequence[_Spec], args: Mapping[str, Any], rows: int) -> int:
     count, columns, bits, _ = _sizes(inputs)
-    return count * columns * bits // 8 + count * columns // 4 + 24 * (rows + 2 * WIDE) * columns * (len(inputs) - 1)
+    return kept(count * columns * bits // 8) + count * columns // 4 + 24 * (rows + 2 * WIDE) * columns * (len(inputs) - 1)
 
 
 OPS = (

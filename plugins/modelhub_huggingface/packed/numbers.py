@@ -10,6 +10,9 @@ from typing import Any
 
 from modelhub import InvalidFile
 
+STEP = 8 << 20
+"""Bytes that are read at a time where all of a matrix goes by."""
+
 
 def unpack_words(words: Any, bits: int, count: int) -> Any:
     """Rows of 32-bit words as rows of ``count`` numbers of ``bits`` bits (dtype ``uint8``), lowest bits first. Numbers may
@@ -139,6 +142,36 @@ def whole_of(source: Any) -> Any:
     if found is None:
         found = source.state["whole"] = source.read(0, source.shape[0] if source.shape else 1)
     return found
+
+
+WIDEST = 64 << 20
+"""Bytes of a matrix that are kept by each thread, where pieces of all of its rows are needed."""
+
+
+def columns_of(source: Any, start: int, stop: int) -> Any:
+    """Columns ``start``..``stop`` of an input. A small one is kept whole, of a larger one as wide a strip as may be; what is
+    beyond that strip is read when it is asked for."""
+    import numpy as np
+
+    rows, columns = source.shape
+    low, high, strip = source.state.get("strip", (0, 0, None))
+    if strip is None or not low <= start <= stop <= high:
+        first = source.read(0, 1)
+        row = max(1, first.nbytes)
+        width = max(stop - start, WIDEST * columns // (row * rows))
+        low, high = (0, columns) if width >= columns else (start, min(columns, start + width))
+        source.state.pop("strip", None)
+        strip = np.empty((rows, high - low), first.dtype)
+        step = max(1, STEP // row)
+        for at in range(0, rows, step):
+            strip[at : at + step] = source.read(at, min(rows, at + step))[:, low:high]
+        source.state["strip"] = low, high, strip
+    return strip[:, start - low : stop - low]
+
+
+def kept(nbytes: int) -> int:
+    """Bytes that `columns_of` keeps of so many."""
+    return min(nbytes, WIDEST) + STEP
 
 
 def groups_of(source: Any, count: int, group: int) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from modelhub import Op, ops
 
 from modelhub_huggingface.packed import awq, scaled
-from modelhub_huggingface.packed.numbers import affine, float32_of, stored, whole_of
+from modelhub_huggingface.packed.numbers import affine, columns_of, float32_of, kept, stored
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole, lack, member, modules, typed, whole
 
 BESIDE_SCALES = frozenset({"fp8_e4m3", "fp8_e5m2", "int8", "fp4"})
@@ -83,17 +83,17 @@ def _rows(sources: Sequence[Any], args: Mapping[str, Any], start: int, stop: int
     import numpy as np
 
     order = awq.ORDER if args["reordered"] else tuple(range(8))
-    packed = [awq.columns(whole_of(source), start, stop, order) for source in (sources[0], *sources[2:])]
+    packed = [awq.columns(source, start, stop, order) for source in (sources[0], *sources[2:])]
     if args["signed"]:
         packed = [(part ^ np.uint8(8)).astype(np.int8) - np.int8(8) for part in packed]
-    scales = float32_of(whole_of(sources[1])[:, start:stop].T, sources[1].dtype)
+    scales = float32_of(columns_of(sources[1], start, stop).T, sources[1].dtype)
     zeros = packed[1].astype(np.float32) if len(packed) > 1 else None
     return stored(affine(packed[0], zeros, scales, None, packed[0].shape[1] // scales.shape[1]), sources[1].dtype)
 
 
 def _memory(inputs: Sequence[_Spec], args: Mapping[str, Any], rows: int) -> int:
     inner, words = inputs[0][1]
-    return int(4 * inner * words + 16 * rows * inner)
+    return int(kept(4 * inner * words) + 16 * rows * inner)
 
 
 OPS = (Op(name="dequant.quark", rows=_rows, infer=_infer, memory=_memory),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from modelhub.detect import inspect_path
 from modelhub.engine.values import Handles, chunks, open_value
 from modelhub.model import Model, from_found
 from modelhub.plan import ConvertOptions
+from modelhub_huggingface.packed import numbers
 from safetensors import safe_open
 
 from tests.plugins.packed.record import MODULE
@@ -51,6 +53,23 @@ def test_as_the_library_computes_it(recorded: Path, tmp_path: Path) -> None:
         assert hashlib.sha256(whole.tobytes()).hexdigest() == said["sha256"]
         for start, stop in ((0, 1), (shape[0] - 1, shape[0]), (5, 9), (3, shape[0] - 2)) if shape[0] > 9 else ((1, 2),):
             np.testing.assert_array_equal(open_value(weight.value, handles).read(start, stop), whole[start:stop])
+
+
+@pytest.mark.parametrize(
+    "name", ["gptq_p-6", "autoround-4-auto_gptq", "awq-gemv_fast-64", "marlin-128", "marlin-24-4", "quark-int4-reorder"]
+)
+def test_strips_of_what_is_too_large_to_keep(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that lie across the rows that are asked for: where little may be kept of them, the same rows come out."""
+    model, said = opened(tmp_path / "m", Path(__file__).parent / f"recorded/{name}.safetensors")
+    (weight,) = (tensor for tensor in model.table().logical if tensor.name.endswith(".weight"))
+    monkeypatch.setattr(numbers, "WIDEST", 512)
+    monkeypatch.setattr(numbers, "STEP", 256)
+    edges = [*range(0, weight.shape[0], 5), weight.shape[0]]
+    with Handles() as handles:
+        source = open_value(weight.value, handles)
+        found = {start: source.read(start, stop) for start, stop in reversed(list(pairwise(edges)))}
+    whole = np.concatenate([found[start] for start in edges[:-1]])
+    assert hashlib.sha256(whole.tobytes()).hexdigest() == said["sha256"]
 
 
 @pytest.mark.parametrize("name", ["gptq_p-5", "awq-gemv-64", "hqq-4-64-axis1", "marlin-24-4", "sparse-24-fp8"])
