@@ -72,7 +72,7 @@ def run(checkpoint: Checkpoint, output: str, options: Mapping[str, str], way: sm
         model, remarks = _load(checkpoint.directory)
         notes += remarks
         caching = type(model).__name__.endswith(DECODERS)
-        example = _feed(model, caching, *TRACED, seed=99)
+        example = _feed(model, caching, *TRACED, seed=99, padded=False)
         feeds, whose = _inputs(model, caching, example, options)
         before = [_compute(model, feed) for feed in feeds]  # first: the exporter leaves its marks on a model
         exported = os.path.join(tempfile.mkdtemp(), "model.onnx") if way else output
@@ -138,8 +138,9 @@ def _remarks(model: Any, name: str, missing: Sequence[str]) -> list[str]:
     return notes
 
 
-def _feed(model: Any, caching: bool, batch: int, new: int, past: int, seed: int) -> dict[str, Any]:
-    """Made-up inputs, by the names that the ONNX model has."""
+def _feed(model: Any, caching: bool, batch: int, new: int, past: int, seed: int, *, padded: bool) -> dict[str, Any]:
+    """Made-up inputs, by the names that the ONNX model has. ``padded``: of all texts but the first a position is masked, the last
+    one, or the first that is in the cache: a model that forgot its mask in the export computes something else then."""
     import inspect
 
     import numpy as np
@@ -147,10 +148,10 @@ def _feed(model: Any, caching: bool, batch: int, new: int, past: int, seed: int)
     random = np.random.default_rng(seed)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     past = past if caching else 0
-    feed: dict[str, Any] = {
-        "input_ids": random.integers(0, vocabulary, (batch, new)),
-        "attention_mask": np.ones((batch, past + new), np.int64),
-    }
+    mask = np.ones((batch, past + new), np.int64)
+    if padded and (past if caching else new > 1):
+        mask[1:, 0 if caching else -1] = 0
+    feed: dict[str, Any] = {"input_ids": random.integers(0, vocabulary, (batch, new)), "attention_mask": mask}
     if not caching and "token_type_ids" in inspect.signature(model.forward).parameters:
         feed["token_type_ids"] = random.integers(0, max(1, getattr(model.config, "type_vocab_size", 1)), (batch, new))
     if caching:
@@ -209,7 +210,7 @@ def _inputs(
     if options.get("calibration"):
         feeds = list(islice(given.read(options["calibration"], _Declared(example)), compare.MOST))
         return feeds, f"{len(feeds)} set{'s' if len(feeds) != 1 else ''} of inputs from --calibration"
-    made = [_feed(model, caching, *shape, seed) for seed, shape in enumerate(SHAPES)]
+    made = [_feed(model, caching, *shape, seed, padded=True) for seed, shape in enumerate(SHAPES)]
     return made, f"{len(made)} sets of made-up inputs of other sizes than it was traced with"
 
 

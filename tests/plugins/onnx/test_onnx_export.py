@@ -78,6 +78,17 @@ def test_an_encoder(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_mask_is_part_of_what_is_compared() -> None:
+    """An export that forgot it would compute something else on the inputs that are made up."""
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    model = BertModel(config).eval()
+    feed = export._feed(model, False, *export.SHAPES[1], seed=1, padded=True)
+    blind = feed | {"attention_mask": np.ones_like(feed["attention_mask"])}
+    first, other = (export._compute(model, one)[0] for one in (feed, blind))
+    assert np.array_equal(first[0], other[0])
+    assert np.abs(first[1] - other[1]).max() > 1e-4
+
+
 def test_what_transformers_does_not_know_is_refused(tmp_path: Path, modelhub: Modelhub) -> None:
     """And the code beside it is not run."""
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
