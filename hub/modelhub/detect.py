@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -20,6 +19,7 @@ from modelhub.errors import AmbiguousModel, CatalogError, FileProblem, ModelhubE
 from modelhub.files import File, Listing, list_directory
 from modelhub.found import Claim, Found
 from modelhub.ignore import is_unfinished_blob
+from modelhub.router import Router, router_of
 from modelhub.stores import as_manifest, behind, unfinished, untold
 from modelhub.survey import Draft, draft_name, failure, rejected, survey
 from modelhub.types import Detection, Finding, Rejected
@@ -71,51 +71,6 @@ class _Answer(NamedTuple):
     plugin_failed: bool
 
 
-class _Router:
-    """Phase one: whom to ask about a file, by its name's end and its first bytes."""
-
-    def __init__(self, formats: Iterable[Format]) -> None:
-        self.formats = sorted(formats, key=lambda item: item.name)
-        asked = [item for item in self.formats if item.detect]
-        self.directory = [item for item in self.formats if item.detect_directory]
-        self.reaching = [item for item in self.directory if item.marks]
-        self.anything = [item for item in asked if not item.suffixes and not item.magics]
-        self.named = [item for item in asked if item.suffixes or item.magics]
-        # By two letters, so that a name and a head are held against the few that may fit.
-        self.suffixes: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        self.magics: dict[bytes, list[tuple[bytes, int]]] = defaultdict(list)
-        for place, item in enumerate(self.named):
-            for suffix in item.suffixes:
-                self.suffixes[suffix[-2:]].append((suffix, place))
-            for magic in item.magics:
-                self.magics[magic[:2]].append((magic, place))
-
-    def candidates(self, file: File) -> list[Format]:
-        name, places = file.name.lower(), set[int]()
-        for end in (name[-2:], name[-1:]):
-            for suffix, place in self.suffixes.get(end, ()):
-                if name.endswith(suffix):
-                    places.add(place)
-        if self.magics:
-            head = file.head
-            for start in (head[:2], head[:1]):
-                for magic, place in self.magics.get(start, ()):
-                    if head.startswith(magic):
-                        places.add(place)
-        return self.anything + [self.named[place] for place in sorted(places)]
-
-
-_routers: dict[tuple[int, ...], _Router] = {}
-
-
-def _router(formats: Collection[Format]) -> _Router:
-    key = tuple(map(id, formats))
-    if key not in _routers:
-        _routers.clear()
-        _routers[key] = _Router(formats)
-    return _routers[key]
-
-
 def _formats(formats: Mapping[str, Format] | Iterable[Format]) -> list[Format]:
     return list(formats.values() if isinstance(formats, Mapping) else formats)
 
@@ -138,7 +93,7 @@ def inspect_listing(
     Formats that are ``blamed`` for a path are not let near it again: the path is indexed as invalid.
     """
     chosen = _formats(formats)
-    look = _Look(listing, _router(chosen), only, blamed, mark)
+    look = _Look(listing, router_of(chosen), only, blamed, mark)
     if not by_itself:
         look.leave(owned_from_above(listing.path, look.router.reaching, look.claim))
     try:
@@ -151,7 +106,7 @@ class _Look:
     """One inspection of one listing."""
 
     def __init__(
-        self, listing: Listing, router: _Router, only: Collection[str] | None, blamed: Collection[Blame], mark: Mark
+        self, listing: Listing, router: Router, only: Collection[str] | None, blamed: Collection[Blame], mark: Mark
     ) -> None:
         self.listing = listing
         self.router = router
@@ -422,7 +377,7 @@ def inspect_path(
     name = os.path.basename(path)
     unwhole = os.path.basename(os.path.dirname(path)) == "blobs" and is_unfinished_blob(os.fsencode(name))
     # The user named this file: a directory's claim over it does not count.
-    router = _Router(chosen)
+    router = Router(chosen)
     router.directory = []
     look = _Look(listing, router, [name], (), mark)
     look.asked = True
