@@ -1,7 +1,8 @@
 """How a checkpoint was quantized, from ``quantization_config`` and its older relatives: what people call it, and its settings.
 
 What the packed words stand for is the business of `modelhub_huggingface.packed`. (transformers ``utils/quantization_config.py``
-names the methods and their fields; ``quantize_config.json`` is AutoGPTQ's and ``quant_config.json`` AutoAWQ's file of before.)
+names the methods and their fields; ``quantize_config.json`` is AutoGPTQ's and ``quant_config.json`` AutoAWQ's file of before,
+``quanto_qmap.json`` quanto's.)
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from modelhub_huggingface.config import is_count, text
-from modelhub_huggingface.packed import hqq, quark, torchao
+from modelhub_huggingface.packed import hqq, quanto, quark, torchao
 
-OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "quanto_qmap.json": "quanto"}
 
 
 KEYS = ("quantization_config", "compression_config", "quantization")
@@ -77,6 +78,8 @@ def quantization(config: Mapping[str, Any], older: Mapping[str, Any] | None = No
         weights = layers.get("weight") if isinstance(layers, dict) else None
         size = weights.get("group_size") if isinstance(weights, dict) else None
         group = size if type(size) is int and 0 < size < 1 << 31 else None
+    elif method == "quanto":
+        label = quanto.label(found)
     elif method == "hqq":
         inner, size = hqq.said(found)
         bits, group = inner or bits, size or group

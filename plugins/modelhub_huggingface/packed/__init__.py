@@ -22,13 +22,14 @@ from modelhub_huggingface.packed import (
     mlx,
     mxfp4,
     quantize,
+    quanto,
     quark,
     scaled,
     torchao,
 )
 from modelhub_huggingface.packed.scheme import FLOATS, Kept, Scheme, Stored, Whole
 
-_METHODS = (gptq, awq, autoround, hqq, marlin, mlx, bitsandbytes, scaled, quark, mxfp4, torchao, bitnet, gemma)
+_METHODS = (gptq, awq, autoround, hqq, marlin, mlx, bitsandbytes, scaled, quark, mxfp4, torchao, bitnet, gemma, quanto)
 SCHEMES: tuple[Scheme, ...] = tuple(method.SCHEME for method in _METHODS)
 
 

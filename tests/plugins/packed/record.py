@@ -323,9 +323,22 @@ def quark() -> Iterator[Case]:
     yield Case("quark-fp4", parts, said, "QUARK-FP4", wanted)
 
 
+def quanto() -> Iterator[Case]:
+    from optimum.quanto import freeze, qfloat8_e4m3fn, qint8, quantize
+
+    for kind, label in ((qint8, "INT8"), (qfloat8_e4m3fn, "FP8")):
+        model = torch.nn.Sequential(linear(96, 24))
+        quantize(model, weights=kind)
+        freeze(model)
+        parts = {key.removeprefix("0."): tensor for key, tensor in model.state_dict().items()}
+        said = {"quant_method": "quanto", MODULE: {"weights": kind.name, "activations": "none"}}
+        yield Case(f"quanto-{kind.name}", parts, said, f"QUANTO-{label}", model[0].weight.dequantize())
+
+
 LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
     "gptqmodel": gptqmodel, "autoawq": autoawq, "autogptq": autogptq, "compressed_tensors": compressed_tensors, "hqq": hqq,
     "autoround": autoround, "transformers": transformers, "torchao": torchao, "quark": quark,
+    "quanto": quanto,
 }  # fmt: skip
 
 

@@ -33,7 +33,11 @@ def opened(directory: Path, recorded: Path, **changed: Any) -> tuple[Model, dict
     with safe_open(recorded, "np") as file:
         said = file.metadata()
     settings = {**json.loads(said["quantization_config"]), **changed}
-    config = {"model_type": "llama", "torch_dtype": said["dtype"].removeprefix("torch."), "quantization_config": settings}
+    config = {"model_type": "llama", "torch_dtype": said["dtype"].removeprefix("torch.")}
+    if settings["quant_method"] == "quanto":  # says it in a file of its own
+        (directory / "quanto_qmap.json").write_text(json.dumps({MODULE: settings[MODULE]}))
+    else:
+        config["quantization_config"] = settings
     (directory / "config.json").write_text(json.dumps(config))
     return from_found(inspect_path(str(directory), plugins.get().formats)), said
 
@@ -72,12 +76,13 @@ def test_strips_of_what_is_too_large_to_keep(name: str, tmp_path: Path, monkeypa
     assert hashlib.sha256(whole.tobytes()).hexdigest() == said["sha256"]
 
 
-@pytest.mark.parametrize("name", ["gptq_p-5", "awq-gemv-64", "hqq-4-64-axis1", "marlin-24-4", "sparse-24-fp8"])
+@pytest.mark.parametrize("name", ["gptq_p-5", "awq-gemv-64", "hqq-4-64-axis1", "marlin-24-4", "sparse-24-fp8", "quanto-qint8"])
 def test_plain_directories(name: str, tmp_path: Path) -> None:
     """A plain container gets the weights; nothing in the configuration says any more that they are packed."""
     model, said = opened(tmp_path / "m", Path(__file__).parent / f"recorded/{name}.safetensors")
     output = tmp_path / "plain"
     convert(model, to="huggingface", output=str(output), options=ConvertOptions(), plugins=plugins.get())
+    assert not (output / "quanto_qmap.json").exists()
     assert "quantization_config" not in json.loads((output / "config.json").read_text())
     with safe_open(output / "model.safetensors", "pt") as file:
         assert str(file.get_tensor(f"{MODULE}.weight").dtype) == said["dtype"]
