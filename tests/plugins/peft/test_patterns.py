@@ -18,7 +18,7 @@ PATTERN = st.lists(
 ).map(lambda parts: "".join(map("".join, parts)))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(PATTERN, st.text("ab1.]{}", max_size=7))
 @example("q_proj", "layers.0.q_proj")
 @example("0.q_proj", "layers.0xq_proj")
