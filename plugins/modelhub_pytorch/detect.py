@@ -15,7 +15,9 @@ MAGICS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\
 """Zips, of which the first member tells those that are PyTorch's; and the pickle of the legacy magic number: whatever they are
 called now."""
 OURS = (".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar", ".ptl", ".jit")
-"""Names that mean PyTorch and little else; .bin and .pkl mean anything."""
+"""Names that mean PyTorch and little else; .bin and .pkl mean anything, but for those of `_SAVED`."""
+_SAVED = re.compile(r"((diffusion_)?pytorch|adapter)_model.*\.bin")
+"""What transformers, diffusers and peft call their files (``WEIGHTS_NAME`` of each)."""
 
 _MEMBERS = re.compile(
     rb"[^/\0]{1,200}/(data\.pkl|data/[0-9]+|constants\.pkl|version|byteorder|\.format_version|\.data/serialization_id)"
@@ -36,7 +38,7 @@ def detect(file: File) -> Detection | Rejected | None:
     name = file.name.lower()
     if name.endswith(".json"):
         return _group(file)
-    answer = _content(file, name.endswith(OURS))
+    answer = _content(file, name.endswith(OURS) or _SAVED.fullmatch(name) is not None)
     if isinstance(answer, Detection) and answer.confidence >= 90 and name.endswith(".bin"):
         return _group(file) or answer
     return answer

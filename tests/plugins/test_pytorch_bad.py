@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from modelhub import plugins
-from modelhub.detect import inspect_path
+from modelhub.detect import inspect_listing, inspect_path
 from modelhub.engine import read_tensor
+from modelhub.files import list_directory
 from modelhub.found import Found
 
 from tests.corpus import pytorch_bad as bad
@@ -303,3 +304,15 @@ def test_a_payload_behind_what_we_stumble_over_is_named_all_the_same(tmp_path: P
     found = look(tmp_path, bad.checkpoint(bad.state_dict([("weight", stumble), ("x", payload)], 4)))
     assert found.state == "invalid"
     assert "os.system" in unsafe(found)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "adapter_model.bin", "other.bin"])
+def test_what_stands_under_the_names_of_huggingface(name: str, tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    for data, state, words in ((pointer, "incomplete", "git lfs pull"), (bad.gzipped(), "unsupported", "gzip data")):
+        (tmp_path / name).write_bytes(data)
+        found = inspect_listing(list_directory(str(tmp_path)), plugins.get().formats).found
+        assert len(found) == (name != "other.bin")
+        for item in found:
+            assert item.state == state
+            assert words in item.reason
