@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+from modelhub.errors import ModelhubError
 from modelhub.types import Patch, Placed, Tail
 from modelhub.zip_records import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR
 
@@ -47,7 +48,7 @@ class StoredZip:
 
     def add(self, name: str, data: bytes, *, align: int = 1) -> bytes:
         """A whole member: what to write now."""
-        raw = name.encode("utf-8", "surrogatepass")
+        raw = _raw(name)
         crc = zlib.crc32(data)
         header = _local_header(raw, len(data), crc, _padding(self.offset, raw, align))
         self._members.append(_Written(raw, self.offset, len(data), lambda: crc))
@@ -58,7 +59,7 @@ class StoredZip:
         """Open a member whose data are ``extra_header`` and then one `Put`; they start at a multiple of ``align``."""
         if self._open is not None:
             raise ValueError("a member is open already: finish it first")
-        raw = name.encode("utf-8", "surrogatepass")
+        raw = _raw(name)
         padding = _padding(self.offset, raw, align)
         header = _local_header(raw, 0, 0, padding)
         self._open = (raw, self.offset, padding, extra_header)
@@ -113,6 +114,14 @@ def _padding(offset: int, raw: bytes, align: int) -> int:
         raise ValueError(f"a zip member's name of {len(raw)} bytes, aligned to {align}")
     minimum = _ZIP64_FIELD + 4
     return minimum + -(offset + LOCAL.size + len(raw) + minimum) % align
+
+
+def _raw(name: str) -> bytes:
+    """A member's name as it is stored. ModelhubError for one that readers refuse, or cut."""
+    raw = name.encode("utf-8", "surrogatepass")
+    if not raw or b"\0" in raw or len(raw) > FULL16:
+        raise ModelhubError(f"no member of a zip can be called {name[:80]!r} ({len(raw)} bytes)", "another format takes any name")
+    return raw
 
 
 def _local_header(raw: bytes, size: int, crc: int, padding: int) -> bytes:

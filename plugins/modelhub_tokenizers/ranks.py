@@ -91,7 +91,7 @@ def _check_tekken(
     for number, entry in enumerate(vocabulary):
         match entry:
             case {"rank": int() as rank, "token_bytes": str() as text}:
-                token = _bytes(text.encode(), f"{name}, token {number}")
+                token = _bytes(text.encode("utf-8", "surrogatepass"), f"{name}, token {number}")
                 if token in ranks:
                     found.error(f"the tokens {ranks[token]} and {number} have the same bytes, {token!r:.80}")
                 ranks.setdefault(token, rank)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from modelhub.testing import FormatConformance
+from safetensors.numpy import save_file
 
 
 class TestNpz(FormatConformance):
@@ -144,3 +145,11 @@ def test_a_member_that_lies_about_its_size(tmp_path: Path, modelhub) -> None:
     shown = modelhub("show", tmp_path / "bad.npz", "--json", status=None).json
     assert shown["state"] == "invalid"
     assert "takes 16 bytes, there are 12" in shown["reason"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 70_000])
+def test_names_that_no_archive_has_are_refused(name: str, tmp_path: Path, modelhub) -> None:
+    save_file({name: np.ones(3, "f4")}, tmp_path / "m.safetensors")
+    refused = modelhub("convert", tmp_path / "m.safetensors", "--to", "npz", status=3)
+    assert "no member of a zip can be called" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors"]

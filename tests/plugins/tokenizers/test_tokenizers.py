@@ -329,6 +329,9 @@ def test_ranks_that_are_wrong_fail(tmp_path: Path, modelhub: Modelhub) -> None:
     path.unlink()
     other.write_text(json.dumps(document))
     assert "lists 259 tokens, its settings ask for 397" in verified(modelhub, other)
+    document["vocab"][7]["token_bytes"] = "\ud800"
+    other.write_text(json.dumps(document))
+    assert "token 7: " in verified(modelhub, other)
 
 
 def test_documents_that_contradict_the_file_are_told(tmp_path: Path, modelhub: Modelhub) -> None:
