@@ -235,9 +235,26 @@ def llama_cpp(path: Path) -> Iterator[Tokenize]:
         yield tokenize
 
 
-def differing(one: Tokenize, other: Tokenize, texts: Iterable[str] = HARD) -> set[str]:
-    """The texts that two tokenizers do not cut alike, with or without special tokens around them."""
-    return {text for text in texts if any(one(text, special) != other(text, special) for special in (False, True))}
+def differing(one: Tokenize, other: Tokenize, texts: Iterable[str] = HARD, weigh: Callable[[list[int]], Any] = list) -> set[str]:
+    """The texts that two tokenizers do not cut alike, with or without special tokens around them. ``weigh``: what of a text's
+    tokens must be equal."""
+    return {text for text in texts if any(weigh(one(text, special)) != weigh(other(text, special)) for special in (False, True))}
+
+
+def likelihood(model: bytes, *, shift: int = 0) -> Callable[[list[int]], tuple[str, float]]:
+    """For `differing`: the text and the score of a Unigram model's tokens. Of two ways to cut "~~~" that are as likely, each
+    library takes another, and how the scores are rounded in training decides whether there are two."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_proto=model)
+    size = processor.vocab_size()
+
+    def weigh(ids: list[int]) -> tuple[str, float]:
+        own = [number - shift for number in ids if shift <= number < size + shift]
+        strange = [f"<{number}>" for number in ids if not shift <= number < size + shift]
+        return "".join([*map(processor.id_to_piece, own), *strange]), round(sum(map(processor.get_score, own)), 3)
+
+    return weigh
 
 
 def unlike(one: Mapping[str, Field], other: Mapping[str, Field]) -> list[str]:
