@@ -47,14 +47,21 @@ Progress = Callable[[int], None]
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What was checked and what was found. ``ok``: no finding is an error or unsafe. ``bytes``: how much of the weights was
-    read."""
+    """What was checked and what was found. ``found``: findings by level, also of levels without any; ``ok``: none is an error or
+    unsafe. ``bytes``: how much of the weights was read."""
 
     model: Model
     level: str
-    findings: list[Finding] = field(default_factory=list)
+    found: dict[str, list[Finding]] = field(default_factory=dict)
     seconds: float = 0.0
     bytes: int = 0
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for findings in self.found.values() for finding in findings]
+
+    def add(self, level: str, *findings: Finding) -> None:
+        self.found.setdefault(level, []).extend(findings)
 
     @property
     def ok(self) -> bool:
@@ -98,30 +105,34 @@ def verify(
     the levels. ``hashing``: where files are hashed ahead; by default they are when they are needed."""
     started = time.monotonic()
     levels = levels_of(level)
-    report = VerifyReport(model, level or ("structure, safety" if against is None else "structure, safety, against"))
+    done = [*levels, *(["against"] if against is not None else [])]
+    report = VerifyReport(model, level or ", ".join(done), {name: [] for name in done})
     found = _look(model, pool, report, levels)
     table = found.load_table() if found else Table(())
     if found and found.state == "ready":
         if "structure" in levels:
-            report.findings += check_sharing(table, plugins.formats.get(found.format))
-        report.findings += _run_checks(found, plugins, pool, levels)
+            report.add("structure", *check_sharing(table, plugins.formats.get(found.format)))
+        _run_checks(found, plugins, pool, levels, report)
         if "values" in levels:
-            report.findings += check_values(table, _counting(report, progress))
+            report.add("values", *check_values(table, _counting(report, progress)))
     if hashing is None:
         with Hashing(progress=progress) as own:
             _hash(model, levels, against, catalog, report, own)
     else:
         _hash(model, levels, against, catalog, report, hashing)
     if isinstance(against, Model):
-        report.findings += check_equal(table, against, _counting(report, progress))
+        report.add("against", *check_equal(table, against, _counting(report, progress)))
     if catalog and model.id:  # the index keeps what reading said; what checking added is kept beside it
         known = found.findings if found else ()
-        kept = [finding for finding in report.findings if finding.severity != "info" and finding not in known]
+        kept = {
+            name: [finding for finding in findings if finding.severity != "info" and finding not in known]
+            for name, findings in report.found.items()
+        }
         now = catalog.refresh(model)
         if now.version != model.version and catalog.unchanged(now):  # the digests said that these are other weights
             model = now
-        if kept or set(catalog.findings(model)) - {*known}:  # a write is dear where there is nothing to write
-            catalog.set_findings(model, report.level, kept)
+        if any(kept.values()) or set(catalog.findings(model)) - {*known}:  # a write is dear where there is nothing to write
+            catalog.set_findings(model, kept)
     report.seconds = time.monotonic() - started
     return report
 
@@ -138,9 +149,9 @@ def _hash(
     if "digest" in levels or isinstance(against, str):
         hashing.ahead(model.file_paths)
     if "digest" in levels:
-        report.findings += check_digests(model, catalog, report, hashing)
+        report.add("digest", *check_digests(model, catalog, report, hashing))
     if isinstance(against, str):
-        report.findings += check_sums(model, against, report, hashing)
+        report.add("against", *check_sums(model, against, report, hashing))
 
 
 def _counting(report: VerifyReport, progress: Progress | None) -> Progress:
@@ -153,20 +164,22 @@ def _counting(report: VerifyReport, progress: Progress | None) -> Progress:
 
 
 def _look(model: Model, pool: ParsePool, report: VerifyReport, levels: Sequence[str]) -> Found | None:
-    """Parse the model afresh, in a worker; what reading it has to say belongs to structure, or to safety."""
+    """Parse the model afresh, in a worker; what reading it has to say belongs to structure, or to safety. That it cannot be read
+    at all fails whatever was asked for."""
     try:
         found = pool.inspect_path(model.absolute_path)
     except ModelhubError as error:
-        report.findings.append(Finding("structure", "error", str(error)))
+        report.add(levels[0], Finding("structure", "error", str(error)))
         return None
     for finding in found.findings:
-        if ("safety" if finding.severity == "unsafe" else "structure") in levels:
-            report.findings.append(finding)
+        level = "safety" if finding.severity == "unsafe" else "structure"
+        if level in levels:
+            report.add(level, finding)
     if found.state != "ready":
-        report.findings.append(Finding("structure", "error", f"{found.state}: {found.reason}"))
+        report.add(levels[0], Finding("structure", "error", f"{found.state}: {found.reason}"))
     for tensor in found.load_table().tensors if found.table else ():
         if tensor.unsupported and "structure" in levels:
-            report.findings.append(Finding("structure", "info", f"not convertible: {tensor.unsupported}", tensor=tensor.name))
+            report.add("structure", Finding("structure", "info", f"not convertible: {tensor.unsupported}", tensor=tensor.name))
     return found
 
 
@@ -192,29 +205,27 @@ def check_sharing(table: Table, format: Format | None) -> Iterable[Finding]:
             file, end, owner, extent = path, offset + nbytes, name, (offset, nbytes)
 
 
-def _run_checks(found: Found, plugins: Plugins, pool: ParsePool, levels: Sequence[str]) -> list[Finding]:
+def _run_checks(found: Found, plugins: Plugins, pool: ParsePool, levels: Sequence[str], report: VerifyReport) -> None:
     """The plugins' checks for this format and these levels, in a worker. One that cannot run says so."""
-    findings: list[Finding] = []
-    names: list[tuple[str, bool]] = []
+    names: list[tuple[str, str]] = []
     for check in plugins.checks:
         if check.level not in levels or not {found.format, found.container} & set(check.formats):
             continue
         missing = [module for module in check.requires if find_spec(module) is None]
         if missing:
             extra = install_hint(check.extra) if check.extra else f"install {', '.join(missing)}"
-            findings.append(Finding(check.name, "info", f"not run, {', '.join(missing)} is not installed: {extra}"))
+            report.add(check.level, Finding(check.name, "info", f"not run, {', '.join(missing)} is not installed: {extra}"))
         else:
-            names.append((check.name, check.level == "runnable"))
+            names.append((check.name, check.level))
     if "runnable" in levels and not any(check.level == "runnable" and found.format in check.formats for check in plugins.checks):
-        findings.append(Finding("runnable", "info", f"nothing here can run {found.format} checkpoints: not checked"))
-    for name, runs in names:
+        report.add("runnable", Finding("runnable", "info", f"nothing here can run {found.format} checkpoints: not checked"))
+    for name, level in names:
         try:
-            for finding in _run(found, name) if runs else pool.call(run_check, found, name):
-                if finding not in findings and finding not in found.findings:
-                    findings.append(finding)
+            known = {*found.findings, *report.findings}
+            said = _run(found, name) if level == "runnable" else pool.call(run_check, found, name)
+            report.add(level, *(finding for finding in dict.fromkeys(said) if finding not in known))
         except ModelhubError as error:
-            findings.append(Finding(name, "error", f"the check failed: {error}"))
-    return findings
+            report.add(level, Finding(name, "error", f"the check failed: {error}"))
 
 
 def _run(found: Found, name: str) -> list[Finding]:

@@ -227,7 +227,7 @@ def test_rule_13_weights_that_were_overwritten_in_place_are_new_content(catalog:
     digest_all(catalog, before)
     first = only(catalog, "big").digest
     catalog.set_alias("best", before)
-    catalog.set_findings(before, "values", [Finding("nan", "error", "3 NaNs")])
+    catalog.set_findings(before, {"values": [Finding("nan", "error", "3 NaNs")]})
     catalog.set_tensor_digests(before, b"\7" * 32)
     overwrite(path, 5, 10**18)
     scan(catalog, [str(drive)], pool=pool)
@@ -294,9 +294,9 @@ def test_tensor_digests_follow_the_content(catalog: Catalog, drive: Path, pool: 
 
 def test_findings_by_level(catalog: Catalog, drive: Path) -> None:
     a = only(catalog, "a")
-    catalog.set_findings(a, "values", [Finding("nan", "error", "3 NaNs", tensor="w\0")])
-    catalog.set_findings(a, "digest", [Finding("digest", "info", "first read")])
-    catalog.set_findings(a, "values", [Finding("nan", "error", "4 NaNs")])
+    catalog.set_findings(a, {"values": [Finding("nan", "error", "3 NaNs", tensor="w\0")]})
+    catalog.set_findings(a, {"digest": [Finding("digest", "info", "first read")]})
+    catalog.set_findings(a, {"values": [Finding("nan", "error", "4 NaNs")]})
     assert {finding.message for finding in a.findings} == {"first read", "4 NaNs"}
     assert [model.name for model in catalog.models(where=["finding=nan"])] == ["a"]
 

@@ -388,7 +388,7 @@ def test_replaced_content_is_a_new_version_of_the_same_checkpoint(catalog: Catal
     annotate(catalog, before)
     catalog.set_file_digest(str(path), b"\1" * 32, path.stat())
     catalog.set_tensor_digests(before, b"\2" * 32)
-    catalog.set_findings(before, "values", [Finding("nan", "error", "NaNs")])
+    catalog.set_findings(before, {"values": [Finding("nan", "error", "NaNs")]})
     assert only(catalog, "a").digest == "sha256:" + "01" * 32
     safetensors(path, dtype="F16", fill=3)
     assert counts(rescan()) == (1, 1, 0, 0, 0, 0)
@@ -409,7 +409,7 @@ def test_a_touched_file_is_the_same_content(catalog: Catalog, drive: Path, resca
     rescan()
     before = only(catalog, "a")
     catalog.set_file_digest(str(path), b"\1" * 32, path.stat())
-    catalog.set_findings(before, "values", [Finding("nan", "error", "NaNs")])
+    catalog.set_findings(before, {"values": [Finding("nan", "error", "NaNs")]})
     set_old(path)
     assert counts(rescan()) == (1, 0, 1, 0, 0, 0)
     after = only(catalog, "a")

@@ -164,7 +164,9 @@ def test_what_a_check_found_is_kept_until_the_next_one(tmp_path: Path, modelhub:
     save_file({"wild": wild}, tmp_path / "x.safetensors")
     modelhub("scan", tmp_path)
     modelhub("verify", "x", "--level", "values")
-    assert [finding["message"] for finding in modelhub("show", "x", "--json").json["findings"]] == ["1 NaN of 2 values"]
+    for again in ("all", "values", "structure"):  # each level in place of what was found at it before, however that was asked for
+        modelhub("verify", "x", "--level", again)
+        assert [finding["message"] for finding in modelhub("show", "x", "--json").json["findings"]] == ["1 NaN of 2 values"]
     save_file({"wild": torch.ones(2)}, tmp_path / "x.safetensors")
     modelhub("scan", tmp_path)
     modelhub("verify", "x", "--level", "values")

@@ -271,14 +271,14 @@ class Catalog(Written, Digested, Watched):
             )
         return tuple(Finding(*row) for row in rows)
 
-    def set_findings(self, model: Model, level: str, findings: Iterable[Finding]) -> None:
-        """Record what a verification of ``level`` found, in place of what the one before did. Nothing where the content was
-        replaced meanwhile."""
+    def set_findings(self, model: Model, found: Mapping[str, Iterable[Finding]]) -> None:
+        """Record what a verification found, by level, in place of what earlier ones found at these levels. Nothing where the
+        content was replaced meanwhile."""
         now = time.time_ns()
         with self.database.write() as writer:
             if writer.value("SELECT version FROM checkpoint WHERE key=?", (model.key,)) != model.version:
                 return
-            writer.run("DELETE FROM finding WHERE checkpoint=? AND level=?", (model.key, level))
+            writer.many("DELETE FROM finding WHERE checkpoint=? AND level=?", [(model.key, level) for level in found])
             rows = [
                 (
                     writer.next_key("finding"),
@@ -291,6 +291,7 @@ class Catalog(Written, Digested, Watched):
                     clean(f.file),
                     now,
                 )
+                for level, findings in found.items()
                 for f in findings
             ]
             writer.insert("finding", "key,checkpoint,level,name,severity,message,tensor,file,recorded", rows)
