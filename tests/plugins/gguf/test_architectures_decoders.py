@@ -139,7 +139,7 @@ def undone(directory: Path) -> None:
 
 
 def test_experts_that_are_one_tensor_already_are_cut_as_those_of_many() -> None:
-    row, config = settled({**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 3})
+    row, config = settled({**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 3, "norm_topk_prob": True})
     gates, ups, downs = (np.arange(96, dtype="<f4").reshape(3, 4, 8) + offset for offset in (0, 100, 200))
     layer = "model.layers.0.mlp.experts"
     fused = [held(f"{layer}.gate_up_proj", np.concatenate([gates, ups], 1)), held(f"{layer}.down_proj", downs.reshape(3, 8, 4))]
@@ -172,6 +172,8 @@ def test_a_model_without_its_head_has_the_same_names() -> None:
         ("PhiForCausalLM", {"qk_layernorm": True}, "qk_layernorm is true"),
         ("GraniteForCausalLM", {"head_dim": 16}, "head_dim is 16; in GGUF's granite a head has 4"),
         ("GraniteMoeForCausalLM", {"num_local_experts": 0}, "num_local_experts is 0"),
+        ("Qwen3MoeForCausalLM", {}, "norm_topk_prob is false, and what runs GGUF computes as if it were true"),
+        ("Qwen2MoeForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob is true"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(kind: str, changes: dict[str, Any], message: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelhub import UnsupportedFile
+
 from modelhub_gguf.architectures.config import Config
 from modelhub_gguf.architectures.given import Given, rope, whole_heads
 from modelhub_gguf.architectures.keys import BASE, POOLING, count
@@ -38,9 +40,16 @@ def complete(config: Config) -> None:
         config.values["num_key_value_heads"] = config.heads
 
 
-def experts(count: int, config: Config) -> None:
-    """How many experts transformers takes where nothing is said: under which of two names it is, a default cannot tell."""
+def experts(count: int, sums_to_one: bool, config: Config) -> None:
+    """How many experts transformers takes where nothing is said: under which of two names it is, a default cannot tell.
+    ``sums_to_one``: whether llama.cpp has the weights of the chosen experts sum to one, for which there is no key.
+    `UnsupportedFile` where the model was trained otherwise."""
     complete(config)
+    if config.flag("norm_topk_prob") is not sums_to_one:
+        raise UnsupportedFile(
+            f"config.json: norm_topk_prob is {str(not sums_to_one).lower()}, and what runs GGUF computes as if it were "
+            f"{str(sums_to_one).lower()}: other experts' weights, and other words"
+        )
     if not config.experts:
         config.values["num_experts"] = count
 
@@ -85,7 +94,7 @@ ROWS = (
                 "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
             },
         },
-        config=lambda config: experts(60, config),
+        config=lambda config: experts(60, False, config),
         keys=MOE_KEYS,
         names=decoder(NORMS, ATTENTION, MLP, EXPERTS, STACKED, SHARED),
         rules=(FUSED,),
@@ -116,7 +125,7 @@ ROWS = (
                 "num_experts_per_tok": 8, "moe_intermediate_size": 768,
             },
         },
-        config=lambda config: experts(128, config),
+        config=lambda config: experts(128, True, config),
         keys=MOE_KEYS,
         names=decoder(NORMS, ATTENTION, MLP, QK_NORMS, EXPERTS, STACKED),
         rules=(FUSED,),
