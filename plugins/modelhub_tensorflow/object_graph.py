@@ -1,7 +1,7 @@
 """Writes the graph of objects that TensorFlow 2 stores beside the variables: ``tf.train.Checkpoint(...)`` restores by it alone.
 
-A name is taken for the way to a variable: of ``encoder/layer_0/kernel``, or ``encoder.layer_0.kernel``, each part is an attribute
-(or a place in a list, a key of a dictionary) of the object before. Facts: ``core/protobuf/trackable_object_graph.proto``;
+A name is taken for the way to a variable: of ``encoder/layer_0/kernel`` each part is an attribute (or a place in a list, a key
+of a dictionary) of the object before. Facts: ``core/protobuf/trackable_object_graph.proto``;
 TensorFlow's ``python/checkpoint/restore.py`` and ``python/trackable/trackable_utils.py``. `modelhub_tensorflow.objects` reads it.
 """
 
@@ -60,7 +60,7 @@ def path_of(name: str) -> list[str]:
     """The way from the root to the object whose value a tensor called ``name`` is."""
     if name.endswith(VALUE):
         return [_ESCAPED.sub(_plain, part) for part in name.removesuffix(VALUE).split("/")]
-    return name.split("/" if "/" in name else ".")
+    return name.split("/")
 
 
 def _plain(match: re.Match[str]) -> str:

@@ -1,9 +1,9 @@
 """Lays out checkpoints of the second version: data files from the engine, and an index of their places and checksums from here.
 
-Variables stand under their names, as ``tf.compat.v1.train.Saver`` stores them and ``tf.train.load_checkpoint`` finds them, and
-beside that under the keys that ``tf.train.Checkpoint`` goes by: the same bytes, with the graph of objects that their names make.
-What was a checkpoint before keeps its own keys and its own graph (`Layout`). Facts: as in `modelhub_tensorflow.bundle` and
-`modelhub_tensorflow.sorted_table`.
+Variables stand under their names, as ``tf.compat.v1.train.Saver`` stores them and ``tf.train.load_checkpoint`` finds them. Names
+with slashes are ways to objects, as TensorFlow writes them: such variables also stand under the keys that ``tf.train.Checkpoint``
+goes by, the same bytes, with the graph of objects that the names make. What was a checkpoint before keeps its own keys and its
+own graph (`Layout`). Facts: as in `modelhub_tensorflow.bundle` and `modelhub_tensorflow.sorted_table`.
 """
 
 from __future__ import annotations
@@ -106,8 +106,11 @@ def create(table: Table, options: WriteOptions) -> Writer:
 
 
 def _by_names(tensors: Sequence[Tensor]) -> tuple[_Keys, bytes, tuple[Text, ...]]:
-    """Each tensor under its name and under the key of an object, where no other tensor is called so."""
+    """Each tensor under its name and, where names are TensorFlow's kind, under the key of an object that no other tensor is
+    called after."""
     names = [tensor.name for tensor in tensors]
+    if not any("/" in name for name in names):  # other libraries' names: nothing in TensorFlow has such attributes
+        return {name: (name,) for name in names}, b"", ()
     taken = set(names)
     keys: _Keys = {name: (name, key) if (key := object_graph.key_of(name)) not in taken else (name,) for name in names}
     placed = [name for name in names if object_graph.key_of(name) in keys[name]]

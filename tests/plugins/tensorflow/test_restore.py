@@ -16,10 +16,7 @@ from tests.conftest import Modelhub
 CHECKPOINTS = {"objects": "objects/ckpt-1", "keras": "keras/ckpt"}
 
 
-@pytest.mark.parametrize("dot", ["/", "."])
-def test_objects_whose_attributes_are_called_as_tensors_are(
-    dot: str, tensorflow: Any, modelhub: Modelhub, tmp_path: Path
-) -> None:
+def test_objects_whose_attributes_are_called_as_tensors_are(tensorflow: Any, modelhub: Modelhub, tmp_path: Path) -> None:
     arrays = {
         "encoder/layer_0/kernel": np.arange(12, dtype="f4").reshape(3, 4),
         "encoder/layer_0/bias": np.ones(4, "f2"),
@@ -27,14 +24,24 @@ def test_objects_whose_attributes_are_called_as_tensors_are(
         "encoder/empty": np.zeros((0, 3), "f4"),
         "step": np.int64(7),
     }
-    arrays = {name.replace("/", dot): np.asarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
     save_file(arrays, tmp_path / "in.safetensors")
     done = modelhub("convert", tmp_path / "in.safetensors", "--to", "tensorflow", "-o", tmp_path / "out.index")
     assert "note:" not in done.stdout + done.stderr
+    assert {*tensorflow.load(str(tmp_path / "out"))} == {*arrays, *(f"{name}/.ATTRIBUTES/VARIABLE_VALUE" for name in arrays)}
     found = tensorflow.restore(str(tmp_path / "out"), arrays)
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype
         assert np.array_equal(found[name], array), name
+
+
+def test_names_of_other_libraries_are_all_there_is(tensorflow: Any, modelhub: Modelhub, tmp_path: Path) -> None:
+    arrays = {"encoder.layers.0.weight": np.arange(12, dtype="f4").reshape(3, 4), "step": np.asarray(np.int64(7))}
+    save_file(arrays, tmp_path / "in.safetensors")
+    modelhub("convert", tmp_path / "in.safetensors", "--to", "tensorflow", "-o", tmp_path / "out.index")
+    found = tensorflow.load(str(tmp_path / "out"))
+    assert set(found) == set(arrays)
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
 
 
 def test_layers_of_keras(tensorflow: Any, modelhub: Modelhub, tmp_path: Path) -> None:
