@@ -12,6 +12,7 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 MAX_PATTERN = 1000
 MAX_STATES = 20_000
@@ -114,16 +115,15 @@ class _Machine:
         return frozenset(found)
 
 
-class _Part:
+class _Part(Protocol):
     """A part of a pattern."""
 
     def build(self, machine: _Machine, start: int) -> int:
         """Its states, from ``start`` on; the one that it ends in."""
-        raise NotImplementedError
 
 
 @dataclass(slots=True)
-class _Letter(_Part):
+class _Letter:
     test: Test
 
     def build(self, machine: _Machine, start: int) -> int:
@@ -134,7 +134,7 @@ class _Letter(_Part):
 
 
 @dataclass(slots=True)
-class _Guard(_Part):
+class _Guard:
     where: str
 
     def build(self, machine: _Machine, start: int) -> int:
@@ -145,7 +145,7 @@ class _Guard(_Part):
 
 
 @dataclass(slots=True)
-class _Sequence(_Part):
+class _Sequence:
     parts: list[_Part] = field(default_factory=list)
 
     def build(self, machine: _Machine, start: int) -> int:
@@ -157,7 +157,7 @@ class _Sequence(_Part):
 
 
 @dataclass(slots=True)
-class _Either(_Part):
+class _Either:
     ways: list[_Part]
 
     def build(self, machine: _Machine, start: int) -> int:
@@ -168,7 +168,7 @@ class _Either(_Part):
 
 
 @dataclass(slots=True)
-class _Repeated(_Part):
+class _Repeated:
     """``part``, at least ``low`` and at most ``high`` times (None: any number of times)."""
 
     part: _Part
